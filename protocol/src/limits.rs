@@ -1,0 +1,61 @@
+//! Every maximum of the wire, named once and related to the others at compile time.
+
+/// Bytes of the preamble that opens a connection.
+pub const PREAMBLE_LEN: usize = 8;
+/// Bytes of the length in front of a handshake message or a record.
+pub const LENGTH_LEN: usize = 2;
+/// Bytes of type and flags in front of a record's protobuf.
+pub const HEADER_LEN: usize = 2;
+/// Bytes that an AEAD tag adds to a record's body; reserved in plaintext too.
+pub const TAG_LEN: usize = 16;
+/// Longest body of a record, type and flags included, tag not.
+pub const BODY_LEN_MAX: usize = u16::MAX as usize - TAG_LEN;
+/// Longest body of a record that a client may send.
+pub const CLIENT_BODY_LEN_MAX: usize = 36 * 1024;
+/// Longest handshake message, login included.
+pub const HANDSHAKE_LEN_MAX: usize = 4 * 1024;
+/// Longest payload of a message.
+pub const PAYLOAD_LEN_MAX: usize = 32 * 1024;
+/// Most entries in one DELIVER.
+pub const DELIVER_ENTRIES_MAX: usize = 50;
+/// Most bytes of entries in one DELIVER, and so at least one entry with the longest payload.
+pub const DELIVER_BYTES_MAX: usize = 60 * 1024;
+/// Bytes an entry costs beside its payload, at most: what windows and DELIVERs count it with.
+pub const ENTRY_OVERHEAD: usize = 96;
+/// Delivery window in entries where the login names none.
+pub const CREDIT_ENTRIES_DEFAULT: u32 = 50;
+/// Delivery window in bytes where the login names none.
+pub const CREDIT_BYTES_DEFAULT: u32 = 64 * 1024;
+/// Widest delivery window in entries.
+pub const CREDIT_ENTRIES_MAX: u32 = 1000;
+/// Widest delivery window in bytes.
+pub const CREDIT_BYTES_MAX: u32 = 1024 * 1024;
+/// Narrowest delivery window in bytes: the longest entry always fits.
+pub const CREDIT_BYTES_MIN: u32 = 33 * 1024;
+/// Seconds between keep-alives where the login names none.
+pub const KEEP_ALIVE_S_DEFAULT: u32 = 240;
+/// Shortest agreed keep-alive.
+pub const KEEP_ALIVE_S_MIN: u32 = 5;
+/// Longest agreed keep-alive.
+pub const KEEP_ALIVE_S_MAX: u32 = 1800;
+/// Longest resume ticket.
+pub const TICKET_LEN_MAX: usize = 128;
+/// Longest token.
+pub const TOKEN_LEN_MAX: usize = 2048;
+/// Ids that a client remembers in order to drop what it has seen.
+pub const CLIENT_SEEN_MAX: usize = 10_000;
+/// Messages a client keeps under way: sent, not yet answered.
+pub const CLIENT_IN_FLIGHT_MAX: usize = 1024;
+/// Lowest protocol version this code speaks.
+pub const VERSION_MIN: u8 = 1;
+/// Highest protocol version this code speaks.
+pub const VERSION_MAX: u8 = 1;
+
+const _: () = assert!(CLIENT_BODY_LEN_MAX <= BODY_LEN_MAX);
+const _: () = assert!(PAYLOAD_LEN_MAX + HEADER_LEN + 128 <= CLIENT_BODY_LEN_MAX);
+const _: () = assert!(PAYLOAD_LEN_MAX + ENTRY_OVERHEAD <= DELIVER_BYTES_MAX);
+const _: () = assert!(PAYLOAD_LEN_MAX + ENTRY_OVERHEAD <= CREDIT_BYTES_MIN as usize);
+const _: () = assert!(DELIVER_BYTES_MAX + DELIVER_ENTRIES_MAX * 8 + 64 <= BODY_LEN_MAX);
+const _: () = assert!(TOKEN_LEN_MAX + TICKET_LEN_MAX + 256 <= HANDSHAKE_LEN_MAX);
+const _: () = assert!(CREDIT_BYTES_MIN <= CREDIT_BYTES_DEFAULT && CREDIT_BYTES_DEFAULT <= CREDIT_BYTES_MAX);
+const _: () = assert!(KEEP_ALIVE_S_MIN <= KEEP_ALIVE_S_DEFAULT && KEEP_ALIVE_S_DEFAULT <= KEEP_ALIVE_S_MAX);
