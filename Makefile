@@ -1,0 +1,32 @@
+# Each target installs what it needs on a fresh Debian or Ubuntu (see scripts/setup); `make` alone says what there is.
+
+DATA ?= data
+RESULTS ?= docs/benchmarks/results
+FUZZ_SECONDS ?= 600
+
+.DEFAULT_GOAL := help
+.PHONY: help run test demo bench fuzz env
+
+help: ## this list
+	@echo 'Culver, a messaging gateway. The first build compiles RocksDB: 12 to 30 minutes on two cores, once.'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: ## build and start the server on loopback (DATA=data is its directory)
+	@scripts/run '$(DATA)'
+
+test: ## everything that CI runs
+	@scripts/test
+
+demo: ## density, chat, kill and restart against a real server, as one table
+	@scripts/demo
+
+bench: ## every figure that Culver promises, into RESULTS=docs/benchmarks/results
+	@scripts/bench '$(RESULTS)'
+
+fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each
+	@scripts/setup test
+	@scripts/fuzz '$(FUZZ_SECONDS)'
+
+env: ## the environment of builds: eval "$$(make -s env)"
+	@scripts/env
