@@ -1,0 +1,365 @@
+//! The settings of `culver serve`: their defaults, the file they come from, and what makes them invalid.
+//!
+//! Owns no command-line parsing (`command/` puts flags over the file) and never touches a socket.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use culver_protocol::limits::{KEEP_ALIVE_S_DEFAULT, KEEP_ALIVE_S_MAX, KEEP_ALIVE_S_MIN};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What `culver init` writes to `DIR/culver.toml`: every setting, commented, with its default.
+pub const TEMPLATE: &str = include_str!("culver.toml");
+/// The settings file inside a data directory.
+pub const FILE_NAME: &str = "culver.toml";
+/// Most reactor threads.
+pub const REACTORS_MAX: usize = 256;
+/// Most connections that one process is ever asked to hold.
+pub const CONNECTIONS_MAX: u32 = 1 << 24;
+/// Longest time allowed for a login.
+pub const LOGIN_TIMEOUT_S_MAX: u64 = 300;
+/// Longest life of a resume ticket: a year.
+pub const TICKET_LIFE_S_MAX: u64 = 366 * 24 * 3600;
+/// Widest difference between clocks that is made up for.
+pub const TOKEN_LEEWAY_S_MAX: u64 = 600;
+/// Longest span of a shutdown's reconnects, and longest flush.
+pub const SHUTDOWN_S_MAX: u64 = 3600;
+
+/// Why there is no usable configuration. Each says how to mend it.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the settings file {path}: {source}. Name another with --config FILE.")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or names something unknown.
+    #[error("the settings file {path} cannot be understood: {detail}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        detail: String,
+    },
+    /// A value is outside its bounds.
+    #[error("{setting} = {value} is not possible: {remedy}")]
+    Value {
+        /// The setting's full name.
+        setting: &'static str,
+        /// What it was.
+        value: String,
+        /// What is possible.
+        remedy: String,
+    },
+    /// Plaintext where others can listen.
+    #[error(
+        "refusing to listen on {0}: it is not a loopback address, encryption is not built yet, and plaintext is for \
+         loopback only. Listen on 127.0.0.1 or [::1] (--listen 127.0.0.1:7400)."
+    )]
+    PlaintextExposed(SocketAddr),
+}
+
+/// Every setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The data directory: a flag, never in the file.
+    #[serde(skip)]
+    pub data_dir: PathBuf,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where operators connect.
+    pub ops: SocketAddr,
+    /// Reactor threads; 0: see [`Config::reactor_count`].
+    pub reactors: usize,
+    /// Most connections; 0: as many as the descriptor limit allows.
+    pub connections_max: u32,
+    /// Seconds until a connection must have logged in.
+    pub login_timeout_s: u64,
+    /// Keep-alives.
+    pub keep_alive: KeepAlive,
+    /// Resume tickets.
+    pub ticket: Ticket,
+    /// Tokens.
+    pub token: Token,
+    /// SIGTERM.
+    pub shutdown: Shutdown,
+    /// Logs.
+    pub log: Log,
+}
+
+/// Bounds of the agreed keep-alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeepAlive {
+    /// Where the login names none.
+    pub default_s: u32,
+    /// Shortest.
+    pub min_s: u32,
+    /// Longest.
+    pub max_s: u32,
+}
+
+/// Resume tickets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ticket {
+    /// Seconds until a ticket expires.
+    pub life_s: u64,
+    /// Tickets of a lower generation are stale.
+    pub generation: u32,
+}
+
+/// Tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Token {
+    /// The `iss` that is accepted.
+    pub issuer: String,
+    /// The `aud` that is accepted.
+    pub audience: String,
+    /// Seconds by which clocks may differ.
+    pub leeway_s: u64,
+    /// PEM; relative to the data directory.
+    pub public_key_file: PathBuf,
+}
+
+/// What SIGTERM does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// Seconds over which clients spread their reconnects.
+    pub spread_s: u64,
+    /// Seconds until unsent bytes are dropped.
+    pub flush_s: u64,
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// One line of text, or one JSON object, per event.
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `tracing`'s `EnvFilter`.
+    pub filter: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Config {
+    /// Reads `file`, or `data_dir/culver.toml` where none is named; defaults where that does not exist.
+    ///
+    /// # Errors
+    /// A named file cannot be read, or either cannot be understood. Values are not checked yet: flags may follow.
+    pub fn load(data_dir: &Path, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.map_or_else(|| data_dir.join(FILE_NAME), Path::to_path_buf);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => String::new(),
+            Err(source) => return Err(ConfigError::Unreadable { path, source }),
+        };
+        let config = Self::parse(&text).map_err(|detail| ConfigError::Syntax { path, detail })?;
+        Ok(Self { data_dir: data_dir.to_path_buf(), ..config })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+    }
+
+    /// Holds every value against its bounds.
+    ///
+    /// # Errors
+    /// The first value that is not possible.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !self.listen.ip().to_canonical().is_loopback() {
+            return Err(ConfigError::PlaintextExposed(self.listen));
+        }
+        if self.listen == self.ops && self.listen.port() != 0 {
+            let remedy = "clients and operators need an address each (--listen, --ops)".to_owned();
+            return Err(ConfigError::Value { setting: "ops", value: self.ops.to_string(), remedy });
+        }
+        let KeepAlive { default_s, min_s, max_s } = self.keep_alive;
+        within("reactors", self.reactors as u64, 0, REACTORS_MAX as u64)?;
+        within("connections_max", self.connections_max.into(), 0, CONNECTIONS_MAX.into())?;
+        within("login_timeout_s", self.login_timeout_s, 1, LOGIN_TIMEOUT_S_MAX)?;
+        within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
+        within("keep_alive.max_s", max_s.into(), min_s.into(), KEEP_ALIVE_S_MAX.into())?;
+        within("keep_alive.default_s", default_s.into(), min_s.into(), max_s.into())?;
+        within("ticket.life_s", self.ticket.life_s, 1, TICKET_LIFE_S_MAX)?;
+        within("token.leeway_s", self.token.leeway_s, 0, TOKEN_LEEWAY_S_MAX)?;
+        within("shutdown.spread_s", self.shutdown.spread_s, 0, SHUTDOWN_S_MAX)?;
+        within("shutdown.flush_s", self.shutdown.flush_s, 0, SHUTDOWN_S_MAX)?;
+        not_empty("token.issuer", &self.token.issuer)?;
+        not_empty("token.audience", &self.token.audience)
+    }
+
+    /// How many reactors to run: the number asked for, or half the cores and at least one.
+    #[must_use]
+    pub fn reactor_count(&self) -> usize {
+        if self.reactors > 0 {
+            return self.reactors;
+        }
+        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (cores / 2).clamp(1, REACTORS_MAX)
+    }
+}
+
+impl KeepAlive {
+    /// What is agreed with a client that wishes for `wanted_s` (0: no wish).
+    #[must_use]
+    pub fn agree(self, wanted_s: u32) -> u32 {
+        if wanted_s == 0 { self.default_s } else { wanted_s.clamp(self.min_s, self.max_s) }
+    }
+}
+
+fn within(setting: &'static str, value: u64, min: u64, max: u64) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let remedy = format!("choose {min} to {max}");
+    Err(ConfigError::Value { setting, value: value.to_string(), remedy })
+}
+
+fn not_empty(setting: &'static str, value: &str) -> Result<(), ConfigError> {
+    if !value.is_empty() {
+        return Ok(());
+    }
+    let remedy = "it must name something".to_owned();
+    Err(ConfigError::Value { setting, value: "\"\"".to_owned(), remedy })
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            ops: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            reactors: 0,
+            connections_max: 0,
+            login_timeout_s: 10,
+            keep_alive: KeepAlive::default(),
+            ticket: Ticket::default(),
+            token: Token::default(),
+            shutdown: Shutdown::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self { default_s: KEEP_ALIVE_S_DEFAULT, min_s: KEEP_ALIVE_S_MIN, max_s: KEEP_ALIVE_S_MAX }
+    }
+}
+
+impl Default for Ticket {
+    fn default() -> Self {
+        Self { life_s: 30 * 24 * 3600, generation: 1 }
+    }
+}
+
+impl Default for Token {
+    fn default() -> Self {
+        Self {
+            issuer: "culver-dev".to_owned(),
+            audience: "culver".to_owned(),
+            leeway_s: 30,
+            public_key_file: PathBuf::from("keys/token-public.pem"),
+        }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { spread_s: 30, flush_s: 5 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn template_shows_every_default() {
+        let uncommented: String = TEMPLATE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let read = Config::parse(&uncommented).expect("the template is valid");
+        assert_eq!(read, Config::default());
+        assert_eq!(Config::parse(TEMPLATE).expect("valid as written"), Config::default());
+        for (name, value) in toml::Table::try_from(Config::default()).expect("a table") {
+            let names = value.as_table().map_or_else(|| vec![name], |table| table.keys().cloned().collect());
+            for name in names {
+                assert!(uncommented.contains(&format!("{name} = ")), "{name} is missing in the template");
+            }
+        }
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        Config::default().validate().expect("the defaults are valid");
+        assert!(Config::default().reactor_count() >= 1);
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        let error = Config::parse("listne = \"127.0.0.1:1\"").expect_err("unknown");
+        assert!(error.contains("listne"), "{error}");
+        assert!(Config::parse("[ticket]\nlife = 3").is_err());
+    }
+
+    #[test]
+    fn plaintext_stays_on_loopback() {
+        for address in ["0.0.0.0:7400", "192.0.2.1:7400", "[::]:7400", "[::ffff:192.0.2.1]:7400"] {
+            let error = refused(|config| config.listen = address.parse().expect("an address"));
+            assert!(error.contains("not a loopback address"), "{error}");
+        }
+        for address in ["127.0.0.1:7400", "127.9.9.9:1", "[::1]:7400", "[::ffff:127.0.0.1]:7400"] {
+            let config = Config { listen: address.parse().expect("an address"), ..Config::default() };
+            config.validate().expect(address);
+        }
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named() {
+        assert!(refused(|config| config.reactors = 10_000).starts_with("reactors = 10000"));
+        assert!(refused(|config| config.keep_alive.max_s = 1).contains("keep_alive.max_s = 1"));
+        assert!(refused(|config| config.ticket.life_s = 0).contains("ticket.life_s"));
+        assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));
+        assert!(refused(|config| config.ops = config.listen).contains("an address each"));
+    }
+
+    #[test]
+    fn keep_alive_is_brought_within_bounds() {
+        let keep_alive = KeepAlive { default_s: 100, min_s: 10, max_s: 200 };
+        assert_eq!([0, 1, 10, 60, 4000].map(|wanted_s| keep_alive.agree(wanted_s)), [100, 10, 10, 60, 200]);
+    }
+}
