@@ -15,6 +15,20 @@ pub enum ErrorClass {
     Stop,
 }
 
+impl ErrorClass {
+    /// The class of a number, whether the code itself is known or not.
+    #[must_use]
+    pub fn of(number: u32) -> Self {
+        match number / 1000 {
+            1 => Self::RetryHere,
+            2 => Self::Reconnect,
+            3 => Self::RefreshToken,
+            4 => Self::DoNotRetry,
+            _ => Self::Stop,
+        }
+    }
+}
+
 macro_rules! error_codes {
     ($($(#[doc = $doc:literal])* $name:ident = $code:literal, $closes:literal, $text:literal;)*) => {
         /// Every error code of the protocol.
@@ -133,12 +147,6 @@ impl ErrorCode {
     /// What a client does about it.
     #[must_use]
     pub fn class(self) -> ErrorClass {
-        match self.number() / 1000 {
-            1 => ErrorClass::RetryHere,
-            2 => ErrorClass::Reconnect,
-            3 => ErrorClass::RefreshToken,
-            4 => ErrorClass::DoNotRetry,
-            _ => ErrorClass::Stop,
-        }
+        ErrorClass::of(self.number())
     }
 }

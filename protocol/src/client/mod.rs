@@ -1,1 +1,438 @@
-//! The sans-io client.
+//! A whole client without its socket: it takes bytes and time in, and gives bytes, deadlines and events out.
+//!
+//! ```text
+//!  Connecting ──connected──→ LoggingIn ──WELCOME──→ LoggedIn
+//!     ↑    └──────failed───────┐  └────────┐            │ error, violation, deadline
+//!   due, jittered              ↓           ↓            ↓
+//!  BackingOff ←─────────────────disconnected──────── Closing ──→ Stopped, or waiting for a credential
+//! ```
+//!
+//! Owns what must outlive a connection: the messages under way ([`outbox`]), the cursor and what was seen
+//! ([`inbox`]), the credential and the backoff. [`link`] owns what dies with one. Never reads a clock, never makes
+//! a random number that its seed does not determine, never blocks. All times are microseconds on a monotonic clock
+//! of the caller's.
+
+mod backoff;
+mod config;
+mod inbox;
+mod link;
+mod outbox;
+mod receive;
+mod seen;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+pub use self::config::{ClientConfig, ClientError, Credential, Event, Violation};
+
+use self::backoff::{Backoff, Jitter};
+use self::config::NO_CREDENTIAL;
+use self::inbox::Inbox;
+use self::link::Link;
+use self::outbox::Outbox;
+use crate::error::ErrorClass;
+use crate::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
+use crate::proto;
+
+/// The sans-io client: see the module.
+///
+/// The caller's loop: act on every event of [`poll_event`](Self::poll_event), write what
+/// [`transmit`](Self::transmit) holds, wait for the socket or for [`poll_timeout`](Self::poll_timeout).
+#[derive(Debug)]
+pub struct Client {
+    user: UserId,
+    device: DeviceId,
+    name: Cow<'static, str>,
+    keep_alive_s: u32,
+    credit_entries: u32,
+    credit_bytes: u32,
+    backoff_base_ms: u32,
+    backoff_max_ms: u32,
+    answer_timeout_us: u64,
+
+    phase: Phase,
+    /// The connection, in the phases that have one.
+    link: Link,
+    token: Option<String>,
+    ticket: Option<Bytes>,
+    inbox: Inbox,
+    outbox: Outbox,
+    backoff: Backoff,
+    jitter: Jitter,
+    /// No reconnect before this time: what the server asked for.
+    not_before_us: u64,
+    /// The latest time a caller told.
+    now_us: u64,
+    events: VecDeque<Event>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// `Connect` was given out.
+    Connecting,
+    /// Login is written, WELCOME awaited.
+    LoggingIn,
+    LoggedIn,
+    /// `Disconnect` was given out.
+    Closing(Next),
+    /// No connection until this time.
+    BackingOff {
+        until_us: u64,
+    },
+    /// No connection until `set_credential`.
+    CredentialNeeded,
+    Stopped,
+}
+
+/// What follows a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Reconnect,
+    /// At once: the server refused the ticket, but there is a token.
+    ReconnectNow,
+    CredentialNeeded,
+    Stop,
+}
+
+impl Client {
+    /// A client that asks for a connection at once.
+    #[must_use]
+    pub fn new(config: ClientConfig) -> Self {
+        let (token, ticket) = match config.credential {
+            Credential::Token(token) => (Some(token), None),
+            Credential::Ticket(ticket) => (None, Some(ticket)),
+        };
+        Self {
+            user: config.user,
+            device: config.device,
+            name: config.name,
+            keep_alive_s: config.keep_alive_s,
+            credit_entries: config.credit_entries,
+            credit_bytes: config.credit_bytes,
+            backoff_base_ms: config.backoff_base_ms,
+            backoff_max_ms: config.backoff_max_ms,
+            answer_timeout_us: u64::from(config.answer_timeout_ms) * 1000,
+            phase: Phase::Connecting,
+            link: Link::default(),
+            token,
+            ticket,
+            inbox: Inbox::new(config.cursor, config.incarnation),
+            outbox: Outbox::default(),
+            backoff: Backoff::default(),
+            jitter: Jitter::new(config.seed),
+            not_before_us: 0,
+            now_us: 0,
+            events: VecDeque::from([Event::Connect]),
+        }
+    }
+
+    /// The connection that `Connect` asked for is there: login and what is under way are ready to be written.
+    pub fn handle_connected(&mut self, now_us: u64) {
+        self.tick(now_us);
+        if self.phase != Phase::Connecting {
+            return;
+        }
+        self.phase = Phase::LoggingIn;
+        self.link = Link::connected(self.now_us);
+        self.inbox.handle_connected();
+        self.outbox.forget_connection();
+        let login = self.login();
+        self.link.write_login(&login);
+        self.write_sends();
+    }
+
+    /// Bytes came; any split of the stream will do. Nothing is read before `handle_connected` or after `Disconnect`.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now_us: u64) {
+        self.tick(now_us);
+        if !self.has_connection() {
+            return;
+        }
+        self.link.handle_bytes(bytes, self.now_us);
+        self.read_records();
+        if self.has_connection() {
+            self.write_sends();
+        }
+    }
+
+    /// The connection is closed, or could not be opened. Plans the next one, unless the client was told to stop.
+    pub fn handle_disconnected(&mut self, now_us: u64) {
+        self.tick(now_us);
+        let next = match self.phase {
+            Phase::Connecting | Phase::LoggingIn | Phase::LoggedIn => Next::Reconnect,
+            Phase::Closing(next) => next,
+            Phase::BackingOff { .. } | Phase::CredentialNeeded | Phase::Stopped => return,
+        };
+        let leave_us = self.link.leave_us();
+        self.link = Link::default();
+        self.outbox.forget_connection();
+        match next {
+            Next::Reconnect => {
+                let jitter = &mut self.jitter;
+                let wait_us = self.backoff.next_us(self.backoff_base_ms, self.backoff_max_ms, jitter);
+                // A server that said when to come back has spread its clients already.
+                let due_us = leave_us.unwrap_or(self.now_us.saturating_add(wait_us));
+                self.phase = Phase::BackingOff { until_us: due_us.max(self.not_before_us) };
+            }
+            Next::ReconnectNow => self.connect(),
+            Next::CredentialNeeded => self.phase = Phase::CredentialNeeded,
+            Next::Stop => self.phase = Phase::Stopped,
+        }
+        self.handle_due();
+    }
+
+    /// Time has passed. Early calls do no harm.
+    pub fn handle_timeout(&mut self, now_us: u64) {
+        self.tick(now_us);
+        self.handle_due();
+    }
+
+    /// When `handle_timeout` is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<u64> {
+        match self.phase {
+            Phase::BackingOff { until_us } => Some(until_us),
+            Phase::LoggingIn => {
+                let login_us = self.link.connected_us().saturating_add(self.answer_timeout_us);
+                Some(self.link.leave_us().map_or(login_us, |leave_us| leave_us.min(login_us)))
+            }
+            Phase::LoggedIn => {
+                let hold_us = self.outbox.hold_due_us();
+                let link_us = self.link.due_us(self.outbox.awaiting() > 0, self.answer_timeout_us);
+                [Some(link_us), hold_us, self.link.leave_us()].into_iter().flatten().min()
+            }
+            Phase::Connecting | Phase::Closing(_) | Phase::CredentialNeeded | Phase::Stopped => None,
+        }
+    }
+
+    /// The next thing the application should know or do.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front();
+        if self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
+        event
+    }
+
+    /// The bytes to write to the connection, a due ACK among them.
+    pub fn transmit(&mut self) -> &[u8] {
+        self.flush_ack();
+        self.link.outgoing()
+    }
+
+    /// The first `len` bytes of [`transmit`](Self::transmit) were written.
+    ///
+    /// # Panics
+    /// If there were fewer: that is a bug of the caller.
+    pub fn transmitted(&mut self, len: usize) {
+        self.link.transmitted(len, self.now_us);
+        if self.has_connection() {
+            self.write_sends();
+        }
+    }
+
+    /// Sends a message, which is kept until it is answered, across any number of connections.
+    /// `Sent` or `Rejected { retry: false }` will name it exactly once.
+    ///
+    /// # Errors
+    /// The message was not taken, and nothing will come of it.
+    pub fn send(
+        &mut self,
+        id: ClientMessageId,
+        conversation: ConversationId,
+        payload: Bytes,
+        now_us: u64,
+    ) -> Result<(), ClientError> {
+        self.tick(now_us);
+        if matches!(self.phase, Phase::Stopped | Phase::Closing(Next::Stop)) {
+            return Err(ClientError::Stopped);
+        }
+        self.outbox.push(id, conversation, payload)?;
+        if self.has_connection() {
+            self.write_sends();
+        }
+        Ok(())
+    }
+
+    /// The application has stored every entry up to here. One cumulative ACK goes out with the next `transmit`.
+    /// After a `Gap` with `reset`, only entries that came after it count.
+    pub fn persisted(&mut self, through: InboxSeq) {
+        self.inbox.persisted(through);
+    }
+
+    /// Writes the ACK that is due, if one is. `transmit` does it by itself.
+    pub fn flush_ack(&mut self) {
+        if self.phase != Phase::LoggedIn {
+            return;
+        }
+        if let Some(through) = self.inbox.take_ack() {
+            self.link.write_ack(through);
+        }
+    }
+
+    /// Another credential, for the next login. A client that waits for one connects.
+    pub fn set_credential(&mut self, credential: Credential) {
+        match credential {
+            Credential::Token(token) => self.token = Some(token),
+            Credential::Ticket(ticket) => self.ticket = Some(ticket),
+        }
+        match self.phase {
+            Phase::CredentialNeeded => self.connect(),
+            Phase::Closing(Next::CredentialNeeded) => self.phase = Phase::Closing(Next::ReconnectNow),
+            _ => {}
+        }
+    }
+
+    /// Ends it: no reconnect. What `transmit` holds, a last ACK among it, may still be written before closing.
+    pub fn close(&mut self) {
+        self.flush_ack();
+        match self.phase {
+            Phase::LoggingIn | Phase::LoggedIn => {
+                self.phase = Phase::Closing(Next::Stop);
+                self.events.push_back(Event::Disconnect);
+            }
+            Phase::Closing(_) => self.phase = Phase::Closing(Next::Stop),
+            Phase::Connecting | Phase::BackingOff { .. } | Phase::CredentialNeeded => self.phase = Phase::Stopped,
+            Phase::Stopped => {}
+        }
+    }
+
+    /// Whether WELCOME has come on this connection.
+    #[must_use]
+    pub fn is_logged_in(&self) -> bool {
+        self.phase == Phase::LoggedIn
+    }
+
+    /// How many messages are sent and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Everything up to here is persisted.
+    #[must_use]
+    pub fn cursor(&self) -> InboxSeq {
+        self.inbox.cursor()
+    }
+
+    /// The data directory's identity that the cursor belongs to; keep it beside the cursor.
+    #[must_use]
+    pub fn incarnation(&self) -> crate::id::Incarnation {
+        self.inbox.incarnation()
+    }
+
+    /// The ticket that the next login will show.
+    #[must_use]
+    pub fn ticket(&self) -> Option<&Bytes> {
+        self.ticket.as_ref()
+    }
+
+    /// Whose client it is.
+    #[must_use]
+    pub fn user(&self) -> UserId {
+        self.user
+    }
+
+    /// On which device.
+    #[must_use]
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    fn tick(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+    }
+
+    fn has_connection(&self) -> bool {
+        matches!(self.phase, Phase::LoggingIn | Phase::LoggedIn)
+    }
+
+    fn login(&self) -> proto::Login {
+        use proto::login::Credential;
+        let credential = match (&self.ticket, &self.token) {
+            (Some(ticket), _) => Some(Credential::Ticket(ticket.clone())),
+            (None, Some(token)) => Some(Credential::Token(token.clone())),
+            (None, None) => None,
+        };
+        proto::Login {
+            credential,
+            cursor: self.inbox.cursor().0,
+            incarnation: self.inbox.incarnation().0,
+            keep_alive_s: self.keep_alive_s,
+            credit_entries: self.credit_entries,
+            credit_bytes: self.credit_bytes,
+            client: self.name.to_string(),
+        }
+    }
+
+    fn write_sends(&mut self) {
+        self.link.write_sends(&mut self.outbox, self.now_us);
+    }
+
+    /// Asks for a connection, if there is anything to log in with.
+    fn connect(&mut self) {
+        if self.token.is_none() && self.ticket.is_none() {
+            self.phase = Phase::CredentialNeeded;
+            self.events.push_back(Event::CredentialNeeded { code: NO_CREDENTIAL });
+            return;
+        }
+        self.phase = Phase::Connecting;
+        self.events.push_back(Event::Connect);
+    }
+
+    fn disconnect(&mut self, next: Next) {
+        if self.has_connection() {
+            self.link.clear();
+            self.phase = Phase::Closing(next);
+            self.events.push_back(Event::Disconnect);
+        }
+    }
+
+    fn handle_due(&mut self) {
+        let now_us = self.now_us;
+        match self.phase {
+            Phase::BackingOff { until_us } if until_us <= now_us => self.connect(),
+            Phase::LoggingIn | Phase::LoggedIn if self.link.leave_us().is_some_and(|leave| leave <= now_us) => {
+                self.disconnect(Next::ReconnectNow);
+            }
+            Phase::LoggingIn if self.poll_timeout().is_some_and(|due| due <= now_us) => {
+                self.disconnect(Next::Reconnect);
+            }
+            Phase::LoggedIn => {
+                let is_awaiting = self.outbox.awaiting() > 0;
+                if !self.link.keep_alive(now_us, is_awaiting, self.answer_timeout_us) {
+                    self.disconnect(Next::Reconnect);
+                    return;
+                }
+                self.write_sends();
+            }
+            _ => {}
+        }
+    }
+
+    /// What an error that ends the connection means for the next one.
+    fn handle_fatal(&mut self, code: u32) {
+        let next = match ErrorClass::of(code) {
+            ErrorClass::RetryHere | ErrorClass::Reconnect => Next::Reconnect,
+            // The ticket may be what was refused: a token, where there is one, has not been tried.
+            ErrorClass::RefreshToken if self.ticket.take().is_some() && self.token.is_some() => Next::ReconnectNow,
+            ErrorClass::RefreshToken => {
+                self.token = None;
+                self.events.push_back(Event::CredentialNeeded { code });
+                Next::CredentialNeeded
+            }
+            ErrorClass::DoNotRetry | ErrorClass::Stop => {
+                self.events.push_back(Event::Stopped { code });
+                Next::Stop
+            }
+        };
+        self.disconnect(next);
+    }
+}
+
+fn sixteen<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8]) -> Result<T, Violation> {
+    T::try_from(bytes).map_err(|_| Violation::Id { len: bytes.len() })
+}

@@ -1,0 +1,183 @@
+//! What a client is told at its start, and what it tells its application.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::error::ErrorCode;
+use crate::id::{ClientMessageId, DeviceId, InboxSeq, Incarnation, UserId};
+use crate::limits::{CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX};
+use crate::message::Accepted;
+use crate::proto;
+use crate::record::FrameError;
+
+/// What proves who the client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// A JWT.
+    Token(String),
+    /// The ticket of an earlier WELCOME.
+    Ticket(Bytes),
+}
+
+/// How a client starts.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Whose inbox it is.
+    pub user: UserId,
+    /// On which device.
+    pub device: DeviceId,
+    /// The first login's credential.
+    pub credential: Credential,
+    /// The highest inbox seq that the application has persisted; 0: none.
+    pub cursor: InboxSeq,
+    /// The server data that the cursor belongs to; 0: none known.
+    pub incarnation: Incarnation,
+    /// Wanted seconds between keep-alives; 0: the server's default.
+    pub keep_alive_s: u32,
+    /// Wanted delivery window in entries; 0: the default.
+    pub credit_entries: u32,
+    /// Wanted delivery window in bytes; 0: the default.
+    pub credit_bytes: u32,
+    /// Where all jitter comes from.
+    pub seed: u64,
+    /// Name and version, for the operator's eyes.
+    pub name: Cow<'static, str>,
+    /// Longest wait before the first reconnect; it doubles with each failure.
+    pub backoff_base_ms: u32,
+    /// Longest wait before any reconnect, save what the server asks for.
+    pub backoff_max_ms: u32,
+    /// How long a login, a PONG or the answer to a SEND may take before the client looks whether the server lives.
+    pub answer_timeout_ms: u32,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            user: UserId(0),
+            device: DeviceId(0),
+            credential: Credential::Token(String::new()),
+            cursor: InboxSeq(0),
+            incarnation: Incarnation(0),
+            keep_alive_s: 0,
+            credit_entries: 0,
+            credit_bytes: 0,
+            seed: 0,
+            name: Cow::Borrowed(concat!("culver-protocol/", env!("CARGO_PKG_VERSION"))),
+            backoff_base_ms: 100,
+            backoff_max_ms: 30_000,
+            answer_timeout_ms: 15_000,
+        }
+    }
+}
+
+/// What the application learns, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Open a connection now and call `handle_connected`, or `handle_disconnected` if that fails.
+    Connect,
+    /// Close the connection and call `handle_disconnected`.
+    Disconnect,
+    /// The server knows who this is; entries follow.
+    LoggedIn(proto::Welcome),
+    /// A message was accepted. The one final answer to a `send`, beside `Rejected { retry: false }`.
+    Sent(Accepted),
+    /// A message was rejected.
+    Rejected {
+        /// Which.
+        id: ClientMessageId,
+        /// Why: one of [`ErrorCode`], or a number this code does not know.
+        code: u32,
+        /// For now: the client sends it again by itself, and another answer follows. Otherwise for good.
+        retry: bool,
+    },
+    /// An entry not seen before. Store it, then call `persisted`.
+    Delivered(proto::Entry),
+    /// Entries are gone, or the cursor meant nothing to the server: see the schema.
+    Gap(proto::Gap),
+    /// The server asks to reconnect; the client does so by itself, within the span named.
+    Goaway(proto::Goaway),
+    /// An error the server told; what follows from it, the client does by itself.
+    ServerError(proto::Error),
+    /// The server broke the protocol. A `Disconnect` follows, and a reconnect after a while.
+    Violation(Violation),
+    /// The client will not reconnect by itself any more.
+    Stopped {
+        /// The error that stopped it.
+        code: u32,
+    },
+    /// The credential is refused, or there is none: call `set_credential`.
+    CredentialNeeded {
+        /// The error that refused it.
+        code: u32,
+    },
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ClientError {
+    /// Nothing like it may be sent.
+    #[error("the payload is longer than {PAYLOAD_LEN_MAX} bytes")]
+    PayloadTooLong,
+    /// Send again when answers have come.
+    #[error("{CLIENT_IN_FLIGHT_MAX} messages are under way already")]
+    InFlightFull,
+    /// The same id is still unanswered.
+    #[error("a message of this id is under way already")]
+    IdUnderWay,
+    /// The client was closed or stopped.
+    #[error("the client is stopped")]
+    Stopped,
+}
+
+/// How a server broke the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Violation {
+    /// The framing is broken.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A record's protobuf cannot be read.
+    #[error("the protobuf of a record of type {kind:#04x} cannot be read")]
+    Protobuf {
+        /// The record's type.
+        kind: u8,
+    },
+    /// A record that may not come now, or never to a client.
+    #[error("a record of type {kind:#04x} is not allowed here")]
+    OutOfState {
+        /// The record's type.
+        kind: u8,
+    },
+    /// A WELCOME names a version that was not offered.
+    #[error("the server speaks version {version}, which was not offered")]
+    Version {
+        /// The version named.
+        version: u32,
+    },
+    /// A client message id or a conversation id that is not 16 bytes.
+    #[error("an id of {len} bytes instead of 16")]
+    Id {
+        /// Its length.
+        len: usize,
+    },
+    /// A DELIVER leaves out what was never sent.
+    #[error("delivery goes on after {previous}, but only {position} has come")]
+    Hole {
+        /// The `previous` of the DELIVER.
+        previous: u64,
+        /// What had come.
+        position: u64,
+    },
+    /// Entries not in inbox order.
+    #[error("entry {inbox_seq} after {previous}")]
+    Order {
+        /// The entry.
+        inbox_seq: u64,
+        /// What it came after.
+        previous: u64,
+    },
+}
+
+/// The number of an error that no server told: the client has no credential at all.
+pub(super) const NO_CREDENTIAL: u32 = ErrorCode::TokenMalformed as u32;
