@@ -6,7 +6,7 @@ pub mod keys;
 mod ticket;
 mod token;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use culver_protocol::error::ErrorCode;
@@ -57,8 +57,8 @@ impl Authenticator {
     /// A key cannot be read or is not a key.
     pub fn load(config: &Config, incarnation: Incarnation) -> Result<Self, KeyError> {
         let public_pem = keys::read_token_public(&config.data_dir.join(&config.token.public_key_file))?;
-        let ticket_key = keys::read_or_create_ticket_key(&keys::ticket_key_path(&config.data_dir))?;
         let tokens = TokenVerifier::new(&public_pem, &config.token)?;
+        let ticket_key = keys::read_or_create_ticket_key(&keys::ticket_key_path(&config.data_dir))?;
         Ok(Self::new(tokens, TicketSealer::new(&ticket_key, config.ticket, incarnation)))
     }
 
@@ -83,6 +83,6 @@ impl Authenticator {
 
 /// The directory of the keys inside a data directory.
 #[must_use]
-pub fn keys_dir(data_dir: &Path) -> std::path::PathBuf {
+pub fn keys_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("keys")
 }

@@ -1,0 +1,179 @@
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, and the signals that end the process.
+//!
+//! Owns one thread with a single-threaded runtime, away from the data path. Never touches a session or storage:
+//! it sees them through a [`Snapshot`] and asks for the end through a callback.
+
+mod process;
+mod text;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{self, JoinHandle};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+pub use self::process::{cpu_seconds, resident_bytes};
+pub use self::text::Snapshot;
+
+/// The queue of connections that wait to be accepted on the operators' port.
+const BACKLOG: i32 = 128;
+
+/// What the process is doing, as `/readyz` sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Recovering; clients cannot log in yet.
+    Starting = 0,
+    /// Serving.
+    Ready = 1,
+    /// Telling clients to go.
+    Draining = 2,
+}
+
+/// The phase, shared between the server, which sets it, and the operators' port, which tells it.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicU8>);
+
+impl Readiness {
+    /// Moves on to `phase`.
+    pub fn set(&self, phase: Phase) {
+        self.0.store(phase as u8, Ordering::Release);
+    }
+
+    /// Where the process is.
+    #[must_use]
+    pub fn get(&self) -> Phase {
+        match self.0.load(Ordering::Acquire) {
+            0 => Phase::Starting,
+            1 => Phase::Ready,
+            _ => Phase::Draining,
+        }
+    }
+}
+
+/// Takes the numbers of the moment.
+pub type TakeSnapshot = Arc<dyn Fn() -> Snapshot + Send + Sync>;
+
+/// What the operators' port needs.
+pub struct OpsSetup {
+    /// Bound, not listening yet: [`crate::preflight::Ports::ops`].
+    pub socket: socket2::Socket,
+    /// Told by `/readyz`.
+    pub readiness: Readiness,
+    /// Told by `/metrics`.
+    pub snapshot: TakeSnapshot,
+    /// Called once, on this thread, at the first SIGTERM or SIGINT. Must return soon and not block.
+    pub shutdown: Box<dyn FnOnce() + Send>,
+}
+
+/// The running operators' port. Dropping it stops the thread.
+pub struct Ops {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ops {
+    /// Starts to listen, and to wait for signals.
+    ///
+    /// # Errors
+    /// The socket cannot listen, or the thread or its runtime cannot start.
+    pub fn spawn(setup: OpsSetup) -> io::Result<Self> {
+        let OpsSetup { socket, readiness, snapshot, shutdown } = setup;
+        socket.set_nonblocking(true)?;
+        socket.listen(BACKLOG)?;
+        let listener = std::net::TcpListener::from(socket);
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Signals are caught from here on, not from whenever the thread gets to run.
+        let signals = {
+            let _entered = runtime.enter();
+            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
+        };
+        let (stop, stopped) = oneshot::channel();
+        let router = router(readiness, snapshot);
+        let thread = thread::Builder::new().name("ops".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                tokio::spawn(await_signal(signals, shutdown));
+                tokio::spawn(serve(listener, router));
+                // Nothing is ever sent: the sender goes with [`Ops`], and the tasks go with the runtime.
+                stopped.await.unwrap_or_default();
+            });
+        })?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Ops {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the ops thread does not panic");
+        }
+    }
+}
+
+async fn serve(listener: std::net::TcpListener, router: Router) {
+    let served = match TcpListener::from_std(listener) {
+        Ok(listener) => axum::serve(listener, router).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
+        error!(%error, "the operators' port has failed; messages go on");
+    }
+}
+
+async fn await_signal(
+    [mut terminate, mut interrupt]: [tokio::signal::unix::Signal; 2],
+    shutdown: Box<dyn FnOnce() + Send>,
+) {
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    info!(signal = name, "shutting down");
+    shutdown();
+}
+
+#[derive(Clone)]
+struct Shared {
+    readiness: Readiness,
+    snapshot: TakeSnapshot,
+}
+
+fn router(readiness: Readiness, snapshot: TakeSnapshot) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .with_state(Shared { readiness, snapshot })
+}
+
+async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
+    let text = text::encode(&(shared.snapshot)(), cpu_seconds(), resident_bytes());
+    ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], text)
+}
+
+async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
+    match shared.readiness.get() {
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Phase::Ready => (StatusCode::OK, "ready\n"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+    }
+}

@@ -1,0 +1,120 @@
+//! The metrics in Prometheus' text form. Owns their names, which dashboards and the load generator rely on.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode as encode_registry;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+/// OpenMetrics 1.0, which Prometheus reads.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+macro_rules! snapshot {
+    ($($kind:ident $name:literal $field:ident $help:literal;)*) => {
+        /// The gateway's numbers of one moment; the process's own are added at the scrape.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Snapshot {
+            $(#[doc = $help] pub $field: u64,)*
+        }
+
+        impl Snapshot {
+            fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+                $($kind(encoder, $name, $help, self.$field)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+// A counter's name gets `_total` behind it when it is written.
+snapshot! {
+    gauge "culver_connections" connections "Open connections";
+    gauge "culver_sessions" sessions "Logged-in sessions";
+    gauge "culver_rocksdb_memtable_bytes" rocksdb_memtable_bytes "Memory of RocksDB's memtables";
+    gauge "culver_rocksdb_block_cache_bytes" rocksdb_block_cache_bytes "Memory of RocksDB's block cache";
+    gauge "culver_rocksdb_table_reader_bytes" rocksdb_table_reader_bytes "Memory of RocksDB's table readers";
+    gauge "culver_parked_commands" parked_commands "Commands that wait for a read";
+    counter "culver_logins" logins "Logins that succeeded";
+    counter "culver_messages_accepted" messages_accepted "Messages made durable and acknowledged";
+    counter "culver_messages_duplicate" messages_duplicate "Messages that had been accepted before";
+    counter "culver_entries_delivered" entries_delivered "Inbox entries written to clients";
+    counter "culver_acks" acks "Acknowledgements taken from clients";
+    counter "culver_batches" batches "Batches made durable";
+    counter "culver_records_rejected" records_rejected "Records answered with an error";
+    counter "culver_wakeups" wakeups "Times a sleeping thread was woken by another";
+}
+
+/// The whole page.
+pub(super) fn encode(snapshot: &Snapshot, cpu_seconds: f64, resident_bytes: u64) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Page { snapshot: *snapshot, cpu_seconds, resident_bytes }));
+    let mut text = String::new();
+    encode_registry(&mut text, &registry).expect("a String takes everything");
+    text
+}
+
+#[derive(Debug)]
+struct Page {
+    snapshot: Snapshot,
+    cpu_seconds: f64,
+    resident_bytes: u64,
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        self.snapshot.encode(&mut encoder)?;
+        gauge(&mut encoder, "culver_process_resident_bytes", "Resident memory of the process", self.resident_bytes)?;
+        let help = "CPU time of the process, user and system, all threads";
+        write(&mut encoder, "culver_process_cpu_seconds", help, &ConstCounter::new(self.cpu_seconds))
+    }
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
+    write(encoder, name, help, &ConstCounter::new(value))
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
+    write(encoder, name, help, &ConstGauge::new(value))
+}
+
+fn write(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl EncodeMetric) -> std::fmt::Result {
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_documented() {
+        let snapshot = Snapshot { connections: 3, messages_accepted: 5, ..Snapshot::default() };
+        let text = encode(&snapshot, 1.25, 4096);
+        for line in [
+            "culver_connections 3",
+            "culver_sessions 0",
+            "culver_process_cpu_seconds_total 1.25",
+            "culver_process_resident_bytes 4096",
+            "culver_rocksdb_memtable_bytes 0",
+            "culver_rocksdb_block_cache_bytes 0",
+            "culver_rocksdb_table_reader_bytes 0",
+            "culver_logins_total 0",
+            "culver_messages_accepted_total 5",
+            "culver_messages_duplicate_total 0",
+            "culver_entries_delivered_total 0",
+            "culver_acks_total 0",
+            "culver_batches_total 0",
+            "culver_records_rejected_total 0",
+            "culver_parked_commands 0",
+            "culver_wakeups_total 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_time_keeps_its_microseconds() {
+        let text = encode(&Snapshot::default(), 12_345.678_901, 0);
+        assert!(text.contains("culver_process_cpu_seconds_total 12345.678901"), "{text}");
+    }
+}
