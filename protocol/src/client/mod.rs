@@ -163,7 +163,11 @@ impl Client {
         self.tick(now_us);
         let next = match self.phase {
             Phase::Connecting | Phase::LoggingIn | Phase::LoggedIn => Next::Reconnect,
-            Phase::Closing(next) => next,
+            Phase::Closing(next) => {
+                // Closed already: nobody need be asked to.
+                self.events.retain(|event| !matches!(event, Event::Disconnect));
+                next
+            }
             Phase::BackingOff { .. } | Phase::CredentialNeeded | Phase::Stopped => return,
         };
         let leave_us = self.link.leave_us();

@@ -1,0 +1,71 @@
+//! The client against a model server over a network that cuts connections wherever it hurts.
+//!
+//! Properties, in every world: each send is answered exactly once, answers and acceptances keep each conversation's
+//! order, nothing is delivered twice, everything is delivered in inbox order, cursors and ACKs never go back.
+//!
+//! `CULVER_SEED=n` runs one seed alone; every test prints the seed it is at.
+
+mod server;
+mod world;
+
+use server::Faults;
+use world::{Plan, World};
+
+const CALM: Plan = Plan {
+    seed: 1,
+    sends: 6,
+    entries: 6,
+    conversations: 2,
+    faults: Faults { reject_for_now: 0, reject_for_good: 0, refuse_ticket: 0, goaway: 0, redeliver: 0, noise: 0 },
+    cut_up: None,
+    cut_down: None,
+    cut_within: None,
+};
+
+fn seeds(count: u64) -> impl Iterator<Item = u64> {
+    let only = std::env::var("CULVER_SEED").ok().map(|seed| seed.parse().expect("CULVER_SEED is a number"));
+    let (from, count) = only.map_or((0, count), |seed| (seed, 1));
+    (from..from + count).inspect(|seed| println!("seed {seed}"))
+}
+
+#[test]
+fn cut_at_every_byte() {
+    for seed in seeds(5) {
+        let plan = Plan { seed, ..CALM };
+        let (bytes_up, bytes_down) = World::new(plan).run();
+        assert!(bytes_up > 200 && bytes_down > 200, "{bytes_up} and {bytes_down}: hardly a session");
+        for cut in 0..=bytes_up {
+            println!("cut after {cut} bytes of the client's");
+            World::new(Plan { cut_up: Some(cut), ..plan }).run();
+        }
+        for cut in 0..=bytes_down {
+            println!("cut after {cut} bytes of the server's");
+            World::new(Plan { cut_down: Some(cut), ..plan }).run();
+        }
+    }
+}
+
+#[test]
+fn cut_again_and_again() {
+    for seed in seeds(2000) {
+        World::new(Plan { seed, sends: 40, entries: 60, cut_within: Some(600), ..CALM }).run();
+    }
+}
+
+#[test]
+fn rejected_and_sent_again_in_order() {
+    let faults = Faults { reject_for_now: 20, reject_for_good: 5, ..CALM.faults };
+    for seed in seeds(2000) {
+        World::new(Plan { seed, sends: 60, conversations: 3, faults, ..CALM }).run();
+    }
+}
+
+#[test]
+fn everything_at_once() {
+    let faults =
+        Faults { reject_for_now: 10, reject_for_good: 3, refuse_ticket: 30, goaway: 3, redeliver: 50, noise: 20 };
+    for seed in seeds(4000) {
+        let plan = Plan { seed, sends: 50, entries: 50, conversations: 4, faults, cut_within: Some(900), ..CALM };
+        World::new(plan).run();
+    }
+}

@@ -1,0 +1,262 @@
+//! A model of a server: small enough to be plainly right, and as unhelpful as the protocol allows one to be.
+//!
+//! What must outlive a connection is in [`Server`], what dies with it in [`Session`]. It panics where the client
+//! breaks the protocol.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, PREAMBLE_LEN};
+use culver_protocol::message::{Accepted, EntryView, SendView, decode_ack, encode_deliver};
+use culver_protocol::preamble::Preamble;
+use culver_protocol::proto;
+use culver_protocol::proto::error::Scope;
+use culver_protocol::record::{Cipher, Record, RecordType, split};
+use prost::Message;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+/// The client's user.
+pub(crate) const USER: UserId = UserId(1);
+const WINDOW: u64 = 5;
+
+/// How often, in percent, the server does what it need not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) reject_for_now: u32,
+    pub(crate) reject_for_good: u32,
+    pub(crate) refuse_ticket: u32,
+    pub(crate) goaway: u32,
+    pub(crate) redeliver: u32,
+    pub(crate) noise: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct Server {
+    pub(crate) faults: Faults,
+    /// In the order accepted.
+    pub(crate) accepted: Vec<(ConversationId, ClientMessageId)>,
+    /// Rejected for good, once is enough.
+    pub(crate) refused: Vec<ClientMessageId>,
+    results: HashMap<ClientMessageId, Accepted>,
+    /// Payload and conversation seq of each entry; the first has inbox seq 1.
+    pub(crate) inbox: Vec<(ConversationId, u64)>,
+    pub(crate) acked: u64,
+    seqs: HashMap<ConversationId, u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct Session {
+    incoming: Vec<u8>,
+    opened: bool,
+    login: Option<proto::Login>,
+    ready: bool,
+    sent: u64,
+    acked: u64,
+    /// Rejected for now, so that what follows it in its conversation must wait.
+    rejected: HashMap<ConversationId, ClientMessageId>,
+    /// The server closes as soon as its bytes are out.
+    pub(crate) closing: bool,
+}
+
+impl Server {
+    pub(crate) fn new(faults: Faults) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
+    /// Somebody sends the client something.
+    pub(crate) fn receive_from_elsewhere(&mut self, conversation: ConversationId) {
+        let seq = self.next_seq(conversation);
+        self.inbox.push((conversation, seq));
+    }
+
+    fn next_seq(&mut self, conversation: ConversationId) -> u64 {
+        let seq = self.seqs.entry(conversation).or_default();
+        *seq += 1;
+        *seq
+    }
+
+    /// Takes bytes of the client's, appends bytes for it.
+    pub(crate) fn handle_bytes(&mut self, session: &mut Session, bytes: &[u8], rng: &mut SmallRng, out: &mut Vec<u8>) {
+        session.incoming.extend_from_slice(bytes);
+        while !session.closing && self.handle_next(session, rng, out) {}
+        self.deliver(session, rng, out);
+    }
+
+    /// `false`: nothing whole is there.
+    fn handle_next(&mut self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) -> bool {
+        if !session.opened {
+            let Some(preamble) = session.incoming.first_chunk::<PREAMBLE_LEN>() else {
+                return false;
+            };
+            assert_eq!(Preamble::decode(*preamble), Ok(Preamble::PLAINTEXT));
+            session.incoming.drain(..PREAMBLE_LEN);
+            session.opened = true;
+            return true;
+        }
+        let (len_min, len_max) =
+            if session.login.is_none() { (1, HANDSHAKE_LEN_MAX) } else { (HEADER_LEN, CLIENT_BODY_LEN_MAX) };
+        let Some(range) = split(&session.incoming, len_min, len_max).expect("the client frames well") else {
+            return false;
+        };
+        let frame: Vec<u8> = session.incoming.drain(..range.end).collect();
+        let body = frame.get(range).expect("drained whole");
+        if session.login.is_none() {
+            self.handle_login(session, body, rng, out);
+        } else {
+            let record = Record::parse(body).expect("split asked for a header");
+            self.handle_record(session, record, rng, out);
+        }
+        true
+    }
+
+    fn handle_login(&mut self, session: &mut Session, body: &[u8], rng: &mut SmallRng, out: &mut Vec<u8>) {
+        let login = proto::Login::decode(body).expect("the client writes a login");
+        match &login.credential {
+            Some(proto::login::Credential::Token(token)) => assert_eq!(token, "token"),
+            Some(proto::login::Credential::Ticket(_)) if chance(rng, self.faults.refuse_ticket) => {
+                let code = if chance(rng, 50) { ErrorCode::TicketExpired } else { ErrorCode::TicketStale };
+                put(out, RecordType::Error, &proto::Error { code: code.number(), ..Default::default() });
+                session.closing = true;
+            }
+            Some(proto::login::Credential::Ticket(ticket)) => assert_eq!(ticket.as_ref(), b"ticket"),
+            None => panic!("no credential"),
+        }
+        assert!(login.cursor <= self.inbox.len() as u64, "a cursor beyond the head");
+        assert!(login.cursor >= self.acked, "the cursor went back");
+        self.acked = login.cursor;
+        session.sent = login.cursor;
+        session.acked = login.cursor;
+        if chance(rng, self.faults.redeliver) {
+            session.sent -= rng.random_range(0..=login.cursor.min(7));
+        }
+        session.login = Some(login);
+    }
+
+    fn handle_record(&mut self, session: &mut Session, record: Record<'_>, rng: &mut SmallRng, out: &mut Vec<u8>) {
+        let known = RecordType::from_number(record.kind).expect("the client sends known types");
+        assert_eq!(session.ready, known != RecordType::Ready, "READY comes first, and once");
+        match known {
+            RecordType::Ready => {
+                session.ready = true;
+                let ticket = Bytes::from_static(b"ticket");
+                let (keep_alive_s, version) = (60, 1);
+                put(out, RecordType::Welcome, &proto::Welcome { ticket, keep_alive_s, version, ..Default::default() });
+            }
+            RecordType::Ping => {
+                let ping = proto::Ping::decode(record.body).expect("a ping");
+                put(out, RecordType::Pong, &proto::Pong { nonce: ping.nonce });
+            }
+            RecordType::Pong => {}
+            RecordType::Send => self.handle_send(session, record.body, rng, out),
+            RecordType::Ack => {
+                let (through, ..) = decode_ack(record.body).expect("an ack");
+                assert!(through.0 >= session.acked, "an ACK went back");
+                assert!(through.0 <= session.sent, "an ACK beyond what was sent");
+                session.acked = through.0;
+                self.acked = self.acked.max(through.0);
+            }
+            other => panic!("a client never sends {other:?}"),
+        }
+        if chance(rng, self.faults.noise) {
+            match rng.random_range(0..3) {
+                0 => put(out, RecordType::Ping, &proto::Ping { nonce: 9 }),
+                1 => out.extend_from_slice(&[0, 3, 0xA1, 0xFF, 0x77]),
+                _ => out.extend_from_slice(&[0, 2, 0x2F, 0]),
+            }
+        }
+        if chance(rng, self.faults.goaway) {
+            let goaway = proto::Goaway { reconnect_min_ms: 10, reconnect_max_ms: 200, ..Default::default() };
+            put(out, RecordType::Goaway, &goaway);
+        }
+    }
+
+    fn handle_send(&mut self, session: &mut Session, body: &[u8], rng: &mut SmallRng, out: &mut Vec<u8>) {
+        let send = SendView::decode(body).expect("a send");
+        let id = ClientMessageId::try_from(send.client_message_id).expect("16 bytes");
+        let conversation = ConversationId::try_from(send.conversation).expect("16 bytes");
+        if let Some(first) = self.results.get(&id) {
+            session.rejected.retain(|_, rejected| *rejected != id);
+            Cipher::default()
+                .seal(out, RecordType::SendResult, |out| Accepted { duplicate: true, ..*first }.encode(out));
+            return;
+        }
+        match session.rejected.get(&conversation) {
+            Some(rejected) if *rejected != id => {
+                put_rejection(out, id, ErrorCode::AfterRejected, 0);
+                return;
+            }
+            _ => drop(session.rejected.remove(&conversation)),
+        }
+        // What was refused for good stays refused, so that a lost refusal changes nothing.
+        let is_refused = self.refused.contains(&id);
+        if !is_refused && chance(rng, self.faults.reject_for_now) {
+            session.rejected.insert(conversation, id);
+            let code = if chance(rng, 50) { ErrorCode::Busy } else { ErrorCode::RecipientFull };
+            put_rejection(out, id, code, if chance(rng, 50) { 0 } else { 20 });
+            return;
+        }
+        if is_refused || chance(rng, self.faults.reject_for_good) {
+            self.refused.push(id);
+            put_rejection(out, id, ErrorCode::NotAMember, 0);
+            return;
+        }
+        let accepted = Accepted {
+            client_message_id: id,
+            conversation_seq: ConversationSeq(self.next_seq(conversation)),
+            message_id: MessageId(self.accepted.len() as u64 + 1),
+            server_time_ms: 1,
+            inbox_seq: InboxSeq(0),
+            duplicate: false,
+        };
+        self.accepted.push((conversation, id));
+        self.results.insert(id, accepted);
+        Cipher::default().seal(out, RecordType::SendResult, |out| accepted.encode(out));
+    }
+
+    fn deliver(&self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) {
+        let head = self.inbox.len() as u64;
+        while session.ready && !session.closing && session.sent < head.min(session.acked + WINDOW) {
+            let through = rng.random_range(session.sent + 1..=head.min(session.acked + WINDOW));
+            let payload = session.sent.to_be_bytes();
+            let entries = (session.sent + 1..=through).map(|inbox_seq| {
+                let index = usize::try_from(inbox_seq).expect("small") - 1;
+                let (conversation, seq) = *self.inbox.get(index).expect("at most the head");
+                EntryView {
+                    inbox_seq: InboxSeq(inbox_seq),
+                    conversation,
+                    conversation_seq: ConversationSeq(seq),
+                    message_id: MessageId(inbox_seq),
+                    server_time_ms: 1,
+                    sender: UserId(2),
+                    sender_device: DeviceId(1),
+                    payload: &payload,
+                }
+            });
+            let previous = InboxSeq(session.sent);
+            Cipher::default().seal(out, RecordType::Deliver, |out| encode_deliver(out, previous, entries));
+            session.sent = through;
+        }
+    }
+}
+
+fn chance(rng: &mut SmallRng, percent: u32) -> bool {
+    percent > 0 && rng.random_range(0..100) < percent
+}
+
+fn put(out: &mut Vec<u8>, kind: RecordType, message: &impl Message) {
+    Cipher::default().seal_message(out, kind, message);
+}
+
+fn put_rejection(out: &mut Vec<u8>, id: ClientMessageId, code: ErrorCode, retry_after_ms: u32) {
+    let client_message_id = Bytes::copy_from_slice(&id.0);
+    let scope = Scope::Conversation.into();
+    let error = proto::Error { code: code.number(), retry_after_ms, scope, ..Default::default() };
+    put(
+        out,
+        RecordType::SendResult,
+        &proto::SendResult { client_message_id, error: Some(error), ..Default::default() },
+    );
+}

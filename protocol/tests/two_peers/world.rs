@@ -1,0 +1,274 @@
+//! A client, its application, a server and a bad network between them, in virtual time and one thread.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use culver_protocol::client::{Client, ClientConfig, Credential, Event};
+use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::server::{Faults, Server, Session, USER};
+
+/// Steps after which a world must have come to its end.
+const STEPS_MAX: u32 = 200_000;
+/// Steps after which the network and the server behave.
+const STEPS_FAULTY: u32 = 20_000;
+
+/// What a world consists of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) sends: u32,
+    pub(crate) entries: u32,
+    pub(crate) conversations: u64,
+    pub(crate) faults: Faults,
+    /// The first connection is cut after so many bytes of the client's.
+    pub(crate) cut_up: Option<u64>,
+    /// The first connection is cut after so many bytes of the server's.
+    pub(crate) cut_down: Option<u64>,
+    /// Every connection is cut, after this many bytes at most in either direction.
+    pub(crate) cut_within: Option<u64>,
+}
+
+struct Connection {
+    session: Session,
+    up: Vec<u8>,
+    down: Vec<u8>,
+    up_left: u64,
+    down_left: u64,
+}
+
+pub(crate) struct World {
+    plan: Plan,
+    rng: SmallRng,
+    now_us: u64,
+    client: Client,
+    server: Server,
+    connection: Option<Connection>,
+    connections: u32,
+    unsent: Vec<(ConversationId, ClientMessageId)>,
+    to_receive: u32,
+    sent: Vec<(ConversationId, ClientMessageId)>,
+    answers: HashMap<ClientMessageId, bool>,
+    answered: Vec<ClientMessageId>,
+    delivered: Vec<(ConversationId, u64)>,
+    names: HashSet<(ConversationId, u64)>,
+    /// Delivered, not persisted.
+    unpersisted: Vec<u64>,
+    cursor: InboxSeq,
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+}
+
+impl World {
+    pub(crate) fn new(plan: Plan) -> Self {
+        let mut rng = SmallRng::seed_from_u64(plan.seed);
+        let conversation =
+            |rng: &mut SmallRng| ConversationId::direct(USER, UserId(2 + rng.random_range(0..plan.conversations)));
+        let unsent = (0..plan.sends)
+            .map(|n| (conversation(&mut rng), ClientMessageId((u128::from(n) + 1).to_be_bytes())))
+            .rev()
+            .collect();
+        let client = Client::new(ClientConfig {
+            user: USER,
+            credential: Credential::Token("token".into()),
+            seed: plan.seed,
+            ..ClientConfig::default()
+        });
+        Self {
+            plan,
+            rng,
+            now_us: 0,
+            client,
+            server: Server::new(plan.faults),
+            connection: None,
+            connections: 0,
+            unsent,
+            to_receive: plan.entries,
+            sent: Vec::new(),
+            answers: HashMap::new(),
+            answered: Vec::new(),
+            delivered: Vec::new(),
+            names: HashSet::new(),
+            unpersisted: Vec::new(),
+            cursor: InboxSeq(0),
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+
+    /// Runs to the end and checks everything that must hold there.
+    pub(crate) fn run(mut self) -> (u64, u64) {
+        for step in 0..STEPS_MAX {
+            if step == STEPS_FAULTY {
+                self.server.faults = Faults::default();
+                self.plan.cut_within = None;
+                if let Some(connection) = &mut self.connection {
+                    (connection.up_left, connection.down_left) = (u64::MAX, u64::MAX);
+                }
+            }
+            self.act();
+            self.handle_events();
+            let moved = self.move_bytes();
+            self.cut();
+            self.handle_events();
+            assert!(self.client.cursor() >= self.cursor, "the cursor went back");
+            self.cursor = self.client.cursor();
+            if self.is_done() {
+                self.check();
+                return (self.bytes_up, self.bytes_down);
+            }
+            if !moved {
+                self.pass_time();
+            }
+        }
+        panic!("no end: {} of {} answered, {:?}", self.answered.len(), self.plan.sends, self.client);
+    }
+
+    fn act(&mut self) {
+        if self.rng.random_range(0..3) == 0
+            && let Some((conversation, id)) = self.unsent.pop()
+        {
+            let payload = Bytes::from(vec![0x55; self.rng.random_range(0..40)]);
+            self.client.send(id, conversation, payload, self.now_us).expect("within the limits");
+            self.sent.push((conversation, id));
+        }
+        if self.to_receive > 0 && self.rng.random_range(0..3) == 0 {
+            self.to_receive -= 1;
+            let peer = UserId(2 + self.rng.random_range(0..self.plan.conversations));
+            self.server.receive_from_elsewhere(ConversationId::direct(USER, peer));
+            self.serve(&[]);
+        }
+        if !self.unpersisted.is_empty() && self.rng.random_range(0..4) == 0 {
+            let through = self.unpersisted.remove(self.rng.random_range(0..self.unpersisted.len()));
+            self.unpersisted.retain(|inbox_seq| *inbox_seq > through);
+            self.client.persisted(InboxSeq(through));
+        }
+    }
+
+    fn handle_events(&mut self) {
+        while let Some(event) = self.client.poll_event() {
+            match event {
+                Event::Connect => self.connect(),
+                Event::Disconnect => {
+                    self.connection = None;
+                    self.client.handle_disconnected(self.now_us);
+                }
+                Event::Sent(accepted) => self.answer(accepted.client_message_id, true),
+                Event::Rejected { id, retry: false, .. } => self.answer(id, false),
+                Event::Delivered(entry) => {
+                    let conversation = ConversationId::try_from(entry.conversation.as_ref()).expect("16 bytes");
+                    let name = (conversation, entry.conversation_seq);
+                    assert!(self.names.insert(name), "delivered twice: {name:?}");
+                    self.delivered.push(name);
+                    self.unpersisted.push(entry.inbox_seq);
+                }
+                Event::LoggedIn(_) | Event::Goaway(_) | Event::ServerError(_) => {}
+                Event::Rejected { retry: true, .. } => {}
+                unexpected => panic!("{unexpected:?}"),
+            }
+        }
+    }
+
+    fn answer(&mut self, id: ClientMessageId, accepted: bool) {
+        assert!(self.answers.insert(id, accepted).is_none(), "answered twice: {id}");
+        self.answered.push(id);
+    }
+
+    fn connect(&mut self) {
+        assert!(self.connection.is_none(), "two connections");
+        self.connections += 1;
+        if self.plan.cut_within.is_some() && self.rng.random_range(0..5) == 0 {
+            self.client.handle_disconnected(self.now_us);
+            return;
+        }
+        let is_first = self.connections == 1;
+        let budget = |cut: Option<u64>, rng: &mut SmallRng| match (cut, self.plan.cut_within) {
+            (Some(cut), _) if is_first => cut,
+            (_, Some(within)) => rng.random_range(0..within),
+            _ => u64::MAX,
+        };
+        let up_left = budget(self.plan.cut_up, &mut self.rng);
+        let down_left = budget(self.plan.cut_down, &mut self.rng);
+        self.connection =
+            Some(Connection { session: Session::default(), up: Vec::new(), down: Vec::new(), up_left, down_left });
+        self.client.handle_connected(self.now_us);
+    }
+
+    /// Moves some bytes each way. `false`: there were none.
+    fn move_bytes(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else {
+            return false;
+        };
+        let outgoing = self.client.transmit();
+        let len = piece(&mut self.rng, outgoing.len(), connection.up_left);
+        connection.up.extend_from_slice(outgoing.get(..len).expect("a piece of it"));
+        connection.up_left -= len as u64;
+        self.bytes_up += len as u64;
+        self.client.transmitted(len);
+        let up = std::mem::take(&mut connection.up);
+        self.serve(&up);
+        let Some(connection) = &mut self.connection else {
+            return true;
+        };
+        let back = piece(&mut self.rng, connection.down.len(), connection.down_left);
+        connection.down_left -= back as u64;
+        self.bytes_down += back as u64;
+        let down: Vec<u8> = connection.down.drain(..back).collect();
+        self.client.handle_bytes(&down, self.now_us);
+        len + back > 0
+    }
+
+    fn serve(&mut self, bytes: &[u8]) {
+        if let Some(connection) = &mut self.connection {
+            self.server.handle_bytes(&mut connection.session, bytes, &mut self.rng, &mut connection.down);
+        }
+    }
+
+    fn cut(&mut self) {
+        let is_cut = self.connection.as_ref().is_some_and(|connection| {
+            let is_closed = connection.session.closing && connection.down.is_empty();
+            connection.up_left == 0 || connection.down_left == 0 || is_closed
+        });
+        if is_cut {
+            self.connection = None;
+            self.client.handle_disconnected(self.now_us);
+        }
+    }
+
+    fn pass_time(&mut self) {
+        let due = self.client.poll_timeout().unwrap_or(self.now_us);
+        self.now_us = due.max(self.now_us).min(self.now_us + 5_000);
+        self.client.handle_timeout(self.now_us);
+    }
+
+    fn is_done(&self) -> bool {
+        self.unsent.is_empty()
+            && self.to_receive == 0
+            && self.client.in_flight() == 0
+            && self.server.acked == self.server.inbox.len() as u64
+    }
+
+    fn check(&self) {
+        assert_eq!(self.answered.len(), self.sent.len(), "each is answered");
+        assert_eq!(self.delivered, self.server.inbox, "everything, in inbox order, once");
+        let is_accepted = |id: &ClientMessageId| self.answers.get(id).copied().expect("answered");
+        let of = |conversation: ConversationId, list: &[(ConversationId, ClientMessageId)]| -> Vec<ClientMessageId> {
+            list.iter().filter(|(of, _)| *of == conversation).map(|(_, id)| *id).collect()
+        };
+        for peer in 0..self.plan.conversations {
+            let conversation = ConversationId::direct(USER, UserId(2 + peer));
+            let mut sent = of(conversation, &self.sent);
+            let answered: Vec<ClientMessageId> = self.answered.iter().filter(|id| sent.contains(id)).copied().collect();
+            assert_eq!(answered, sent, "answers come in the order of the sends of a conversation");
+            sent.retain(is_accepted);
+            assert_eq!(of(conversation, &self.server.accepted), sent, "accepted in the order sent");
+        }
+    }
+}
+
+fn piece(rng: &mut SmallRng, len: usize, left: u64) -> usize {
+    let len = len.min(usize::try_from(left).unwrap_or(usize::MAX));
+    if len == 0 || rng.random_range(0..8) == 0 { 0 } else { rng.random_range(1..=len) }
+}
