@@ -166,10 +166,12 @@ impl Config {
     /// # Errors
     /// A named file cannot be read, or either cannot be understood. Values are not checked yet: flags may follow.
     pub fn load(data_dir: &Path, file: Option<&Path>) -> Result<Self, ConfigError> {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
         let path = file.map_or_else(|| data_dir.join(FILE_NAME), Path::to_path_buf);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => String::new(),
+            // No data directory yet, or none at all: what opens it says so better.
+            Err(error) if file.is_none() && matches!(error.kind(), NotFound | NotADirectory) => String::new(),
             Err(source) => return Err(ConfigError::Unreadable { path, source }),
         };
         let config = Self::parse(&text).map_err(|detail| ConfigError::Syntax { path, detail })?;

@@ -160,6 +160,16 @@ pub fn ticket_key_path(data_dir: &Path) -> PathBuf {
     keys_dir(data_dir).join("ticket.key")
 }
 
+/// Whether everything that [`create_missing`] would write is there.
+#[must_use]
+pub fn are_complete(data_dir: &Path) -> bool {
+    ticket_key_path(data_dir).exists() && token_public_path(data_dir).exists()
+}
+
+fn token_public_path(data_dir: &Path) -> PathBuf {
+    keys_dir(data_dir).join("token-public.pem")
+}
+
 /// Writes whatever of the keys and credentials is missing in `data_dir`; what is there stays.
 ///
 /// # Errors
@@ -173,7 +183,7 @@ pub fn create_missing(data_dir: &Path, issuer: &str, audience: &str) -> Result<(
         remedy: REMEDY_WRITE,
     })?;
     read_or_create_ticket_key(&ticket_key_path(data_dir))?;
-    let public_path = dir.join("token-public.pem");
+    let public_path = token_public_path(data_dir);
     if public_path.exists() {
         return Ok(());
     }
@@ -194,7 +204,10 @@ pub fn create_missing(data_dir: &Path, issuer: &str, audience: &str) -> Result<(
 
 /// The PEM of the public key for tokens.
 pub(super) fn read_token_public(path: &Path) -> Result<String, KeyError> {
-    read(path, "Put the login service's Ed25519 public key there, or name it with token.public_key_file.")
+    read(
+        path,
+        "Put the login service's Ed25519 public key there, or name it with token.public_key_file; `culver init` writes one for development.",
+    )
 }
 
 /// The ticket key of a data directory; made where there is none.
