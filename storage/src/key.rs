@@ -1,0 +1,248 @@
+//! The keys of every column family, and the shard each id belongs to. Never holds state, never fails.
+//!
+//! Every key begins with the shard, so that a shard is one range of keys per family. All numbers are big-endian.
+//!
+//! ```text
+//! meta          shard:2  kind:1  id:8                                          11 bytes
+//! conversation  shard:2  conversation:16                                       18
+//! inbox         shard:2  user:8  inbox seq:8                                   18
+//! user          shard:2  user:8                                                10
+//! dedup         shard:2  conversation:16  user:8  device:2  client message:16  44
+//! ```
+//!
+//! The shard of `inbox` and `user` rows is that of the user; of `conversation` and `dedup` rows, of the conversation.
+
+use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Bytes of a `meta` key.
+pub const META_KEY_LEN: usize = 11;
+/// Bytes of a `conversation` key.
+pub const CONVERSATION_KEY_LEN: usize = 18;
+/// Bytes of an `inbox` key.
+pub const INBOX_KEY_LEN: usize = 18;
+/// Bytes of an `inbox` key that name the inbox: shard and user.
+pub const INBOX_PREFIX_LEN: usize = 10;
+/// Bytes of a `user` key.
+pub const USER_KEY_LEN: usize = 10;
+/// Bytes of a `dedup` key.
+pub const DEDUP_KEY_LEN: usize = 44;
+
+/// The number of a shard: below the shard count of its data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+impl ShardId {
+    /// The shard of a user: part of the stored format.
+    #[must_use]
+    pub fn of_user(user: UserId, shard_count: u16) -> Self {
+        Self::of_bytes(&user.0.to_be_bytes(), shard_count)
+    }
+
+    /// The home shard of a conversation: part of the stored format.
+    #[must_use]
+    pub fn of_conversation(conversation: ConversationId, shard_count: u16) -> Self {
+        Self::of_bytes(&conversation.0, shard_count)
+    }
+
+    fn of_bytes(id: &[u8], shard_count: u16) -> Self {
+        assert!(shard_count > 0, "a data directory has at least one shard");
+        let shard = xxh3_64(id) % u64::from(shard_count);
+        Self(u16::try_from(shard).expect("a remainder is below its modulus, which is a u16"))
+    }
+}
+
+/// What a row of `meta` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MetaKind {
+    /// The last batch of a hub; the id is the hub's number, the shard its first.
+    Batch = 1,
+    /// The time up to which a shard may hand out message ids; the id is 0.
+    Time = 2,
+}
+
+/// What names a message to its sender: the same key is the same message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DedupKey {
+    /// The conversation it was sent to.
+    pub conversation: ConversationId,
+    /// Who sent it.
+    pub sender: UserId,
+    /// From which device.
+    pub device: DeviceId,
+    /// The client's own id for it.
+    pub client_message_id: ClientMessageId,
+}
+
+/// A key of the `meta` family.
+#[must_use]
+pub fn meta(shard: ShardId, kind: MetaKind, id: u64) -> [u8; META_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes()).put(&[kind as u8]).put(&id.to_be_bytes());
+    key.done()
+}
+
+/// A key of the `conversation` family.
+#[must_use]
+pub fn conversation(shard: ShardId, conversation: ConversationId) -> [u8; CONVERSATION_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes()).put(&conversation.0);
+    key.done()
+}
+
+/// A key of the `inbox` family.
+#[must_use]
+pub fn inbox(shard: ShardId, user: UserId, seq: InboxSeq) -> [u8; INBOX_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes()).put(&user.0.to_be_bytes()).put(&seq.0.to_be_bytes());
+    key.done()
+}
+
+/// A key of the `user` family.
+#[must_use]
+pub fn user(shard: ShardId, user: UserId) -> [u8; USER_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes()).put(&user.0.to_be_bytes());
+    key.done()
+}
+
+/// A key of the `dedup` family.
+#[must_use]
+pub fn dedup(shard: ShardId, of: &DedupKey) -> [u8; DEDUP_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes())
+        .put(&of.conversation.0)
+        .put(&of.sender.0.to_be_bytes())
+        .put(&of.device.0.to_be_bytes())
+        .put(&of.client_message_id.0);
+    key.done()
+}
+
+/// Reads a `meta` key: shard, kind (a number, for a later version may know more) and id.
+#[must_use]
+pub fn decode_meta(key: &[u8]) -> Option<(ShardId, u8, u64)> {
+    let (shard, rest) = split_u16(key)?;
+    let (kind, rest) = rest.split_first()?;
+    let (id, rest) = split_u64(rest)?;
+    rest.is_empty().then_some((ShardId(shard), *kind, id))
+}
+
+/// Reads a `conversation` key.
+#[must_use]
+pub fn decode_conversation(key: &[u8]) -> Option<(ShardId, ConversationId)> {
+    let (shard, rest) = split_u16(key)?;
+    Some((ShardId(shard), ConversationId::try_from(rest).ok()?))
+}
+
+/// Reads an `inbox` key.
+#[must_use]
+pub fn decode_inbox(key: &[u8]) -> Option<(ShardId, UserId, InboxSeq)> {
+    let (shard, rest) = split_u16(key)?;
+    let (user, rest) = split_u64(rest)?;
+    let (seq, rest) = split_u64(rest)?;
+    rest.is_empty().then_some((ShardId(shard), UserId(user), InboxSeq(seq)))
+}
+
+/// Reads a `user` key.
+#[must_use]
+pub fn decode_user(key: &[u8]) -> Option<(ShardId, UserId)> {
+    let (shard, rest) = split_u16(key)?;
+    let (user, rest) = split_u64(rest)?;
+    rest.is_empty().then_some((ShardId(shard), UserId(user)))
+}
+
+/// Reads a `dedup` key.
+#[must_use]
+pub fn decode_dedup(key: &[u8]) -> Option<(ShardId, DedupKey)> {
+    let (shard, rest) = split_u16(key)?;
+    let (conversation, rest) = rest.split_at_checked(16)?;
+    let (sender, rest) = split_u64(rest)?;
+    let (device, rest) = split_u16(rest)?;
+    let key = DedupKey {
+        conversation: ConversationId::try_from(conversation).ok()?,
+        sender: UserId(sender),
+        device: DeviceId(device),
+        client_message_id: ClientMessageId::try_from(rest).ok()?,
+    };
+    Some((ShardId(shard), key))
+}
+
+pub(crate) fn split_u16(bytes: &[u8]) -> Option<(u16, &[u8])> {
+    bytes.split_first_chunk().map(|(number, rest)| (u16::from_be_bytes(*number), rest))
+}
+
+pub(crate) fn split_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    bytes.split_first_chunk().map(|(number, rest)| (u64::from_be_bytes(*number), rest))
+}
+
+/// A fixed layout under construction: its fields must fill it exactly.
+pub(crate) struct Fields<const LEN: usize> {
+    bytes: [u8; LEN],
+    filled: usize,
+}
+
+impl<const LEN: usize> Fields<LEN> {
+    pub(crate) fn new() -> Self {
+        Self { bytes: [0; LEN], filled: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn put(&mut self, field: &[u8]) -> &mut Self {
+        let end = self.filled + field.len();
+        self.bytes.get_mut(self.filled..end).expect("the fields of a layout fit it").copy_from_slice(field);
+        self.filled = end;
+        self
+    }
+
+    #[inline]
+    pub(crate) fn done(&self) -> [u8; LEN] {
+        assert_eq!(self.filled, LEN, "the fields of a layout fill it");
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn keys_come_back(shard: u16, id: u64, seq: u64, device: u16, conversation: [u8; 16], client: [u8; 16]) {
+            let (shard, who) = (ShardId(shard), UserId(id));
+            let talk = ConversationId(conversation);
+            prop_assert_eq!(decode_meta(&meta(shard, MetaKind::Time, id)), Some((shard, 2, id)));
+            prop_assert_eq!(decode_conversation(&super::conversation(shard, talk)), Some((shard, talk)));
+            prop_assert_eq!(decode_inbox(&inbox(shard, who, InboxSeq(seq))), Some((shard, who, InboxSeq(seq))));
+            prop_assert_eq!(decode_user(&user(shard, who)), Some((shard, who)));
+            let of = DedupKey { conversation: talk, sender: who, device: DeviceId(device), client_message_id: ClientMessageId(client) };
+            prop_assert_eq!(decode_dedup(&dedup(shard, &of)), Some((shard, of)));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            let fits = |len: usize| bytes.len() == len;
+            prop_assert_eq!(decode_meta(&bytes).is_some(), fits(META_KEY_LEN));
+            prop_assert_eq!(decode_conversation(&bytes).is_some(), fits(CONVERSATION_KEY_LEN));
+            prop_assert_eq!(decode_inbox(&bytes).is_some(), fits(INBOX_KEY_LEN));
+            prop_assert_eq!(decode_user(&bytes).is_some(), fits(USER_KEY_LEN));
+            prop_assert_eq!(decode_dedup(&bytes).is_some(), fits(DEDUP_KEY_LEN));
+        }
+
+        #[test]
+        fn inbox_keys_sort_by_seq(user: u64, a: u64, b: u64) {
+            let key = |seq| inbox(ShardId(3), UserId(user), InboxSeq(seq));
+            prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+        }
+    }
+
+    /// The placement of ids is a stored format: these numbers may never change.
+    #[test]
+    fn shards_are_pinned() {
+        let users: Vec<u16> = [0, 1, 7, u64::MAX].map(|id| ShardId::of_user(UserId(id), 64).0).to_vec();
+        let direct = ShardId::of_conversation(ConversationId::direct(UserId(1), UserId(2)), 64).0;
+        assert_eq!((users, direct), (vec![0, 0, 0, 0], 0));
+    }
+}

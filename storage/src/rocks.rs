@@ -1,0 +1,241 @@
+//! The engine on RocksDB: one database per volume. The only file that knows RocksDB; holds no rule of the log.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    ErrorKind, MemtableFactory, Options, ReadOptions, ReadTier, SliceTransform, WriteBatch, WriteBufferManager,
+    WriteOptions, properties,
+};
+
+use crate::batch::{self, Batch};
+use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
+use crate::error::{EngineError, OpenError};
+use crate::key::{CONVERSATION_KEY_LEN, DEDUP_KEY_LEN, INBOX_PREFIX_LEN, USER_KEY_LEN};
+use crate::wal;
+
+/// What a volume may use.
+#[derive(Clone, Debug)]
+pub struct RocksOptions {
+    /// Bytes of the block cache; index and filter blocks live in it.
+    pub block_cache_bytes: usize,
+    /// Bytes of all memtables together.
+    pub memtables_bytes: usize,
+    /// Bytes of one family's memtable, at which it is written to a file.
+    pub memtable_bytes: usize,
+    /// Bytes of log after which what it holds is written to files.
+    pub log_bytes_max: u64,
+    /// Threads for writing and merging files.
+    pub background_threads: i32,
+    /// Files held open.
+    pub open_files_max: i32,
+}
+
+impl Default for RocksOptions {
+    fn default() -> Self {
+        Self {
+            block_cache_bytes: 64 << 20,
+            memtables_bytes: 192 << 20,
+            memtable_bytes: 32 << 20,
+            log_bytes_max: 256 << 20,
+            background_threads: 2,
+            open_files_max: 512,
+        }
+    }
+}
+
+/// A volume on RocksDB.
+pub struct RocksEngine {
+    database: DB,
+    cache: Cache,
+    from_memory: ReadOptions,
+    from_disk: ReadOptions,
+    synced: WriteOptions,
+    sequence_synced: AtomicU64,
+}
+
+impl RocksEngine {
+    /// Opens a volume, or makes a new one of an empty or missing directory. The log is checked first ([`wal`]).
+    ///
+    /// # Errors
+    /// The log is damaged where it had been synced, or the volume cannot be opened.
+    pub fn open(path: &Path, options: RocksOptions) -> Result<Self, OpenError> {
+        wal::mend(path)?;
+        let failed = |source: rocksdb::Error| OpenError::Engine { path: path.to_owned(), source: source.into() };
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let families = Family::ALL
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, &options)));
+        let database = DB::open_cf_descriptors(&volume_options(&options), path, families).map_err(failed)?;
+        assert_numbers(&database);
+        let mut from_memory = ReadOptions::default();
+        from_memory.set_read_tier(ReadTier::BlockCache);
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        // Opening has written all that the log held to files, and synced those.
+        let sequence_synced = AtomicU64::new(database.latest_sequence_number());
+        Ok(Self { database, cache, from_memory, from_disk: ReadOptions::default(), synced, sequence_synced })
+    }
+
+    fn handle(&self, family: Family) -> &rocksdb::ColumnFamily {
+        handle(&self.database, family)
+    }
+
+    fn property(&self, family: Family, name: &properties::PropName) -> u64 {
+        self.database.property_int_value_cf(self.handle(family), name).ok().flatten().unwrap_or(0)
+    }
+}
+
+fn handle(database: &DB, family: Family) -> &rocksdb::ColumnFamily {
+    database.cf_handle(family.name()).expect("every family was opened")
+}
+
+/// A batch names families by number, as RocksDB does: the two must agree.
+fn assert_numbers(database: &DB) {
+    for family in Family::ALL {
+        let mut theirs = WriteBatch::default();
+        theirs.put_cf(handle(database, family), b"key", b"value");
+        let mut ours = Batch::with_capacity(batch::BatchNumber(0), 0);
+        ours.put(family, b"key", (b"val", b"ue"));
+        assert_eq!(theirs.data(), ours.as_bytes(), "RocksDB numbers families as they were created");
+    }
+}
+
+fn volume_options(options: &RocksOptions) -> Options {
+    let mut volume = Options::default();
+    volume.create_if_missing(true);
+    volume.create_missing_column_families(true);
+    volume.set_wal_recovery_mode(DBRecoveryMode::AbsoluteConsistency);
+    volume.set_max_total_wal_size(options.log_bytes_max);
+    volume.set_allow_concurrent_memtable_write(false);
+    volume.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(options.memtables_bytes, false));
+    volume.increase_parallelism(options.background_threads);
+    volume.set_max_open_files(options.open_files_max);
+    volume.set_stats_dump_period_sec(0);
+    volume.set_stats_persist_period_sec(0);
+    volume.set_keep_log_file_num(4);
+    volume.set_max_log_file_size(4 << 20);
+    volume.set_log_level(rocksdb::LogLevel::Warn);
+    volume
+}
+
+fn family_options(family: Family, cache: &Cache, options: &RocksOptions) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_bloom_filter(10.0, false);
+    table.set_index_type(BlockBasedIndexType::BinarySearch);
+    table.set_format_version(6);
+    let mut of = Options::default();
+    of.set_write_buffer_size(options.memtable_bytes);
+    of.set_max_write_buffer_number(4);
+    of.set_compression_type(DBCompressionType::Lz4);
+    let prefix_len = match family {
+        Family::Conversation => Some(CONVERSATION_KEY_LEN),
+        Family::User => Some(USER_KEY_LEN),
+        Family::Dedup => Some(DEDUP_KEY_LEN),
+        Family::Inbox => Some(INBOX_PREFIX_LEN),
+        Family::Meta | Family::Outbox | Family::Body | Family::Member | Family::Device => None,
+    };
+    if let Some(len) = prefix_len {
+        of.set_prefix_extractor(SliceTransform::create_fixed_prefix(len));
+        of.set_memtable_factory(MemtableFactory::HashLinkList { bucket_count: bucket_count(family) });
+    }
+    of.set_block_based_table_factory(&table);
+    of
+}
+
+/// Buckets of a memtable's hash table: 8 bytes each.
+fn bucket_count(family: Family) -> usize {
+    match family {
+        Family::Dedup => 256 * 1024,
+        _ => 64 * 1024,
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(rocksdb::Error) -> EngineError {
+    move |source| EngineError::Failed { action, source: source.into() }
+}
+
+impl Engine for RocksEngine {
+    fn get(&self, family: Family, key: &[u8], tier: Tier) -> Result<Lookup<Vec<u8>>, EngineError> {
+        let options = match tier {
+            Tier::Memory => &self.from_memory,
+            Tier::Disk => &self.from_disk,
+        };
+        match self.database.get_pinned_cf_opt(self.handle(family), key, options) {
+            Ok(None) => Ok(Lookup::Absent),
+            Ok(Some(value)) => Ok(Lookup::Present(value.to_vec())),
+            Err(error) if tier == Tier::Memory && error.kind() == ErrorKind::Incomplete => Ok(Lookup::Unknown),
+            Err(error) => Err(failed("a read")(error)),
+        }
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        tier: Tier,
+        visit: &mut Visitor<'_'>,
+    ) -> Result<ScanEnd, EngineError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(to);
+        // Within one inbox the hash of its prefix leads there; anything wider needs the total order.
+        let is_one_inbox = family == Family::Inbox && from.get(..INBOX_PREFIX_LEN) == to.get(..INBOX_PREFIX_LEN);
+        if is_one_inbox {
+            options.set_prefix_same_as_start(true);
+        } else {
+            options.set_total_order_seek(true);
+        }
+        if tier == Tier::Memory {
+            options.set_read_tier(ReadTier::BlockCache);
+        }
+        let mut rows = self.database.raw_iterator_cf_opt(self.handle(family), options);
+        rows.seek(from);
+        while let Some((key, value)) = rows.item() {
+            if visit(key, value).is_break() {
+                return Ok(ScanEnd::Stopped);
+            }
+            rows.next();
+        }
+        match rows.status() {
+            Ok(()) => Ok(ScanEnd::Complete),
+            Err(error) if tier == Tier::Memory && error.kind() == ErrorKind::Incomplete => Ok(ScanEnd::Unknown),
+            Err(error) => Err(failed("a scan")(error)),
+        }
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), EngineError> {
+        let batch = WriteBatch::from_data(batch.as_bytes());
+        self.database.write_opt(batch, &self.synced).map_err(failed("a synced write"))?;
+        // Every write is synced before its sequence numbers are published.
+        self.sequence_synced.fetch_max(self.database.latest_sequence_number(), Ordering::AcqRel);
+        Ok(())
+    }
+
+    #[cfg(feature = "answer-before-sync")]
+    fn write_unsynced(&self, batch: &Batch) -> Result<(), EngineError> {
+        let batch = WriteBatch::from_data(batch.as_bytes());
+        self.database.write_opt(batch, &WriteOptions::default()).map_err(failed("a write"))
+    }
+
+    #[cfg(feature = "answer-before-sync")]
+    fn sync(&self) -> Result<(), EngineError> {
+        self.database.flush_wal(true).map_err(failed("a sync"))
+    }
+
+    fn sequence_synced(&self) -> u64 {
+        self.sequence_synced.load(Ordering::Acquire)
+    }
+
+    fn memory(&self) -> EngineMemory {
+        let sum = |name| Family::ALL.iter().map(|family| self.property(*family, name)).sum();
+        EngineMemory {
+            memtable_bytes: sum(properties::SIZE_ALL_MEM_TABLES),
+            block_cache_bytes: self.cache.get_usage() as u64,
+            table_reader_bytes: sum(properties::ESTIMATE_TABLE_READERS_MEM),
+        }
+    }
+}
