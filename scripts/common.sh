@@ -52,3 +52,51 @@ free_ports() {
     port=$((port + 1))
   done
 }
+
+server_pid='' server_dir='' target=() # set by start_server
+
+# Starts a server on free ports with a data directory of its own; "${target[@]}" is then how the load generator finds
+# it. Its log goes to FOLDER/server.log.
+start_server() {
+  local folder=$1 listen ops
+  read -r -d '' listen ops < <(free_ports 2 7700) || true
+  server_dir=$folder/data
+  target=(--target "127.0.0.1:$listen" --ops "127.0.0.1:$ops" --credentials "$server_dir/dev-credentials.json")
+  echo "\$ culver serve --data-dir $server_dir --listen 127.0.0.1:$listen --ops 127.0.0.1:$ops &"
+  "$binaries/culver" serve --data-dir "$server_dir" --listen "127.0.0.1:$listen" --ops "127.0.0.1:$ops" \
+    >"$folder/server.log" 2>&1 </dev/null &
+  server_pid=$!
+  wait_until_ready "$ops" && return
+  cat "$folder/server.log" >&2
+  die "the server did not become ready"
+}
+
+wait_until_ready() {
+  local port=$1 status
+  for _ in {1..300}; do
+    kill -0 "$server_pid" 2>/dev/null || return
+    if exec {http}<>"/dev/tcp/127.0.0.1/$port"; then
+      printf 'GET /readyz HTTP/1.0\r\n\r\n' >&"$http"
+      read -r status <&"$http" || status=''
+      exec {http}>&-
+      [[ $status != *' 200'* ]] || return 0
+    fi 2>/dev/null
+    sleep 0.1
+  done
+  return 1
+}
+
+# Ends the server as an operator would, and says with what it ended if that is not 0.
+stop_server() {
+  [[ -n $server_pid ]] || return 0
+  local rc=0
+  kill -TERM "$server_pid" 2>/dev/null || true
+  wait "$server_pid" || rc=$?
+  server_pid=''
+  [[ $rc == 0 ]] || die "the server ended with $rc on SIGTERM"
+}
+
+# As many descriptors as may be had without asking anyone.
+raise_descriptor_limit() {
+  ulimit -Sn "$(ulimit -Hn)"
+}
