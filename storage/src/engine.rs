@@ -152,7 +152,7 @@ pub trait Engine: Send + Sync {
         from: &[u8],
         to: &[u8],
         tier: Tier,
-        visit: &mut Visitor<'_'>,
+        visit: &mut Visitor<'_>,
     ) -> Result<ScanEnd, EngineError>;
 
     /// Writes all rows of a batch or none. It is on disk when this returns, and readable no earlier.

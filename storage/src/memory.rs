@@ -138,7 +138,7 @@ impl Engine for MemoryEngine {
         from: &[u8],
         to: &[u8],
         tier: Tier,
-        visit: &mut Visitor<'_'>,
+        visit: &mut Visitor<'_>,
     ) -> Result<ScanEnd, EngineError> {
         let state = self.state.lock();
         if state.is_cold && tier == Tier::Memory {

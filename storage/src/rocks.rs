@@ -178,7 +178,7 @@ impl Engine for RocksEngine {
         from: &[u8],
         to: &[u8],
         tier: Tier,
-        visit: &mut Visitor<'_'>,
+        visit: &mut Visitor<'_>,
     ) -> Result<ScanEnd, EngineError> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to);
