@@ -1,0 +1,368 @@
+//! The fixed byte vectors: hex in, meaning out, and the same hex from the meaning where the form is canonical.
+//!
+//! `tests/vectors/*.json` are written by hand from the schema, not by this code. In them 64-bit numbers are decimal
+//! strings and bytes are hex. A field that is absent from `canonical` is `true`: our encoders give these very bytes.
+
+use bytes::Bytes;
+use culver_protocol::client::{Client, ClientConfig, Credential, Event};
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::limits::{BODY_LEN_MAX, CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN};
+use culver_protocol::message::{Accepted, EntryView, SendView, decode_ack, encode_deliver};
+use culver_protocol::preamble::Preamble;
+use culver_protocol::proto;
+use culver_protocol::record::{Cipher, FrameError, Record, RecordType, may_be_ignored, split};
+use prost::Message;
+use serde_json::{Value, json};
+
+#[test]
+fn preambles() {
+    for vector in read(include_str!("vectors/preamble.json")) {
+        let bytes = hex_of(&vector).try_into().expect("a preamble has 8 bytes");
+        let preamble = match Preamble::decode(bytes) {
+            Ok(preamble) => preamble,
+            Err(error) => {
+                assert_eq!(vector.get("error"), Some(&json!(format!("{error:?}"))), "{vector}");
+                continue;
+            }
+        };
+        assert_eq!(preamble.encode(), bytes, "{vector}");
+        let fields = json!([
+            preamble.version_min,
+            preamble.version_max,
+            preamble.handshake,
+            preamble.suite,
+            preamble.server_key
+        ]);
+        let expected = ["version_min", "version_max", "handshake", "suite", "server_key"].map(|name| vector.get(name));
+        assert_eq!(fields, json!(expected), "{vector}");
+        match preamble.agree_version() {
+            Ok(version) => assert_eq!(vector.get("agreed"), Some(&json!(version)), "{vector}"),
+            Err(error) => assert_eq!(vector.get("agreed_error"), Some(&json!(format!("{error:?}"))), "{vector}"),
+        }
+    }
+}
+
+#[test]
+fn logins() {
+    for vector in read(include_str!("vectors/login.json")) {
+        let bytes = hex_of(&vector);
+        let login = match split(&bytes, 1, HANDSHAKE_LEN_MAX) {
+            Ok(None) => {
+                assert_eq!(vector.get("incomplete"), Some(&json!(true)), "{vector}");
+                continue;
+            }
+            Ok(Some(range)) => {
+                assert_eq!(range.end, bytes.len(), "{vector}");
+                bytes.get(range).and_then(|body| proto::Login::decode(body).ok())
+            }
+            Err(_) => None,
+        };
+        let Some(login) = login else {
+            assert_eq!(vector.get("error"), Some(&json!("BadHandshake")), "{vector}");
+            continue;
+        };
+        let mut fields = json!({
+            "cursor": login.cursor.to_string(),
+            "incarnation": login.incarnation.to_string(),
+            "keep_alive_s": login.keep_alive_s,
+            "credit_entries": login.credit_entries,
+            "credit_bytes": login.credit_bytes,
+            "client": login.client,
+        });
+        let (name, value) = match login.credential.as_ref().expect("every vector has one") {
+            proto::login::Credential::Token(token) => ("token", token.clone()),
+            proto::login::Credential::Ticket(ticket) => ("ticket", hex::encode(ticket)),
+        };
+        fields.as_object_mut().expect("an object").insert(name.into(), value.into());
+        assert_eq!(vector.get("fields"), Some(&fields));
+        if is_canonical(&vector) {
+            assert_eq!(login.encode_to_vec(), bytes.get(2..).expect("after the length"), "{vector}");
+        }
+    }
+}
+
+#[test]
+fn records() {
+    let mut kinds_seen = Vec::new();
+    for vector in read(include_str!("vectors/records.json")) {
+        let bytes = hex_of(&vector);
+        let is_client = vector.get("from") == Some(&json!("client"));
+        let len_max = if is_client { CLIENT_BODY_LEN_MAX } else { BODY_LEN_MAX };
+        let range = split(&bytes, HEADER_LEN, len_max).expect("well framed").expect("complete");
+        assert_eq!(range.end, bytes.len(), "{vector}");
+        let record = Record::parse(bytes.get(range).expect("split found it")).expect("type and flags");
+        let kind = RecordType::from_number(record.kind).expect("a known type");
+        kinds_seen.push(kind);
+        assert_eq!(vector.get("type"), Some(&json!(type_name(kind))), "{vector}");
+        let (fields, encoded) = meaning(kind, record.body);
+        assert_eq!(vector.get("fields"), Some(&fields), "{vector}");
+        if is_canonical(&vector) {
+            let mut sealed = Vec::new();
+            Cipher::default().seal(&mut sealed, kind, |out| out.extend_from_slice(&encoded));
+            assert_eq!(hex::encode(sealed), hex::encode(&bytes), "{vector}");
+        }
+    }
+    for kind in RecordType::ALL {
+        assert!(kinds_seen.contains(&kind), "no vector for {kind:?}");
+    }
+}
+
+#[test]
+fn mistakes_of_a_client() {
+    for vector in read(include_str!("vectors/errors.json")) {
+        let outcome = judge(&hex_of(&vector)).unwrap_or_else(|error| format!("{error:?}"));
+        assert_eq!(vector.get("outcome"), Some(&json!(outcome)), "{vector}");
+    }
+}
+
+/// The client plays its part of the recorded session, byte for byte.
+#[test]
+fn session() {
+    let mut client = Client::new(ClientConfig {
+        user: UserId(1),
+        device: DeviceId(1),
+        credential: Credential::Token("TOKEN".into()),
+        keep_alive_s: 60,
+        name: "example/1".into(),
+        ..ClientConfig::default()
+    });
+    let conversation = ConversationId::direct(UserId(1), UserId(2));
+    let id = |first: u8| ClientMessageId(std::array::from_fn(|index| first + u8::try_from(index).expect("under 16")));
+    let mut now_us = 0;
+    let mut written = Vec::new();
+    assert_eq!(client.poll_event(), Some(Event::Connect));
+    client.handle_connected(now_us);
+    for step in read(include_str!("vectors/session.json")) {
+        let what = step.get("what").and_then(Value::as_str).expect("each step says what it is");
+        let bytes = hex_of(&step);
+        match step.get("from").and_then(Value::as_str) {
+            Some("client") => {
+                if what.starts_with("SEND: id 0001") {
+                    client.send(id(0), conversation, Bytes::from_static(b"hi"), now_us).expect("room");
+                } else if what.starts_with("SEND: id 1011") {
+                    client.send(id(16), conversation, Bytes::from_static(b"again"), now_us).expect("room");
+                } else if what.starts_with("PING") {
+                    now_us = client.poll_timeout().expect("a keep-alive");
+                    client.handle_timeout(now_us);
+                } else if what.starts_with("ACK") {
+                    client.persisted(InboxSeq(1));
+                }
+                let outgoing = client.transmit().to_vec();
+                client.transmitted(outgoing.len());
+                written.extend_from_slice(&outgoing);
+                assert!(written.starts_with(&bytes), "{what}: {}", hex::encode(&written));
+                written.drain(..bytes.len());
+            }
+            Some("server") => client.handle_bytes(&bytes, now_us),
+            Some("both") => {
+                client.handle_disconnected(now_us);
+                now_us = client.poll_timeout().unwrap_or(now_us);
+                client.handle_timeout(now_us);
+                client.handle_connected(now_us);
+            }
+            other => panic!("a step from {other:?}"),
+        }
+    }
+    assert!(written.is_empty(), "the client wrote more than the session has");
+    let events: Vec<Event> = std::iter::from_fn(|| client.poll_event()).collect();
+    let sent: Vec<(u64, bool)> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Sent(accepted) => Some((accepted.conversation_seq.0, accepted.duplicate)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent, [(2, false), (3, true)]);
+    assert!(events.iter().any(|event| matches!(event, Event::Delivered(entry) if entry.payload == "hello")));
+    assert!(matches!(events.last(), Some(Event::Goaway(_))));
+}
+
+/// What a server makes of the first record that a logged-in client sends.
+fn judge(bytes: &[u8]) -> Result<String, ErrorCode> {
+    let range = split(bytes, HEADER_LEN, CLIENT_BODY_LEN_MAX).map_err(|error| match error {
+        FrameError::TooShort(_) => ErrorCode::RecordEmpty,
+        FrameError::TooLong(_) => ErrorCode::RecordTooLong,
+    })?;
+    let Some(range) = range else {
+        return Ok("incomplete".into());
+    };
+    let record = Record::parse(bytes.get(range).expect("split found it")).map_err(|_| ErrorCode::RecordEmpty)?;
+    let Some(kind) = RecordType::from_number(record.kind) else {
+        return if may_be_ignored(record.kind) { Ok("ignored".into()) } else { Err(ErrorCode::TypeUnknown) };
+    };
+    let bad = |_| ErrorCode::BadProtobuf;
+    match kind {
+        RecordType::Ping => drop(proto::Ping::decode(record.body).map_err(bad)?),
+        RecordType::Pong => drop(proto::Pong::decode(record.body).map_err(bad)?),
+        RecordType::Ack => drop(decode_ack(record.body).map_err(bad)?),
+        RecordType::Send => {
+            let send = SendView::decode(record.body).map_err(bad)?;
+            ClientMessageId::try_from(send.client_message_id).map_err(|_| ErrorCode::ClientMessageIdInvalid)?;
+            ConversationId::try_from(send.conversation).map_err(|_| ErrorCode::ConversationInvalid)?;
+        }
+        _ => return Err(ErrorCode::OutOfState),
+    }
+    Ok("accepted".into())
+}
+
+/// What a record says, and the bytes that our encoders give for it.
+fn meaning(kind: RecordType, body: &[u8]) -> (Value, Vec<u8>) {
+    fn read<M: Message + Default>(body: &[u8], fields: impl Fn(&M) -> Value) -> (Value, Vec<u8>) {
+        let message = M::decode(body).expect("the vector is protobuf");
+        (fields(&message), message.encode_to_vec())
+    }
+    match kind {
+        RecordType::Ready => read(body, |_: &proto::Ready| json!({})),
+        RecordType::Welcome => read(body, |welcome: &proto::Welcome| {
+            json!({
+                "ticket": hex::encode(&welcome.ticket),
+                "ticket_expires_ms": welcome.ticket_expires_ms.to_string(),
+                "incarnation": welcome.incarnation.to_string(),
+                "server_time_ms": welcome.server_time_ms.to_string(),
+                "keep_alive_s": welcome.keep_alive_s,
+                "credit_entries": welcome.credit_entries,
+                "credit_bytes": welcome.credit_bytes,
+                "version": welcome.version,
+            })
+        }),
+        RecordType::Ping => read(body, |ping: &proto::Ping| json!({ "nonce": ping.nonce.to_string() })),
+        RecordType::Pong => read(body, |pong: &proto::Pong| json!({ "nonce": pong.nonce.to_string() })),
+        RecordType::Goaway => read(body, |goaway: &proto::Goaway| {
+            json!({
+                "reason": goaway.reason().as_str_name(),
+                "reconnect_min_ms": goaway.reconnect_min_ms,
+                "reconnect_max_ms": goaway.reconnect_max_ms,
+                "alternates": goaway.alternates,
+            })
+        }),
+        RecordType::Error => read(body, error_fields),
+        RecordType::Send => {
+            let view = SendView::decode(body).expect("the vector is a SEND");
+            let mut encoded = Vec::new();
+            view.encode(&mut encoded);
+            let fields = json!({
+                "client_message_id": hex::encode(view.client_message_id),
+                "conversation": hex::encode(view.conversation),
+                "payload": hex::encode(view.payload),
+            });
+            (fields, encoded)
+        }
+        RecordType::SendResult => send_result_meaning(body),
+        RecordType::Deliver => deliver_meaning(body),
+        RecordType::Ack => {
+            let (through, credit_entries, credit_bytes) = decode_ack(body).expect("the vector is an ACK");
+            let fields = json!({
+                "inbox_seq": through.0.to_string(),
+                "credit_entries": credit_entries,
+                "credit_bytes": credit_bytes,
+            });
+            (fields, proto::Ack { inbox_seq: through.0, credit_entries, credit_bytes }.encode_to_vec())
+        }
+        RecordType::Gap => read(body, |gap: &proto::Gap| {
+            json!({
+                "start": gap.start.to_string(),
+                "reset": gap.reset,
+                "incarnation": gap.incarnation.to_string(),
+            })
+        }),
+    }
+}
+
+fn error_fields(error: &proto::Error) -> Value {
+    json!({
+        "code": error.code,
+        "retry_after_ms": error.retry_after_ms,
+        "scope": error.scope().as_str_name(),
+        "request_id": hex::encode(&error.request_id),
+        "detail": error.detail,
+    })
+}
+
+/// Accepted ones through the encoder of the hot path, rejections through prost.
+fn send_result_meaning(body: &[u8]) -> (Value, Vec<u8>) {
+    let result = proto::SendResult::decode(body).expect("the vector is protobuf");
+    let fields = json!({
+        "client_message_id": hex::encode(&result.client_message_id),
+        "conversation_seq": result.conversation_seq.to_string(),
+        "message_id": result.message_id.to_string(),
+        "server_time_ms": result.server_time_ms.to_string(),
+        "inbox_seq": result.inbox_seq.to_string(),
+        "duplicate": result.duplicate,
+        "error": result.error.as_ref().map(error_fields),
+    });
+    if result.error.is_some() {
+        return (fields, result.encode_to_vec());
+    }
+    let mut encoded = Vec::new();
+    let accepted = Accepted {
+        client_message_id: ClientMessageId::try_from(result.client_message_id.as_ref()).expect("16 bytes"),
+        conversation_seq: ConversationSeq(result.conversation_seq),
+        message_id: MessageId(result.message_id),
+        server_time_ms: result.server_time_ms,
+        inbox_seq: InboxSeq(result.inbox_seq),
+        duplicate: result.duplicate,
+    };
+    accepted.encode(&mut encoded);
+    (fields, encoded)
+}
+
+fn deliver_meaning(body: &[u8]) -> (Value, Vec<u8>) {
+    let deliver = proto::Deliver::decode(body).expect("the vector is protobuf");
+    let entries: Vec<Value> = deliver
+        .entries
+        .iter()
+        .map(|entry| {
+            json!({
+                "inbox_seq": entry.inbox_seq.to_string(),
+                "conversation": hex::encode(&entry.conversation),
+                "conversation_seq": entry.conversation_seq.to_string(),
+                "message_id": entry.message_id.to_string(),
+                "server_time_ms": entry.server_time_ms.to_string(),
+                "sender": entry.sender.to_string(),
+                "sender_device": entry.sender_device,
+                "payload": hex::encode(&entry.payload),
+            })
+        })
+        .collect();
+    let mut encoded = Vec::new();
+    let views = deliver.entries.iter().map(|entry| EntryView {
+        inbox_seq: InboxSeq(entry.inbox_seq),
+        conversation: ConversationId::try_from(entry.conversation.as_ref()).expect("16 bytes"),
+        conversation_seq: ConversationSeq(entry.conversation_seq),
+        message_id: MessageId(entry.message_id),
+        server_time_ms: entry.server_time_ms,
+        sender: UserId(entry.sender),
+        sender_device: DeviceId(u16::try_from(entry.sender_device).expect("a device")),
+        payload: &entry.payload,
+    });
+    encode_deliver(&mut encoded, InboxSeq(deliver.previous), views);
+    (json!({ "previous": deliver.previous.to_string(), "entries": entries }), encoded)
+}
+
+fn read(file: &str) -> Vec<Value> {
+    let vectors: Vec<Value> = serde_json::from_str(file).expect("the vectors are JSON");
+    assert!(!vectors.is_empty());
+    vectors
+}
+
+fn hex_of(vector: &Value) -> Vec<u8> {
+    let text = vector.get("hex").and_then(Value::as_str).expect("each vector has hex");
+    hex::decode(text).expect("it is hex")
+}
+
+fn is_canonical(vector: &Value) -> bool {
+    vector.get("canonical") != Some(&json!(false))
+}
+
+/// The name of the documentation: `SendResult` is `SEND_RESULT`.
+fn type_name(kind: RecordType) -> String {
+    let mut name = String::new();
+    for letter in format!("{kind:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
