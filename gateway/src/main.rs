@@ -1,2 +1,34 @@
-//! x
-fn main() {}
+//! The binary `culver`: reads its command line and runs one command. Owns exit codes: 0 done, 1 failed, 2 bad usage.
+
+mod command;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use culver::config::ConfigError;
+
+/// Bad usage: the command line or the settings, not the machine.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    culver::logging::abort_on_panic();
+    match command::Culver::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("culver: {}", explain(&error));
+            if error.is::<ConfigError>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// The error and its causes in one line, without what a message has already said about its cause.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text.extend([separator, &cause]);
+        }
+    }
+    text
+}

@@ -1,0 +1,116 @@
+//! `culver serve`: settings, checks, the data directory, and then the server until a signal ends it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use culver::auth::Authenticator;
+use culver::auth::keys::CREDENTIALS_FILE;
+use culver::config::{Config, ConfigError, LogFormat};
+use culver::logging;
+use culver::preflight::{self, Ports};
+use culver::server::{self, Setup};
+use culver_storage::error::OpenError;
+use culver_storage::layout::DataDir;
+use tracing::{info, warn};
+
+use super::{DataDirArg, init};
+
+/// Run the server
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+                        culver serve --data-dir ./data\n  \
+                        culver serve --data-dir ./data --listen 127.0.0.1:7500 --ops 127.0.0.1:7501\n  \
+                        culver serve --data-dir ./data --reactors 2 --connections-max 100000 --log-format json\n\n\
+                        Settings come from DIR/culver.toml, or the file named with --config; flags go before them.\n\
+                        SIGTERM and SIGINT end it: clients are told to reconnect elsewhere, then it exits with 0.\n\
+                        RUST_LOG=debug shows more.")]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    data_dir: DataDirArg,
+    /// Settings [default: DIR/culver.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients connect; loopback only [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:7401]
+    #[arg(long, value_name = "IP:PORT")]
+    ops: Option<SocketAddr>,
+    /// Threads that own sockets [default: half the cores]
+    #[arg(long, value_name = "N")]
+    reactors: Option<usize>,
+    /// Most connections at once [default: what the descriptor limit allows]
+    #[arg(long, value_name = "N")]
+    connections_max: Option<u32>,
+    /// The form of the logs on standard error [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let config = self.settings()?;
+        logging::start(&config.log)?;
+        let connections_max = preflight::reserve_descriptors(&config)?;
+        let ports = Ports::hold(&config)?;
+        let data_dir = open_or_initialise(&config)?;
+        let authenticator = Arc::new(Authenticator::load(&config, data_dir.incarnation())?);
+        let greeting = greeting(&config, &ports);
+        info!(listen = %ports.listen, ops = %ports.ops_address, connections_max, "starting");
+        let on_ready = Box::new(move || {
+            if let Err(error) = super::print(&greeting) {
+                warn!(%error, "nobody reads standard output");
+            }
+        });
+        server::run(Setup { config, data_dir, authenticator, ports, connections_max, on_ready })?;
+        info!("stopped");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The file's settings with the flags over them, checked.
+    fn settings(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(&self.data_dir.path, self.config.as_deref())?;
+        config.listen = self.listen.unwrap_or(config.listen);
+        config.ops = self.ops.unwrap_or(config.ops);
+        config.reactors = self.reactors.unwrap_or(config.reactors);
+        config.connections_max = self.connections_max.unwrap_or(config.connections_max);
+        config.log.format = self.log_format.unwrap_or(config.log.format);
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Opens the data directory; an empty or missing one is made first. (The listen address is on loopback: validated.)
+fn open_or_initialise(config: &Config) -> anyhow::Result<DataDir> {
+    match DataDir::open(&config.data_dir) {
+        Err(OpenError::Missing { path } | OpenError::Empty { path }) => {
+            init::initialise(&path)?;
+            super::print(&format!(
+                "{} was empty: it is a data directory now, with keys for development",
+                path.display()
+            ))?;
+            Ok(DataDir::open(&path)?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// What is printed once clients can log in.
+fn greeting(config: &Config, ports: &Ports) -> String {
+    let (listen, ops, dir) = (ports.listen, ports.ops_address, config.data_dir.display());
+    let credentials = config.data_dir.join(CREDENTIALS_FILE);
+    let mut text = format!(
+        "culver listens on {listen} (plaintext, this machine only); operators: http://{ops}/metrics, /healthz, /readyz"
+    );
+    if credentials.exists() {
+        text.push_str(&format!(
+            "\nTry next:\n  culver-loadgen chat --target {listen} --ops {ops} --credentials {} --pairs 64 --duration 10s\n  \
+             culver token --data-dir {dir} --user 7 --device 1",
+            credentials.display()
+        ));
+    }
+    text
+}
