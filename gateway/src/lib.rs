@@ -1,6 +1,19 @@
 //! The Culver messaging gateway, as a library so that tests reach its parts; the binary `culver` is a thin shell.
+//!
+//! A message's way: [`reactor`] reads its bytes, [`session`] makes a command of them, [`mailbox`] carries it to the
+//! [`hub`], which decides, applies and batches it; `culver_storage` makes the batch durable; the effects go back
+//! the same way. [`server`] puts the threads together.
 
 pub mod auth;
 pub mod config;
+pub mod hub;
+pub mod logging;
+pub mod mailbox;
+pub mod metrics;
 pub mod ops;
 pub mod preflight;
+pub mod reactor;
+pub mod server;
+pub mod session;
+pub mod slab;
+pub mod sys;

@@ -41,7 +41,10 @@ snapshot! {
     counter "culver_entries_delivered" entries_delivered "Inbox entries written to clients";
     counter "culver_acks" acks "Acknowledgements taken from clients";
     counter "culver_batches" batches "Batches made durable";
-    counter "culver_records_rejected" records_rejected "Records answered with an error";
+    counter "culver_messages_rejected" messages_rejected "Messages not accepted";
+    counter "culver_errors_sent" errors_sent "Connections ended with an error";
+    counter "culver_log_reads" log_reads "Pages read from the log for delivery";
+    counter "culver_turns" turns "Turns of the event loops";
     counter "culver_wakeups" wakeups "Times a sleeping thread was woken by another";
 }
 
@@ -104,7 +107,10 @@ mod tests {
             "culver_entries_delivered_total 0",
             "culver_acks_total 0",
             "culver_batches_total 0",
-            "culver_records_rejected_total 0",
+            "culver_messages_rejected_total 0",
+            "culver_errors_sent_total 0",
+            "culver_log_reads_total 0",
+            "culver_turns_total 0",
             "culver_parked_commands 0",
             "culver_wakeups_total 0",
         ] {

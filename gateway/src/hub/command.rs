@@ -1,0 +1,113 @@
+//! What a reactor asks of a hub.
+
+use culver_protocol::id::{DeviceId, Incarnation, InboxSeq, UserId};
+use culver_storage::command::Send;
+
+/// One session, for ever: no two sessions of a process share an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The reactor that owns the connection.
+    pub reactor: u16,
+    /// The connection's slot there.
+    pub slot: u32,
+    /// Which of the connections that had this slot.
+    pub generation: u32,
+    /// Which of the sessions of that reactor.
+    pub epoch: u32,
+}
+
+/// Whose device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Device {
+    /// The user.
+    pub user: UserId,
+    /// The user's device.
+    pub device: DeviceId,
+}
+
+/// How much may be on its way to a client beyond what it has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    /// In entries.
+    pub entries: u16,
+    /// In bytes: payloads plus `ENTRY_OVERHEAD` each.
+    pub bytes: u32,
+}
+
+/// A command. Those that say so are answered by exactly one reply.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// A session begins: it replaces the device's older one, and delivery starts. Answered by `LoggedIn`.
+    Login {
+        /// The session.
+        session: Address,
+        /// Whose it is.
+        device: Device,
+        /// What the client has persisted, by its own account.
+        cursor: InboxSeq,
+        /// The data it knows; 0: none.
+        incarnation: Incarnation,
+        /// Its window.
+        credit: Credit,
+    },
+    /// A message. Answered by `Accepted` or `Rejected`.
+    Send {
+        /// The session.
+        session: Address,
+        /// The message.
+        send: Send,
+    },
+    /// Persisted by the client up to here. Not answered.
+    Ack {
+        /// The session.
+        session: Address,
+        /// Whose it is.
+        device: Device,
+        /// Up to here.
+        through: InboxSeq,
+        /// The window beyond it.
+        credit: Credit,
+    },
+    /// The reactor dropped deliveries; go on behind `sent` from the log. Not answered.
+    Resume {
+        /// The session.
+        session: Address,
+        /// Whose it is.
+        device: Device,
+        /// The last entry that went to the client.
+        sent: InboxSeq,
+    },
+    /// The session is over. Answered by `Closed`, after which the slot may be used again.
+    Close {
+        /// The session.
+        session: Address,
+        /// Whose it was.
+        device: Device,
+    },
+}
+
+impl Command {
+    /// The session it comes from.
+    #[must_use]
+    pub fn session(&self) -> Address {
+        match self {
+            Self::Login { session, .. }
+            | Self::Send { session, .. }
+            | Self::Ack { session, .. }
+            | Self::Resume { session, .. }
+            | Self::Close { session, .. } => *session,
+        }
+    }
+
+    /// The device it comes from.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Send { send, .. } => Device { user: send.sender, device: send.device },
+            Self::Login { device, .. }
+            | Self::Ack { device, .. }
+            | Self::Resume { device, .. }
+            | Self::Close { device, .. } => *device,
+        }
+    }
+}

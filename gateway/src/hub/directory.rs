@@ -1,0 +1,216 @@
+//! Who is online: the sessions of a hub's users, found by user through an index of slot numbers only.
+
+use std::hash::{BuildHasher, RandomState};
+
+use culver_protocol::id::{DeviceId, InboxSeq, UserId};
+use hashbrown::HashTable;
+
+use super::command::{Address, Device};
+use crate::slab::Slab;
+
+/// Index tables, so that growth comes in small steps instead of doubling one large table.
+const TABLES: usize = 64;
+
+/// One session that is online.
+#[derive(Debug)]
+pub struct Online {
+    user: UserId,
+    device: DeviceId,
+    reactor: u16,
+    slot: u32,
+    generation: u32,
+    epoch: u32,
+    /// The client has persisted everything up to here.
+    pub acked: InboxSeq,
+    /// Everything up to here is on its way to the client. Invariant: never below `acked`.
+    pub sent: InboxSeq,
+    /// Window beyond `acked`, in bytes.
+    pub credit_bytes: u32,
+    /// Bytes of the window in use.
+    pub used_bytes: u32,
+    /// Index of the pooled list of sizes between `acked` and `sent`; `Windows::NONE`: nothing is between.
+    pub window: u32,
+    /// Window beyond `acked`, in entries.
+    pub credit_entries: u16,
+    /// The log holds more than `sent`.
+    pub behind: bool,
+    /// A read of the log is under way.
+    pub reading: bool,
+    /// While it was, more became durable that it may not have seen.
+    pub missed: bool,
+}
+
+const _: () = assert!(size_of::<Online>() <= 64);
+
+impl Online {
+    /// The session's address.
+    #[must_use]
+    pub fn address(&self) -> Address {
+        Address { reactor: self.reactor, slot: self.slot, generation: self.generation, epoch: self.epoch }
+    }
+
+    /// Whose session it is.
+    #[must_use]
+    pub fn user(&self) -> UserId {
+        self.user
+    }
+}
+
+/// The sessions that are online.
+pub struct Directory {
+    online: Slab<Online>,
+    tables: Vec<HashTable<u32>>,
+    hasher: RandomState,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        let tables = (0..TABLES).map(|_| HashTable::new()).collect();
+        Self { online: Slab::default(), tables, hasher: RandomState::new() }
+    }
+}
+
+impl Directory {
+    /// Sessions online.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.online.len()
+    }
+
+    /// Whether nobody is online.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.online.is_empty()
+    }
+
+    /// The session of a device.
+    #[must_use]
+    pub fn find(&self, device: Device) -> Option<u32> {
+        let hash = self.hasher.hash_one(device.user);
+        let same = |index: &u32| {
+            self.online.get(*index).is_some_and(|online| online.user == device.user && online.device == device.device)
+        };
+        self.table(hash).find(hash, same).copied()
+    }
+
+    /// The session of a device, if it is the one at this address.
+    #[must_use]
+    pub fn current(&self, device: Device, session: Address) -> Option<u32> {
+        self.find(device).filter(|index| self.get(*index).is_some_and(|online| online.address() == session))
+    }
+
+    /// All sessions of a user.
+    pub fn of_user(&self, user: UserId) -> impl Iterator<Item = u32> + '_ {
+        let hash = self.hasher.hash_one(user);
+        let same = move |index: &&u32| self.online.get(**index).is_some_and(|online| online.user == user);
+        self.table(hash).iter_hash(hash).filter(same).copied()
+    }
+
+    /// Adds a session. The device has none: the caller has removed it.
+    pub fn insert(&mut self, device: Device, session: Address, acked: InboxSeq) -> u32 {
+        assert!(self.find(device).is_none(), "one session a device");
+        let hash = self.hasher.hash_one(device.user);
+        let index = self.online.insert(Online {
+            user: device.user,
+            device: device.device,
+            reactor: session.reactor,
+            slot: session.slot,
+            generation: session.generation,
+            epoch: session.epoch,
+            acked,
+            sent: acked,
+            credit_bytes: 0,
+            used_bytes: 0,
+            window: super::delivery::Windows::NONE,
+            credit_entries: 0,
+            behind: false,
+            reading: false,
+            missed: false,
+        });
+        let (online, hasher) = (&self.online, &self.hasher);
+        let hash_of = |index: &u32| hasher.hash_one(online.get(*index).expect("the index names what is there").user);
+        let table = Self::table_index(hash);
+        self.tables.get_mut(table).expect("masked to TABLES").insert_unique(hash, index, hash_of);
+        index
+    }
+
+    /// Removes a session.
+    pub fn remove(&mut self, index: u32) -> Option<Online> {
+        let online = self.online.remove(index)?;
+        let hash = self.hasher.hash_one(online.user);
+        let table = self.tables.get_mut(Self::table_index(hash)).expect("masked to TABLES");
+        let entry = table.find_entry(hash, |other| *other == index);
+        entry.expect("what is in the slab is in the index").remove();
+        if table.len() * 4 < table.capacity() {
+            let (online, hasher) = (&self.online, &self.hasher);
+            let len = table.len();
+            table.shrink_to(len * 2, |index| {
+                hasher.hash_one(online.get(*index).expect("the index names what is there").user)
+            });
+        }
+        Some(online)
+    }
+
+    /// A session.
+    #[must_use]
+    pub fn get(&self, index: u32) -> Option<&Online> {
+        self.online.get(index)
+    }
+
+    /// A session, to change it.
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut Online> {
+        self.online.get_mut(index)
+    }
+
+    fn table(&self, hash: u64) -> &HashTable<u32> {
+        self.tables.get(Self::table_index(hash)).expect("masked to TABLES")
+    }
+
+    /// Takes bits that hashbrown itself uses neither for the bucket nor for its tags.
+    fn table_index(hash: u64) -> usize {
+        usize::try_from((hash >> 32) % TABLES as u64).expect("below TABLES")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(slot: u32) -> Address {
+        Address { reactor: 0, slot, generation: slot, epoch: slot }
+    }
+
+    fn device(user: u64, device: u16) -> Device {
+        Device { user: UserId(user), device: DeviceId(device) }
+    }
+
+    #[test]
+    fn finds_devices_and_whole_users_through_growth_and_shrinkage() {
+        let mut directory = Directory::default();
+        let mut indexes = Vec::new();
+        for user in 0..5000_u64 {
+            for number in 1..=2_u16 {
+                let slot = u32::try_from(user).expect("small") * 2 + u32::from(number);
+                indexes.push((user, number, directory.insert(device(user, number), session(slot), InboxSeq(0))));
+            }
+        }
+        for (user, number, index) in &indexes {
+            assert_eq!(directory.find(device(*user, *number)), Some(*index));
+            assert_eq!(directory.of_user(UserId(*user)).count(), 2);
+        }
+        for (user, number, index) in &indexes {
+            assert!(directory.remove(*index).is_some());
+            assert_eq!(directory.find(device(*user, *number)), None);
+        }
+        assert!(directory.is_empty());
+        assert!(directory.tables.iter().all(|table| table.capacity() < 16), "memory is given back");
+    }
+
+    #[test]
+    fn a_superseded_address_is_not_current() {
+        let mut directory = Directory::default();
+        let index = directory.insert(device(1, 1), session(7), InboxSeq(3));
+        assert_eq!(directory.current(device(1, 1), session(7)), Some(index));
+        assert_eq!(directory.current(device(1, 1), Address { epoch: 8, ..session(7) }), None);
+    }
+}

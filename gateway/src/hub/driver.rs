@@ -1,0 +1,250 @@
+//! The thread of a hub: moves things between its queues and the pure [`Hub`], and sleeps when there are none.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam::queue::ArrayQueue;
+use culver_storage::batch::BatchNumber;
+use culver_storage::error::EngineError;
+use culver_storage::reader::{ReadResult, Readers};
+use culver_storage::writer::Writer;
+
+use super::effect::{Effect, EffectKind};
+use super::{Counts, Hub, READS_OUTSTANDING_MAX};
+use crate::mailbox::{Doorbell, Link};
+use crate::metrics::Counters;
+
+/// Commands taken from one reactor before the others have their turn.
+const COMMANDS_A_TURN: usize = 512;
+/// Longest sleep while a batch waits for company, so that cursors are written in time.
+const COMPANY_WAIT: Duration = Duration::from_millis(5);
+/// Longest sleep otherwise.
+const IDLE_WAIT: Duration = Duration::from_millis(500);
+
+/// What writers and readers tell a hub. Shared with their threads.
+pub struct Inbox {
+    /// Batches that have become durable: at most the one under way.
+    durable: ArrayQueue<BatchNumber>,
+    /// Results of reads.
+    reads: ArrayQueue<ReadResult>,
+    /// Wakes the hub.
+    pub bell: Doorbell,
+    thread: Arc<OnceLock<Thread>>,
+    stop: AtomicBool,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let thread: Arc<OnceLock<Thread>> = Arc::default();
+        let to_wake = Arc::clone(&thread);
+        // Before the hub's thread runs it cannot sleep, and nobody needs to wake it.
+        let wake = move || to_wake.get().into_iter().for_each(Thread::unpark);
+        Self {
+            durable: ArrayQueue::new(2),
+            reads: ArrayQueue::new(READS_OUTSTANDING_MAX),
+            bell: Doorbell::new(wake),
+            thread,
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Inbox {
+    /// The writer: this batch is durable.
+    ///
+    /// # Panics
+    /// If more than one batch was under way.
+    pub fn post_durable(&self, number: BatchNumber) {
+        assert!(self.durable.push(number).is_ok(), "one batch at a time");
+        self.bell.ring();
+    }
+
+    /// A reader: this was read.
+    ///
+    /// # Panics
+    /// If the hub had more reads under way than this queue holds.
+    pub fn post_read(&self, result: ReadResult) {
+        assert!(self.reads.push(result).is_ok(), "no more reads under way than results have room");
+        self.bell.ring();
+    }
+
+    /// The server, when no reactor runs any more: end when all is answered.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// One reactor, as a hub sees it.
+pub struct ReactorPort {
+    /// The queues between the two.
+    pub link: Arc<Link>,
+    /// Wakes the reactor.
+    pub bell: Arc<Doorbell>,
+}
+
+/// What the hub's thread works with.
+pub struct Driver {
+    /// The hub.
+    pub hub: Hub,
+    /// Its writer.
+    pub writer: Writer,
+    /// The readers of its volume.
+    pub readers: Arc<Readers>,
+    /// What they tell it.
+    pub inbox: Arc<Inbox>,
+    /// The reactors, by number.
+    pub reactors: Vec<ReactorPort>,
+}
+
+/// Milliseconds since 1970 by the machine's clock.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).expect("milliseconds fit 64 bits for a while")
+}
+
+impl Driver {
+    /// Runs until told to stop and everything taken in is answered.
+    ///
+    /// # Panics
+    /// If the hub runs twice.
+    pub fn run(mut self, counters: &Counters) {
+        self.inbox.thread.set(thread::current()).expect("a hub has one thread");
+        let mut notices = Vec::new();
+        loop {
+            let busy = match self.turn(counters, &mut notices) {
+                Ok(busy) => busy,
+                Err(error) => fail(&error),
+            };
+            if busy {
+                continue;
+            }
+            if self.inbox.stop.load(Ordering::Acquire) && self.hub.is_settled() && !self.has_work() {
+                return;
+            }
+            self.sleep();
+        }
+    }
+
+    /// One turn: everything that has come in, then everything that is to go out. Whether there was anything.
+    fn turn(&mut self, counters: &Counters, notices: &mut Vec<Effect>) -> Result<bool, EngineError> {
+        let now_ms = now_ms();
+        counters.turns.add(1);
+        let mut busy = self.take_in(now_ms, counters)?;
+        busy |= self.take_commands(now_ms)?;
+        while let Some(read) = self.hub.next_read() {
+            assert!(self.readers.submit(read).is_ok(), "the readers' queue holds all reads under way");
+        }
+        if let Some(batch) = self.hub.next_batch(now_ms) {
+            self.writer.submit(batch);
+        }
+        busy |= self.post_effects(notices, counters);
+        let Counts { accepted, duplicate, rejected, log_reads } = self.hub.take_counts();
+        counters.messages_accepted.add(accepted);
+        counters.messages_duplicate.add(duplicate);
+        counters.messages_rejected.add(rejected);
+        counters.log_reads.add(log_reads);
+        counters.sessions.set(self.hub.sessions() as u64);
+        counters.parked_commands.set(self.hub.parked() as u64);
+        Ok(busy)
+    }
+
+    fn take_in(&mut self, now_ms: u64, counters: &Counters) -> Result<bool, EngineError> {
+        let mut busy = false;
+        while let Some(number) = self.inbox.durable.pop() {
+            self.hub.handle_durable(number);
+            counters.batches.add(1);
+            busy = true;
+        }
+        let mut read = false;
+        while let Some(result) = self.inbox.reads.pop() {
+            self.hub.handle_read(result)?;
+            read = true;
+        }
+        if read {
+            self.hub.retry_parked(now_ms)?;
+        }
+        Ok(busy | read)
+    }
+
+    fn take_commands(&mut self, now_ms: u64) -> Result<bool, EngineError> {
+        let mut busy = false;
+        for port in &self.reactors {
+            let mut taken = 0;
+            while taken < COMMANDS_A_TURN && self.hub.has_room() {
+                let Some(command) = port.link.take_command() else { break };
+                self.hub.handle_command(command, now_ms)?;
+                taken += 1;
+            }
+            if taken > 0 {
+                busy = true;
+                if port.link.reactor_waited() {
+                    port.bell.ring();
+                }
+            }
+        }
+        Ok(busy)
+    }
+
+    fn post_effects(&mut self, notices: &mut Vec<Effect>, counters: &Counters) -> bool {
+        let released = self.hub.take_released();
+        if released.is_empty() && notices.is_empty() && !self.hub.is_hungry() {
+            return false;
+        }
+        let mut touched = vec![false; self.reactors.len()];
+        let earlier = std::mem::take(notices);
+        for effect in earlier.into_iter().chain(released) {
+            let reactor = usize::from(effect.session.reactor);
+            let port = self.reactors.get(reactor).expect("addresses name reactors");
+            if let Some(touched) = touched.get_mut(reactor) {
+                *touched = true;
+            }
+            if effect.kind.is_reply() {
+                port.link.post_reply(effect);
+            } else if let Err(refused) = port.link.post_delivery(effect) {
+                match refused.kind {
+                    EffectKind::Replaced => notices.push(refused),
+                    _ => self.hub.handle_refused(&refused),
+                }
+            }
+        }
+        let mut busy = false;
+        for (port, touched) in self.reactors.iter().zip(touched) {
+            if touched {
+                busy = true;
+                counters.wakeups.add(u64::from(port.bell.ring()));
+            }
+        }
+        if self.hub.is_hungry() && self.reactors.iter().all(|port| port.link.has_room_for_deliveries()) {
+            self.hub.feed_hungry();
+        }
+        busy
+    }
+
+    fn has_work(&self) -> bool {
+        !self.inbox.durable.is_empty()
+            || !self.inbox.reads.is_empty()
+            || (self.hub.has_room() && self.reactors.iter().any(|port| port.link.has_commands()))
+    }
+
+    fn sleep(&self) {
+        self.inbox.bell.announce();
+        if !self.has_work() {
+            let company = self.hub.waits_for_company() || self.hub.is_hungry();
+            let wait = if company { COMPANY_WAIT } else { IDLE_WAIT };
+            thread::park_timeout(wait);
+        }
+        self.inbox.bell.withdraw();
+    }
+}
+
+/// The store cannot be read: nothing can be decided any more, and going on could only do harm.
+fn fail(error: &EngineError) -> ! {
+    tracing::error!(%error, "the store cannot be read; ending at once, nothing unacknowledged was promised");
+    std::process::abort();
+}

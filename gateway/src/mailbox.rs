@@ -1,0 +1,223 @@
+//! What threads say to each other: bounded queues, and doorbells that wake who sleeps.
+//!
+//! One rule makes it safe: **who waits sets its flag, looks again, then sleeps**; who adds something adds it
+//! first and then looks at the flag. Whichever order the two run in, one of them sees the other. No thread ever
+//! blocks on a full queue: it is told so and remembers what it has to post.
+
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::hub::command::Command;
+use crate::hub::effect::Effect;
+
+/// Commands on their way from one reactor to one hub.
+pub const COMMANDS_MAX: usize = 4096;
+/// Replies that one reactor may be owed by one hub.
+pub const REPLIES_MAX: usize = 8192;
+/// Deliveries on their way from one hub to one reactor.
+pub const DELIVERIES_MAX: usize = 8192;
+
+const _: () = assert!(COMMANDS_MAX <= REPLIES_MAX);
+
+/// The flag of a waiting thread. A trait only so that loom can check the protocol with its own atomics.
+pub trait WaitFlag {
+    /// The waiter: from now on, wake me. What is looked at afterwards is newer than the flag.
+    fn announce(&self);
+    /// The waiter: no need any more.
+    fn withdraw(&self);
+    /// The other side, after adding something: whether somebody must be woken. Says so once per announcement.
+    fn take(&self) -> bool;
+}
+
+impl WaitFlag for AtomicBool {
+    fn announce(&self) {
+        self.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn withdraw(&self) {
+        self.store(false, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.load(Ordering::Relaxed) && self.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// Wakes one thread, and only if it sleeps or is about to.
+pub struct Doorbell {
+    waiting: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Doorbell {
+    /// A doorbell whose owner is woken by `wake`, which must also work before the owner sleeps.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { waiting: AtomicBool::new(false), wake: Box::new(wake) }
+    }
+
+    /// The owner, before it looks a last time and sleeps.
+    pub fn announce(&self) {
+        self.waiting.announce();
+    }
+
+    /// The owner, when it is awake again.
+    pub fn withdraw(&self) {
+        self.waiting.withdraw();
+    }
+
+    /// Anybody, after adding something for the owner. Returns whether the owner had to be woken.
+    pub fn ring(&self) -> bool {
+        let asleep = self.waiting.take();
+        if asleep {
+            (self.wake)();
+        }
+        asleep
+    }
+}
+
+/// The two queues between one reactor and one hub. Each has one producer and one consumer.
+pub struct Link {
+    commands: ArrayQueue<Command>,
+    effects: ArrayQueue<Effect>,
+    /// The reactor found `commands` full and waits for room.
+    reactor_waits: AtomicBool,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            commands: ArrayQueue::new(COMMANDS_MAX),
+            effects: ArrayQueue::new(REPLIES_MAX + DELIVERIES_MAX),
+            reactor_waits: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Link {
+    /// Reactor: how many commands can be posted now. Only the reactor adds, so it can only become more.
+    pub fn commands_room(&self) -> usize {
+        COMMANDS_MAX - self.commands.len()
+    }
+
+    /// Reactor: posts a command for which there is room.
+    ///
+    /// # Panics
+    /// If there is none: the caller looks first.
+    pub fn post_command(&self, command: Command) {
+        assert!(self.commands.push(command).is_ok(), "the reactor looks for room before it posts");
+    }
+
+    /// Reactor: there was not more room than `kept`; ring me when there is. Returns whether there is after all.
+    pub fn wait_for_room(&self, kept: usize) -> bool {
+        self.reactor_waits.announce();
+        let room = self.commands_room() > kept;
+        if room {
+            self.reactor_waits.withdraw();
+        }
+        room
+    }
+
+    /// Hub: the next command.
+    pub fn take_command(&self) -> Option<Command> {
+        self.commands.pop()
+    }
+
+    /// Hub, after taking commands: whether the reactor waited for the room and must be woken.
+    pub fn reactor_waited(&self) -> bool {
+        self.reactor_waits.take()
+    }
+
+    /// Hub: whether commands wait.
+    pub fn has_commands(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
+    /// Hub: posts a reply, for which the reactor reserved room when it posted the command.
+    ///
+    /// # Panics
+    /// If there is no room: then somebody counted wrong.
+    pub fn post_reply(&self, effect: Effect) {
+        assert!(self.effects.push(effect).is_ok(), "every reply has its place reserved");
+    }
+
+    /// Hub: posts what nobody asked for, if there is room beside the reserved places; else gives it back.
+    ///
+    /// # Errors
+    /// The effect, when there is no room for it.
+    #[expect(clippy::result_large_err, reason = "the effect is given back to be dropped or kept")]
+    pub fn post_delivery(&self, effect: Effect) -> Result<(), Effect> {
+        // Replies take at most REPLIES_MAX places, and only this thread adds.
+        if self.effects.len() >= DELIVERIES_MAX { Err(effect) } else { self.effects.push(effect) }
+    }
+
+    /// Hub: whether there is comfortable room for deliveries.
+    pub fn has_room_for_deliveries(&self) -> bool {
+        self.effects.len() < DELIVERIES_MAX / 2
+    }
+
+    /// Reactor: the next effect.
+    pub fn take_effect(&self) -> Option<Effect> {
+        self.effects.pop()
+    }
+
+    /// Reactor: whether effects wait.
+    pub fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use loom::sync::atomic::{AtomicBool as LoomBool, AtomicUsize as LoomUsize, fence as loom_fence};
+    use loom::thread;
+
+    use super::*;
+
+    impl WaitFlag for LoomBool {
+        fn announce(&self) {
+            self.store(true, Ordering::Relaxed);
+            loom_fence(Ordering::SeqCst);
+        }
+        fn withdraw(&self) {
+            self.store(false, Ordering::Relaxed);
+        }
+        fn take(&self) -> bool {
+            loom_fence(Ordering::SeqCst);
+            self.load(Ordering::Relaxed) && self.swap(false, Ordering::Relaxed)
+        }
+    }
+
+    /// Two producers add one thing each to a queue (its length stands for it); the consumer may sleep only if
+    /// somebody will wake it for all that it has not seen.
+    #[test]
+    fn nobody_sleeps_through_a_message() {
+        loom::model(|| {
+            let queue = Arc::new(LoomUsize::new(0));
+            let flag = Arc::new(LoomBool::new(false));
+            let woken = Arc::new(LoomUsize::new(0));
+            let producers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (queue, flag, woken) = (queue.clone(), flag.clone(), woken.clone());
+                    thread::spawn(move || {
+                        queue.fetch_add(1, Ordering::Release);
+                        if flag.take() {
+                            woken.fetch_add(1, Ordering::Release);
+                        }
+                    })
+                })
+                .collect();
+            flag.announce();
+            let seen = queue.load(Ordering::Acquire);
+            for producer in producers {
+                producer.join().expect("producers do not panic");
+            }
+            let asleep = seen == 0;
+            assert!(!asleep || woken.load(Ordering::Acquire) > 0, "asleep, and nobody rang");
+        });
+    }
+}

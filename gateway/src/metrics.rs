@@ -1,0 +1,127 @@
+//! Counters of the threads, read by the ops port. Each thread writes only its own block, so counting is cheap.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+        /// The counters of one thread.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[doc = $doc])* pub $name: Counter,)*
+        }
+
+        /// The counters of all threads, added up.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Totals {
+            $($(#[doc = $doc])* pub $name: u64,)*
+        }
+
+        impl Totals {
+            fn add(&mut self, counters: &Counters) {
+                $(self.$name = self.$name.wrapping_add(counters.$name.get());)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Open connections.
+    connections,
+    /// Logged-in sessions.
+    sessions,
+    /// Logins that succeeded.
+    logins,
+    /// Messages accepted.
+    messages_accepted,
+    /// Messages found in dedup.
+    messages_duplicate,
+    /// Messages rejected.
+    messages_rejected,
+    /// Entries written to clients.
+    entries_delivered,
+    /// Acknowledgements taken from clients.
+    acks,
+    /// Batches made durable.
+    batches,
+    /// Errors told to clients.
+    errors_sent,
+    /// Commands that wait for a read.
+    parked_commands,
+    /// Reads from the log, for delivery.
+    log_reads,
+    /// Times a sleeping thread was woken by another.
+    wakeups,
+    /// Turns of an event loop.
+    turns,
+}
+
+/// One number that one thread writes and any thread reads.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, count: u64) {
+        // One writer: a plain load and store would do; relaxed arithmetic costs the same and cannot go wrong.
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Takes from it.
+    pub fn sub(&self, count: u64) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counters of every thread.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    threads: Vec<CachePadded<Counters>>,
+}
+
+impl Metrics {
+    /// Blocks for so many threads.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        Self { threads: (0..threads).map(|_| CachePadded::default()).collect() }
+    }
+
+    /// The block of one thread.
+    ///
+    /// # Panics
+    /// If there are fewer threads.
+    #[must_use]
+    pub fn thread(&self, index: usize) -> &Counters {
+        self.threads.get(index).expect("as many blocks as threads")
+    }
+
+    /// The block of the last thread.
+    ///
+    /// # Panics
+    /// If there are no threads.
+    #[must_use]
+    pub fn last_thread(&self) -> &Counters {
+        self.threads.last().expect("at least one thread")
+    }
+
+    /// All blocks added up.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for counters in &self.threads {
+            totals.add(counters);
+        }
+        totals
+    }
+}

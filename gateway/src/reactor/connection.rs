@@ -1,0 +1,169 @@
+//! One connection: its socket, its session, and what is unfinished in either direction.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+
+use mio::net::TcpStream;
+
+use super::buffers::{Buffers, NO_BUFFER};
+use super::timer::Place;
+use crate::hub::command::Address;
+use crate::session::Session;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Bytes are read and handled.
+    Open,
+    /// The last record is being written; what still comes in is thrown away.
+    Ending,
+    /// The socket is closed; the hub has not yet said that it knows.
+    Closed,
+}
+
+/// A fixed record in a slab: an idle connection owns nothing else. (An encrypted one will use a larger class with
+/// the 80 bytes of two keys and two counters.)
+#[derive(Debug)]
+pub struct Connection {
+    /// `None`: closed.
+    stream: Option<TcpStream>,
+    /// Which of the connections that had this slot.
+    pub generation: u32,
+    /// Its place in the timer wheel.
+    pub timer: Place,
+    /// The tick at which bytes last came.
+    pub heard: u32,
+    /// Number of the buffer with a partial frame.
+    pub partial: u32,
+    /// Number of the buffer with unsent bytes.
+    pub outgoing: u32,
+    /// Where it is in its life.
+    pub life: Life,
+    /// A write did not take everything: wait for the socket to become writable.
+    pub blocked: bool,
+    /// It is on the reactor's list of those to flush.
+    pub to_flush: bool,
+    /// It is on the reactor's list of those with commands that wait for room.
+    pub to_post: bool,
+    /// It is on the reactor's list of those to be read again.
+    pub to_read: bool,
+    /// The hub must be told that the session is over.
+    pub close_pending: bool,
+    /// The hub knows that the session is over.
+    pub hub_knows: bool,
+    /// The client's side of the protocol.
+    pub session: Session,
+}
+
+const _: () = assert!(size_of::<Option<Connection>>() <= 104);
+
+/// What came of reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// So many bytes.
+    Bytes(usize),
+    /// None now.
+    Nothing,
+    /// The peer is gone.
+    Gone,
+}
+
+impl Connection {
+    /// A connection just accepted.
+    #[must_use]
+    pub fn new(stream: TcpStream, generation: u32, now: u32) -> Self {
+        Self {
+            stream: Some(stream),
+            generation,
+            timer: Place::default(),
+            heard: now,
+            partial: NO_BUFFER,
+            outgoing: NO_BUFFER,
+            life: Life::Open,
+            blocked: false,
+            to_flush: false,
+            to_post: false,
+            to_read: false,
+            close_pending: false,
+            hub_knows: false,
+            session: Session::default(),
+        }
+    }
+
+    /// The address of its session, when it is in `slot` of this reactor.
+    #[must_use]
+    pub fn address(&self, reactor: u16, slot: u32) -> Address {
+        Address { reactor, slot, generation: self.generation, epoch: self.session.epoch() }
+    }
+
+    /// Its socket, for registering.
+    pub fn stream(&mut self) -> Option<&mut TcpStream> {
+        self.stream.as_mut()
+    }
+
+    /// One read(2).
+    pub fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        let Some(stream) = self.stream.as_mut() else { return ReadOutcome::Gone };
+        loop {
+            return match stream.read(buffer) {
+                Ok(0) => ReadOutcome::Gone,
+                Ok(len) => ReadOutcome::Bytes(len),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ReadOutcome::Nothing,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => ReadOutcome::Gone,
+            };
+        }
+    }
+
+    /// Writes unsent bytes until the socket takes no more. Whether the peer is still there.
+    pub fn flush(&mut self, buffers: &mut Buffers) -> bool {
+        if self.outgoing == NO_BUFFER {
+            self.blocked = false;
+            return true;
+        }
+        let Some(stream) = self.stream.as_mut() else {
+            buffers.release(&mut self.outgoing);
+            return false;
+        };
+        let mut bytes = buffers.take(&mut self.outgoing);
+        let mut written = 0;
+        let mut alive = true;
+        self.blocked = false;
+        while written < bytes.len() {
+            match stream.write(bytes.get(written..).expect("never writes more than there is")) {
+                Ok(0) => alive = false,
+                Ok(len) => {
+                    written += len;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
+                Err(_) => alive = false,
+            }
+            break;
+        }
+        if alive {
+            bytes.drain(..written);
+        } else {
+            bytes.clear();
+        }
+        buffers.put(&mut self.outgoing, bytes);
+        alive
+    }
+
+    /// No more will be written: the peer sees the end of the stream behind the last record.
+    pub fn finish(&mut self) {
+        if let Some(stream) = &self.stream {
+            // A peer that is gone already needs no end.
+            drop(stream.shutdown(Shutdown::Write));
+        }
+    }
+
+    /// Closes the socket and gives its buffers back.
+    pub fn close(&mut self, buffers: &mut Buffers) {
+        self.stream = None;
+        self.life = Life::Closed;
+        buffers.release(&mut self.partial);
+        buffers.release(&mut self.outgoing);
+    }
+}

@@ -1,0 +1,334 @@
+//! A reactor: one thread, one epoll instance, one listener, and every connection the kernel gave to it.
+//!
+//! A turn is: wait for events; read every readable socket once, handle its records, post commands; take the hub's
+//! effects; then write, once for each connection that has something to say. Nothing here waits for anything else:
+//! a connection whose command finds no room in the hub's mailbox is put aside and read again when there is room.
+
+pub mod buffers;
+pub mod connection;
+pub mod listener;
+mod serve;
+pub mod timer;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use culver_protocol::id::Incarnation;
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use self::buffers::Buffers;
+use self::connection::{Connection, Life};
+use self::timer::Wheel;
+use crate::auth::Authenticator;
+use crate::config::{Config, KeepAlive};
+use crate::hub::command::Command;
+use crate::mailbox::{Doorbell, Link, REPLIES_MAX};
+use crate::metrics::{Counters, Metrics};
+use crate::slab::Slab;
+
+/// The one buffer that a reactor reads into.
+pub const READ_LEN: usize = 128 * 1024;
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 1024;
+/// Connections accepted in one turn.
+const ACCEPTS_A_TURN: usize = 256;
+/// Effects taken in one turn.
+const EFFECTS_A_TURN: usize = 8192;
+/// Reads of one connection in one turn.
+const READS_A_TURN: usize = 4;
+/// Unsent bytes beyond which a connection is not read any more.
+const UNSENT_LEN_MAX: usize = 256 * 1024;
+/// Seconds in which a connection that was told an error may take it.
+const ENDING_S: u32 = 2;
+/// Longest wait for events: the timer wheel's tick.
+const TICK: Duration = Duration::from_secs(1);
+/// Room in the hub's mailbox that SENDs leave to ACK and Close.
+const ROOM_KEPT: usize = 512;
+
+const LISTENER: Token = Token(usize::MAX);
+const WAKER: Token = Token(usize::MAX - 1);
+
+/// What the server is doing; all reactors watch it.
+#[derive(Debug, Default)]
+pub struct Stage(AtomicU8);
+
+impl Stage {
+    const RUNNING: u8 = 0;
+    const LEAVING: u8 = 1;
+
+    /// From now on: tell clients to go, answer what is under way, end.
+    pub fn leave(&self) {
+        self.0.store(Self::LEAVING, Ordering::Release);
+    }
+
+    /// Whether the server is leaving.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.0.load(Ordering::Acquire) != Self::RUNNING
+    }
+}
+
+/// What a reactor shares with the rest of the server.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// Checks logins.
+    pub authenticator: Arc<Authenticator>,
+    /// Of the data directory.
+    pub incarnation: Incarnation,
+    /// What the server is doing.
+    pub stage: Arc<Stage>,
+    /// Counters of all threads.
+    pub metrics: Arc<Metrics>,
+    /// Connections that this reactor may hold.
+    pub connections_max: usize,
+}
+
+/// One reactor.
+pub struct Reactor {
+    number: u16,
+    poll: Poll,
+    listener: Option<TcpListener>,
+    link: Arc<Link>,
+    bell: Arc<Doorbell>,
+    hub_bell: Arc<dyn Fn() -> bool + Send + Sync>,
+    around: Surroundings,
+    connections: Slab<Connection>,
+    wheel: Wheel,
+    buffers: Buffers,
+    read_buffer: Vec<u8>,
+    commands: Vec<Command>,
+    /// Connections with something to write in this turn.
+    to_flush: Vec<u32>,
+    /// Connections whose ACK, Resume or Close waits to be posted.
+    to_post: VecDeque<u32>,
+    /// Connections to be read again: their commands found no room, or they had their share of the turn.
+    to_read: VecDeque<u32>,
+    /// The reads wait for room in the hub's mailbox, not just for the next turn.
+    stalled: bool,
+    posted: bool,
+    replies_owed: usize,
+    next_generation: u32,
+    next_epoch: u32,
+    started: Instant,
+    leaving: bool,
+}
+
+impl Reactor {
+    /// A reactor with its listener. `hub_bell` wakes the hub, if it sleeps.
+    ///
+    /// # Errors
+    /// Those of epoll_create(2) and eventfd(2).
+    pub fn new(
+        number: u16,
+        mut listener: TcpListener,
+        link: Arc<Link>,
+        hub_bell: Arc<dyn Fn() -> bool + Send + Sync>,
+        around: Surroundings,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let bell = Arc::new(Doorbell::new(move || {
+            // A full eventfd counter means that the reactor is woken already.
+            drop(waker.wake());
+        }));
+        Ok(Self {
+            number,
+            poll,
+            listener: Some(listener),
+            link,
+            bell,
+            hub_bell,
+            around,
+            connections: Slab::default(),
+            wheel: Wheel::default(),
+            buffers: Buffers::default(),
+            read_buffer: vec![0; READ_LEN],
+            commands: Vec::new(),
+            to_flush: Vec::new(),
+            to_post: VecDeque::new(),
+            to_read: VecDeque::new(),
+            stalled: false,
+            posted: false,
+            replies_owed: 0,
+            next_generation: 1,
+            next_epoch: 1,
+            started: Instant::now(),
+            leaving: false,
+        })
+    }
+
+    /// The name of its thread.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("reactor-{}", self.number)
+    }
+
+    /// Wakes this reactor.
+    #[must_use]
+    pub fn bell(&self) -> Arc<Doorbell> {
+        Arc::clone(&self.bell)
+    }
+
+    /// Runs until the server leaves and everything under way is answered and written.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2).
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut left_at = None;
+        loop {
+            self.wait(&mut events)?;
+            self.counters().turns.add(1);
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept(),
+                    WAKER => {}
+                    Token(slot) => {
+                        let slot = u32::try_from(slot).expect("tokens are slots");
+                        if event.is_writable() {
+                            self.writable(slot);
+                        }
+                        if event.is_readable() || event.is_read_closed() || event.is_error() {
+                            self.readable(slot, event.is_read_closed());
+                        }
+                    }
+                }
+            }
+            self.read_again();
+            self.take_effects();
+            self.tick();
+            if self.around.stage.is_leaving() {
+                let left_at = *left_at.get_or_insert_with(|| {
+                    self.say_goodbye();
+                    Instant::now()
+                });
+                if self.has_left(left_at) {
+                    return Ok(());
+                }
+            }
+            self.post_pending();
+            self.flush_all();
+            if std::mem::take(&mut self.posted) && (self.hub_bell)() {
+                self.counters().wakeups.add(1);
+            }
+        }
+    }
+
+    /// Waits for events; not at all where there is something to do already.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let ready = !self.to_read.is_empty() && !self.stalled;
+        self.bell.announce();
+        let busy = ready
+            || self.link.has_effects()
+            || (self.stalled && self.has_reply_room() && self.link.wait_for_room(ROOM_KEPT))
+            || (!self.to_post.is_empty() && self.has_reply_room() && self.link.wait_for_room(0));
+        let timeout = if busy {
+            Duration::ZERO
+        } else if self.leaving {
+            Duration::from_millis(20)
+        } else {
+            TICK
+        };
+        let polled = self.poll.poll(events, Some(timeout));
+        self.bell.withdraw();
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => other,
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        self.around.metrics.thread(usize::from(self.number))
+    }
+
+    fn keep_alive(&self) -> KeepAlive {
+        self.around.config.keep_alive
+    }
+
+    fn has_reply_room(&self) -> bool {
+        self.replies_owed + ROOM_KEPT < REPLIES_MAX
+    }
+
+    /// Commands of clients that may be posted now.
+    fn room(&self) -> usize {
+        let mailbox = self.link.commands_room().saturating_sub(ROOM_KEPT);
+        mailbox.min((REPLIES_MAX - self.replies_owed).saturating_sub(ROOM_KEPT))
+    }
+
+    /// Seconds since the reactor started.
+    fn now_ticks(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).expect("136 years of seconds fit")
+    }
+
+    fn accept(&mut self) {
+        let now = self.wheel.now();
+        let mut accepted = 0;
+        while let Some(listener) = &self.listener {
+            let mut stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors or memory, or the peer is gone already: the others are still there.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    return;
+                }
+            };
+            if self.connections.len() >= self.around.connections_max {
+                self.turn_away(&mut stream);
+                continue;
+            }
+            let generation = self.next_generation;
+            self.next_generation = self.next_generation.wrapping_add(1).max(1);
+            let slot = self.connections.insert(Connection::new(stream, generation, now));
+            let connection = self.connections.get_mut(slot).expect("just inserted");
+            let stream = connection.stream().expect("just opened");
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().register(stream, Token(slot as usize), interest) {
+                tracing::warn!(%error, "a connection could not be watched");
+                self.connections.remove(slot);
+                continue;
+            }
+            let login_s = u32::try_from(self.around.config.login_timeout_s).unwrap_or(u32::MAX);
+            self.wheel.insert(&mut self.connections, slot, login_s);
+            self.counters().connections.add(1);
+            accepted += 1;
+            if accepted == ACCEPTS_A_TURN {
+                // Edge-triggered: the rest would not be announced again.
+                self.accept_again();
+                return;
+            }
+        }
+    }
+
+    fn accept_again(&mut self) {
+        if let Some(listener) = &mut self.listener
+            && let Err(error) = self.poll.registry().reregister(listener, LISTENER, Interest::READABLE)
+        {
+            tracing::error!(%error, "the listener cannot be watched any more");
+        }
+    }
+
+    /// Whether everything has been answered and written, or the time for it is over.
+    fn has_left(&mut self, left_at: Instant) -> bool {
+        let flush = Duration::from_secs(self.around.config.shutdown.flush_s);
+        let overdue = left_at.elapsed() > flush;
+        let owed = self.replies_owed > 0 || self.link.has_effects();
+        let unsent = self.connections.indexes().any(|slot| {
+            self.connections.get(slot).is_some_and(|connection| {
+                connection.life != Life::Closed && connection.outgoing != buffers::NO_BUFFER
+            })
+        });
+        if overdue && (owed || unsent) {
+            tracing::warn!(replies_owed = self.replies_owed, "not everything could be written before the time was over");
+        }
+        overdue || (!owed && !unsent)
+    }
+}

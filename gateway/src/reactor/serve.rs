@@ -1,0 +1,434 @@
+//! What a reactor does for its connections within a turn.
+
+use culver_protocol::error::ErrorCode;
+
+use super::buffers::NO_BUFFER;
+use super::connection::{Connection, Life, ReadOutcome};
+use super::{EFFECTS_A_TURN, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
+use crate::hub::command::{Address, Command};
+use crate::hub::driver::now_ms;
+use crate::hub::effect::{Effect, EffectKind};
+use crate::mailbox::REPLIES_MAX;
+use crate::session::{Context, Outcome};
+
+impl Reactor {
+    /// A socket has bytes. `closed`: and the peer has finished, so that the end is behind them.
+    pub(super) fn readable(&mut self, slot: u32, closed: bool) {
+        let mut buffer = std::mem::take(&mut self.read_buffer);
+        self.read(slot, closed, &mut buffer);
+        self.read_buffer = buffer;
+    }
+
+    fn read(&mut self, slot: u32, closed: bool, buffer: &mut [u8]) {
+        for _ in 0..READS_A_TURN {
+            let Some(connection) = self.connections.get_mut(slot) else { return };
+            if connection.to_read {
+                return; // its turn comes
+            }
+            if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > UNSENT_LEN_MAX {
+                return; // it does not read either; writable() reads on
+            }
+            // A partial frame goes to the front of the buffer, and what comes now behind it.
+            let partial = self.buffers.get(connection.partial);
+            let start = partial.len();
+            let (front, rest) = buffer.split_at_mut(start);
+            front.copy_from_slice(partial);
+            match connection.read(rest) {
+                ReadOutcome::Gone => return self.gone(slot),
+                ReadOutcome::Nothing => return,
+                ReadOutcome::Bytes(len) => {
+                    let drained = len < rest.len();
+                    let bytes = buffer.get_mut(..start + len).expect("read no more than there was room for");
+                    let more = self.ingest(slot, bytes);
+                    // A short read has emptied the socket (epoll(7)), unless the end stands behind it.
+                    if !more || (drained && !closed) {
+                        return;
+                    }
+                }
+            }
+        }
+        self.read_later(slot);
+    }
+
+    /// Handles a partial frame's bytes and those behind them. Whether the socket may be read on.
+    fn ingest(&mut self, slot: u32, bytes: &mut [u8]) -> bool {
+        let now = self.wheel.now();
+        let room = self.room();
+        let number = self.number;
+        let keep_alive = self.keep_alive();
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if connection.life != Life::Open {
+            self.buffers.release(&mut connection.partial);
+            return true; // thrown away
+        }
+        connection.heard = now;
+        let was_logged_in = connection.session.is_logged_in();
+        let was_greeted = connection.session.is_greeted();
+        let epoch = if was_logged_in { connection.session.epoch() } else { self.next_epoch };
+        let had_outgoing = connection.outgoing != NO_BUFFER;
+        let mut out = self.buffers.take(&mut connection.outgoing);
+        let before = out.len();
+        let mut context = Context {
+            now_ms: now_ms(),
+            authenticator: &self.around.authenticator,
+            incarnation: self.around.incarnation,
+            keep_alive,
+            address: Address { reactor: number, slot, generation: connection.generation, epoch },
+            room,
+            commands: &mut self.commands,
+            out: &mut out,
+        };
+        let (taken, outcome) = connection.session.handle_bytes(bytes, &mut context);
+        let wrote = out.len() > before;
+        self.buffers.put(&mut connection.outgoing, out);
+        assert!(wrote || had_outgoing || connection.outgoing == NO_BUFFER, "an idle connection holds no buffer");
+        keep_rest(connection, &mut self.buffers, bytes.get(taken..).expect("takes no more than there is"));
+        let logged_in = connection.session.is_logged_in() && !was_logged_in;
+        let greeted = connection.session.is_greeted() && !was_greeted;
+        let keep_alive_s = u32::from(connection.session.keep_alive_s());
+        if wrote {
+            self.flush_later(slot);
+        }
+        if logged_in {
+            self.next_epoch = self.next_epoch.wrapping_add(1).max(1);
+            self.counters().logins.add(1);
+        }
+        if greeted {
+            self.wheel.remove(&mut self.connections, slot);
+            self.wheel.insert(&mut self.connections, slot, patience(keep_alive_s));
+        }
+        self.post_commands();
+        self.post_later(slot);
+        match outcome {
+            Outcome::Hungry => true,
+            Outcome::Stalled => {
+                self.stalled = true;
+                self.read_later(slot);
+                false
+            }
+            Outcome::Over(_) => {
+                self.counters().errors_sent.add(1);
+                self.end(slot);
+                true
+            }
+        }
+    }
+
+    /// Connections that had to wait are read again.
+    pub(super) fn read_again(&mut self) {
+        if self.stalled && self.room() == 0 {
+            return;
+        }
+        self.stalled = false;
+        for _ in 0..self.to_read.len() {
+            if self.stalled {
+                return;
+            }
+            let Some(slot) = self.to_read.pop_front() else { return };
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            connection.to_read = false;
+            if connection.partial != NO_BUFFER {
+                let mut index = connection.partial;
+                let mut bytes = self.buffers.take(&mut index);
+                // `ingest` keeps what it cannot use in a buffer of its own choosing.
+                self.buffers.put(&mut index, Vec::new());
+                if let Some(connection) = self.connections.get_mut(slot) {
+                    connection.partial = NO_BUFFER;
+                }
+                if !self.ingest(slot, &mut bytes) {
+                    continue;
+                }
+            }
+            // Nobody knows any more whether the end stood behind it: look.
+            self.readable(slot, true);
+        }
+    }
+
+    /// A socket takes bytes again.
+    pub(super) fn writable(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if !connection.blocked {
+            return;
+        }
+        let stopped = self.buffers.get(connection.outgoing).len() > UNSENT_LEN_MAX;
+        self.flush(slot);
+        if stopped {
+            self.readable(slot, true);
+        }
+    }
+
+    /// Commands that the sessions made are posted; there is room for them.
+    fn post_commands(&mut self) {
+        for command in self.commands.drain(..) {
+            self.replies_owed += 1;
+            self.link.post_command(command);
+            self.posted = true;
+        }
+    }
+
+    /// Acknowledgements and closes, as far as there is room; the rest waits its turn.
+    pub(super) fn post_pending(&mut self) {
+        while let Some(slot) = self.to_post.pop_front() {
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            let session = connection.address(self.number, slot);
+            let unsent = connection.outgoing != NO_BUFFER;
+            loop {
+                let wants_close = connection.close_pending;
+                if !wants_close && !connection.session.has_pending(unsent) {
+                    connection.to_post = false;
+                    break;
+                }
+                let full = self.link.commands_room() == 0 || (wants_close && self.replies_owed >= REPLIES_MAX);
+                if full {
+                    self.to_post.push_front(slot);
+                    return;
+                }
+                let command = match connection.session.take_pending(session, unsent) {
+                    Some(command) => command,
+                    None => {
+                        connection.close_pending = false;
+                        self.replies_owed += 1;
+                        Command::Close { session, device: connection.session.device() }
+                    }
+                };
+                if matches!(command, Command::Ack { .. }) {
+                    self.around.metrics.thread(usize::from(self.number)).acks.add(1);
+                }
+                self.link.post_command(command);
+                self.posted = true;
+            }
+        }
+    }
+
+    /// What the hub has to say.
+    pub(super) fn take_effects(&mut self) {
+        for _ in 0..EFFECTS_A_TURN {
+            let Some(effect) = self.link.take_effect() else { return };
+            if effect.kind.is_reply() {
+                self.replies_owed -= 1;
+            }
+            self.handle_effect(effect);
+        }
+    }
+
+    fn handle_effect(&mut self, effect: Effect) {
+        let slot = effect.session.slot;
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.address(self.number, slot) != effect.session {
+            return; // of an earlier session
+        }
+        if let EffectKind::Closed = effect.kind {
+            assert!(connection.life != Life::Open, "nobody asked for it");
+            self.forget(slot);
+            return;
+        }
+        if connection.life != Life::Open {
+            return;
+        }
+        let unsent = connection.blocked;
+        let mut out = self.buffers.take(&mut connection.outgoing);
+        let mut delivered = 0;
+        let mut over = false;
+        match effect.kind {
+            EffectKind::LoggedIn { cursor, reset } => {
+                connection.session.logged_in(cursor, reset, self.around.incarnation, &mut out);
+            }
+            EffectKind::Accepted(accepted) => connection.session.write_accepted(&accepted, &mut out),
+            EffectKind::Rejected { client_message_id, code } => {
+                connection.session.write_rejected(client_message_id, code, &mut out);
+            }
+            EffectKind::Deliver { previous, entry, .. } => {
+                delivered = connection.session.deliver(previous, std::slice::from_ref(&entry), unsent, &mut out);
+            }
+            EffectKind::DeliverPage { previous, entries, .. } => {
+                delivered = connection.session.deliver(previous, &entries, unsent, &mut out);
+            }
+            EffectKind::Replaced => {
+                connection.session.end(ErrorCode::Replaced, &mut out);
+                over = true;
+            }
+            EffectKind::Closed => {}
+        }
+        self.buffers.put(&mut connection.outgoing, out);
+        self.counters().entries_delivered.add(delivered as u64);
+        self.flush_later(slot);
+        if over {
+            self.counters().errors_sent.add(1);
+            self.end(slot);
+        }
+    }
+
+    /// Everything written in this turn goes out, one write(2) a connection.
+    pub(super) fn flush_all(&mut self) {
+        for slot in std::mem::take(&mut self.to_flush) {
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            connection.to_flush = false;
+            if !connection.blocked {
+                self.flush(slot);
+            }
+        }
+    }
+
+    fn flush(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if !connection.flush(&mut self.buffers) {
+            return self.gone(slot);
+        }
+        if connection.outgoing == NO_BUFFER {
+            if connection.life == Life::Ending {
+                connection.finish();
+            }
+            self.post_later(slot);
+        }
+    }
+
+    /// Time passes: connections whose deadline has come are looked at.
+    pub(super) fn tick(&mut self) {
+        let now = self.now_ticks();
+        if now == self.wheel.now() {
+            return;
+        }
+        let mut due = Vec::new();
+        self.wheel.advance(&mut self.connections, now, &mut due);
+        for slot in due {
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            match connection.life {
+                Life::Closed => {}
+                Life::Ending => self.gone(slot),
+                Life::Open if !connection.session.is_greeted() => self.time_out(slot, ErrorCode::LoginTimeout),
+                Life::Open => {
+                    let patience = patience(u32::from(connection.session.keep_alive_s()));
+                    let until = connection.heard + patience;
+                    if until <= now {
+                        self.time_out(slot, ErrorCode::KeepAliveTimeout);
+                    } else {
+                        self.wheel.insert(&mut self.connections, slot, until - now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn time_out(&mut self, slot: u32, code: ErrorCode) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        let mut out = self.buffers.take(&mut connection.outgoing);
+        connection.session.end(code, &mut out);
+        self.buffers.put(&mut connection.outgoing, out);
+        self.counters().errors_sent.add(1);
+        self.flush_later(slot);
+        self.end(slot);
+    }
+
+    /// Asks all clients to go, and takes no more.
+    pub(super) fn say_goodbye(&mut self) {
+        self.leaving = true;
+        if let Some(mut listener) = self.listener.take() {
+            // Closing it is what matters; it leaves epoll by that anyway.
+            drop(self.poll.registry().deregister(&mut listener));
+        }
+        let spread_ms = u32::try_from(self.around.config.shutdown.spread_s * 1000).unwrap_or(u32::MAX);
+        let slots: Vec<u32> = self.connections.indexes().collect();
+        for slot in slots {
+            let connection = self.connections.get_mut(slot).expect("just listed");
+            if connection.life == Life::Open {
+                let mut out = self.buffers.take(&mut connection.outgoing);
+                connection.session.write_goaway(spread_ms, &mut out);
+                self.buffers.put(&mut connection.outgoing, out);
+                self.flush_later(slot);
+            }
+        }
+    }
+
+    /// Tells a connection for which there is no room so, and closes it.
+    pub(super) fn turn_away(&mut self, stream: &mut mio::net::TcpStream) {
+        use std::io::Write;
+        let mut out = Vec::new();
+        crate::session::Session::default().end(ErrorCode::ConnectionsFull, &mut out);
+        self.counters().errors_sent.add(1);
+        // A fresh socket has room for one small record; if not, closing says it too.
+        drop(stream.write(&out));
+    }
+
+    /// The last record is on its way: what still comes in is thrown away, for closing at once would reset the
+    /// connection and could destroy that record before the peer has read it.
+    fn end(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if connection.life != Life::Open {
+            return;
+        }
+        connection.life = Life::Ending;
+        connection.close_pending = connection.session.is_logged_in();
+        self.buffers.release(&mut connection.partial);
+        self.wheel.remove(&mut self.connections, slot);
+        self.wheel.insert(&mut self.connections, slot, ENDING_S);
+        self.post_later(slot);
+    }
+
+    /// The peer is gone, or has been waited for long enough.
+    fn gone(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.life == Life::Closed {
+            return;
+        }
+        let told = connection.life == Life::Ending;
+        connection.close(&mut self.buffers);
+        self.wheel.remove(&mut self.connections, slot);
+        self.counters().connections.sub(1);
+        let connection = self.connections.get_mut(slot).expect("looked at above");
+        if !connection.session.is_logged_in() || connection.hub_knows {
+            self.connections.remove(slot);
+        } else if !told {
+            connection.close_pending = true;
+            self.post_later(slot);
+        }
+    }
+
+    /// The hub has forgotten the session: the slot is free as soon as the socket is closed.
+    fn forget(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        connection.hub_knows = true;
+        if connection.life == Life::Closed {
+            self.connections.remove(slot);
+        }
+    }
+
+    fn flush_later(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if !std::mem::replace(&mut connection.to_flush, true) {
+            self.to_flush.push(slot);
+        }
+    }
+
+    fn read_later(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if !std::mem::replace(&mut connection.to_read, true) {
+            self.to_read.push_back(slot);
+        }
+    }
+
+    fn post_later(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        let unsent = connection.outgoing != NO_BUFFER;
+        let wants = connection.close_pending || connection.session.has_pending(unsent);
+        if wants && !std::mem::replace(&mut connection.to_post, true) {
+            self.to_post.push_back(slot);
+        }
+    }
+}
+
+/// Seconds without a byte after which a client with this keep-alive is taken for dead.
+fn patience(keep_alive_s: u32) -> u32 {
+    keep_alive_s + keep_alive_s.div_ceil(2)
+}
+
+/// Keeps what could not be used yet.
+fn keep_rest(connection: &mut Connection, buffers: &mut super::buffers::Buffers, rest: &[u8]) {
+    if rest.is_empty() {
+        buffers.release(&mut connection.partial);
+    } else {
+        let mut partial = buffers.take(&mut connection.partial);
+        partial.clear();
+        partial.extend_from_slice(rest);
+        buffers.put(&mut connection.partial, partial);
+    }
+}

@@ -1,0 +1,259 @@
+//! A session: one client's side of the protocol, from its first byte to its last. Pure: bytes in, records and
+//! commands out; time is an argument. Never touches a socket, a queue or the log.
+//!
+//! ```text
+//! Opening ──preamble──→ Handshake ──Login──→ Greeted ──READY──→ Steady ──error, Close──→ Over
+//! ```
+
+mod login;
+mod steady;
+
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{DeviceId, Incarnation, InboxSeq, UserId};
+use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, LENGTH_LEN, PREAMBLE_LEN};
+use culver_protocol::proto;
+use culver_protocol::record::{Cipher, FrameError, RecordType, split};
+
+use crate::auth::Authenticator;
+use crate::config::KeepAlive;
+use crate::hub::command::{Address, Command, Credit, Device};
+
+/// What a session needs to know of the world while it handles bytes.
+pub struct Context<'a> {
+    /// Milliseconds since 1970.
+    pub now_ms: u64,
+    /// Checks logins and seals tickets.
+    pub authenticator: &'a Authenticator,
+    /// Of the data directory.
+    pub incarnation: Incarnation,
+    /// Bounds of the agreed keep-alive.
+    pub keep_alive: KeepAlive,
+    /// The address of the connection; its epoch is that of the session, should it log in now.
+    pub address: Address,
+    /// Commands that may be added.
+    pub room: usize,
+    /// Where commands go.
+    pub commands: &'a mut Vec<Command>,
+    /// Where records go.
+    pub out: &'a mut Vec<u8>,
+}
+
+/// What is left to do after bytes were handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every complete frame was handled: give it more bytes.
+    Hungry,
+    /// There was no room for another command: give it the rest again when there is.
+    Stalled,
+    /// The error has been written: send it and close.
+    Over(ErrorCode),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Opening,
+    Handshake,
+    Greeted,
+    Steady,
+    Over,
+}
+
+/// One session.
+#[derive(Debug)]
+pub struct Session {
+    user: UserId,
+    /// The data the client knew when it logged in.
+    known_incarnation: Incarnation,
+    /// The last entry that was written to the client.
+    sent: InboxSeq,
+    /// The client has persisted everything up to here. Invariant: never above `sent`.
+    acked: InboxSeq,
+    epoch: u32,
+    /// The window agreed at login.
+    credit_bytes: u32,
+    /// The window of the last acknowledgement.
+    ack_bytes: u32,
+    credit_entries: u16,
+    ack_entries: u16,
+    device: DeviceId,
+    keep_alive_s: u16,
+    phase: Phase,
+    cipher: Cipher,
+    /// An acknowledgement has not been passed on yet. Several merge into the highest.
+    ack_pending: bool,
+    /// Deliveries were dropped; the hub has not been told yet.
+    resume_pending: bool,
+}
+
+const _: () = assert!(size_of::<Session>() <= 56);
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            user: UserId(0),
+            known_incarnation: Incarnation(0),
+            sent: InboxSeq(0),
+            acked: InboxSeq(0),
+            epoch: 0,
+            credit_bytes: 0,
+            ack_bytes: 0,
+            credit_entries: 0,
+            ack_entries: 0,
+            device: DeviceId(0),
+            keep_alive_s: 0,
+            phase: Phase::Opening,
+            cipher: Cipher::Plaintext,
+            ack_pending: false,
+            resume_pending: false,
+        }
+    }
+}
+
+impl Session {
+    /// Handles bytes, as many frames as are complete and have room, and says how many bytes it has taken.
+    pub fn handle_bytes(&mut self, bytes: &mut [u8], context: &mut Context<'_>) -> (usize, Outcome) {
+        let mut taken = 0;
+        loop {
+            let rest = bytes.get_mut(taken..).expect("never takes more than there is");
+            match self.step(rest, context) {
+                Ok(Some(0)) => return (taken, Outcome::Stalled),
+                Ok(Some(len)) => taken += len,
+                Ok(None) => return (taken, Outcome::Hungry),
+                Err(code) => {
+                    self.write_error(code, proto::error::Scope::Connection, &[], context.out);
+                    self.phase = Phase::Over;
+                    return (bytes.len(), Outcome::Over(code));
+                }
+            }
+        }
+    }
+
+    /// Whether the hub knows of this session and must be told when it ends.
+    #[must_use]
+    pub fn is_logged_in(&self) -> bool {
+        self.epoch != 0
+    }
+
+    /// Whether a login has been accepted: before that, the login's deadline applies.
+    #[must_use]
+    pub fn is_greeted(&self) -> bool {
+        matches!(self.phase, Phase::Greeted | Phase::Steady)
+    }
+
+    /// The session's number; 0 before it has logged in.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Whose session it is.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device { user: self.user, device: self.device }
+    }
+
+    /// The last entry written to the client.
+    #[must_use]
+    pub fn sent(&self) -> InboxSeq {
+        self.sent
+    }
+
+    /// Seconds of the agreed keep-alive.
+    #[must_use]
+    pub fn keep_alive_s(&self) -> u16 {
+        self.keep_alive_s
+    }
+
+    /// Ends the session with an error that the reactor found.
+    pub fn end(&mut self, code: ErrorCode, out: &mut Vec<u8>) {
+        if self.phase != Phase::Over {
+            self.write_error(code, proto::error::Scope::Connection, &[], out);
+            self.phase = Phase::Over;
+        }
+    }
+
+    /// Asks the client to go and come back later.
+    pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Vec<u8>) {
+        if matches!(self.phase, Phase::Greeted | Phase::Steady) {
+            let goaway = proto::Goaway {
+                reason: proto::goaway::Reason::Shutdown.into(),
+                reconnect_min_ms: 0,
+                reconnect_max_ms: spread_ms,
+                alternates: Vec::new(),
+            };
+            self.cipher.seal_message(out, RecordType::Goaway, &goaway);
+        }
+    }
+
+    /// One frame, if it is complete: the bytes taken, or 0 where there was no room for its command.
+    fn step(&mut self, bytes: &mut [u8], context: &mut Context<'_>) -> Result<Option<usize>, ErrorCode> {
+        match self.phase {
+            Phase::Opening => {
+                let Some(preamble) = bytes.first_chunk::<PREAMBLE_LEN>() else {
+                    return login::check_start(bytes).map(|()| None);
+                };
+                login::check_preamble(*preamble)?;
+                self.phase = Phase::Handshake;
+                Ok(Some(PREAMBLE_LEN))
+            }
+            Phase::Handshake => {
+                let Some(range) = split(bytes, 1, HANDSHAKE_LEN_MAX).map_err(|_| ErrorCode::BadHandshake)? else {
+                    return Ok(None);
+                };
+                let taken = range.end;
+                self.log_in(bytes.get(range).expect("split gives a range within"), context)?;
+                Ok(Some(taken))
+            }
+            Phase::Greeted | Phase::Steady => {
+                let found = split(bytes, HEADER_LEN, CLIENT_BODY_LEN_MAX).map_err(frame_error)?;
+                let Some(range) = found else {
+                    return Ok(None);
+                };
+                if context.commands.len() >= context.room {
+                    return Ok(Some(0));
+                }
+                let taken = range.end;
+                let body = bytes.get_mut(range).expect("split gives a range within");
+                let mut cipher = self.cipher;
+                let body = cipher.open(body).map_err(frame_error)?;
+                self.cipher = cipher;
+                self.handle_record(body, context)?;
+                Ok(Some(taken))
+            }
+            Phase::Over => Ok(None),
+        }
+    }
+
+    fn write_error(&mut self, code: ErrorCode, scope: proto::error::Scope, request: &[u8], out: &mut Vec<u8>) {
+        let error = error_message(code, scope, request);
+        self.cipher.seal_message(out, RecordType::Error, &error);
+    }
+
+    fn agreed_credit(&self) -> Credit {
+        Credit { entries: self.credit_entries, bytes: self.credit_bytes }
+    }
+}
+
+/// An error as it stands on the wire.
+fn error_message(code: ErrorCode, scope: proto::error::Scope, request: &[u8]) -> proto::Error {
+    proto::Error {
+        code: code.number(),
+        retry_after_ms: if code == ErrorCode::Busy { 200 } else { 0 },
+        scope: scope.into(),
+        request_id: bytes::Bytes::copy_from_slice(request),
+        detail: code.text().to_owned(),
+    }
+}
+
+fn frame_error(error: FrameError) -> ErrorCode {
+    match error {
+        FrameError::TooShort(_) => ErrorCode::RecordEmpty,
+        FrameError::TooLong(_) => ErrorCode::RecordTooLong,
+    }
+}
+
+const _: () = assert!(LENGTH_LEN + CLIENT_BODY_LEN_MAX < crate::reactor::READ_LEN);
+const _: () = assert!(PREAMBLE_LEN + LENGTH_LEN + HANDSHAKE_LEN_MAX < crate::reactor::READ_LEN);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Records of a logged-in client, and what is written to it.
+
+use bytes::Bytes;
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ClientMessageId, ConversationId, Incarnation, InboxSeq};
+use culver_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_BYTES_MIN, CREDIT_ENTRIES_MAX, PAYLOAD_LEN_MAX};
+use culver_protocol::message::{Accepted, SendView, decode_ack, encode_deliver};
+use culver_protocol::proto;
+use culver_protocol::proto::error::Scope;
+use culver_protocol::record::{Record, RecordType, may_be_ignored};
+use culver_storage::command::Send;
+use culver_storage::record::InboxEntry;
+use prost::Message;
+
+use super::{Context, Phase, Session, error_message, frame_error};
+use crate::hub::command::{Address, Command, Credit};
+
+impl Session {
+    /// One record.
+    pub(super) fn handle_record(&mut self, body: &[u8], context: &mut Context<'_>) -> Result<(), ErrorCode> {
+        let record = Record::parse(body).map_err(frame_error)?;
+        let Some(kind) = RecordType::from_number(record.kind) else {
+            if !may_be_ignored(record.kind) {
+                self.write_error(ErrorCode::TypeUnknown, Scope::Request, &[record.kind], context.out);
+            }
+            return Ok(());
+        };
+        match kind {
+            RecordType::Ready => {
+                proto::Ready::decode(record.body).map_err(|_| ErrorCode::BadProtobuf)?;
+                self.become_ready(context)
+            }
+            RecordType::Ping => {
+                let ping = proto::Ping::decode(record.body).map_err(|_| ErrorCode::BadProtobuf)?;
+                self.cipher.seal_message(context.out, RecordType::Pong, &proto::Pong { nonce: ping.nonce });
+                Ok(())
+            }
+            RecordType::Pong => proto::Pong::decode(record.body).map(drop).map_err(|_| ErrorCode::BadProtobuf),
+            RecordType::Send if self.phase == Phase::Steady => self.handle_send(record.body, context),
+            RecordType::Ack if self.phase == Phase::Steady => self.handle_ack(record.body),
+            _ => Err(ErrorCode::OutOfState),
+        }
+    }
+
+    fn handle_send(&mut self, body: &[u8], context: &mut Context<'_>) -> Result<(), ErrorCode> {
+        let view = SendView::decode(body).map_err(|_| ErrorCode::BadProtobuf)?;
+        let Ok(client_message_id) = ClientMessageId::try_from(view.client_message_id) else {
+            self.write_error(ErrorCode::ClientMessageIdInvalid, Scope::Request, &[], context.out);
+            return Ok(());
+        };
+        let Ok(conversation) = ConversationId::try_from(view.conversation) else {
+            self.write_rejected(client_message_id, ErrorCode::ConversationInvalid, context.out);
+            return Ok(());
+        };
+        if view.payload.len() > PAYLOAD_LEN_MAX {
+            self.write_rejected(client_message_id, ErrorCode::PayloadTooLong, context.out);
+            return Ok(());
+        }
+        let payload = Bytes::copy_from_slice(view.payload);
+        let send = Send { sender: self.user, device: self.device, client_message_id, conversation, payload };
+        context.commands.push(Command::Send { session: context.address, send });
+        Ok(())
+    }
+
+    fn handle_ack(&mut self, body: &[u8]) -> Result<(), ErrorCode> {
+        let (through, entries, bytes) = decode_ack(body).map_err(|_| ErrorCode::BadProtobuf)?;
+        if through > self.sent {
+            return Err(ErrorCode::AckBeyondSent);
+        }
+        self.acked = self.acked.max(through);
+        let entries = if entries == 0 { u32::from(self.credit_entries) } else { entries.min(CREDIT_ENTRIES_MAX) };
+        self.ack_entries = u16::try_from(entries).expect("the maximum fits");
+        self.ack_bytes = if bytes == 0 { self.credit_bytes } else { bytes.clamp(CREDIT_BYTES_MIN, CREDIT_BYTES_MAX) };
+        self.ack_pending = true;
+        Ok(())
+    }
+
+    /// Whether the hub must be told something that is not refused when its mailbox is full.
+    #[must_use]
+    pub fn has_pending(&self, unsent: bool) -> bool {
+        self.ack_pending || (self.resume_pending && !unsent)
+    }
+
+    /// The next of the commands that wait to be passed on. Deliveries resume only when nothing is unsent.
+    pub fn take_pending(&mut self, session: Address, unsent: bool) -> Option<Command> {
+        let device = self.device();
+        if std::mem::take(&mut self.ack_pending) {
+            let credit = Credit { entries: self.ack_entries, bytes: self.ack_bytes };
+            return Some(Command::Ack { session, device, through: self.acked, credit });
+        }
+        if !unsent && std::mem::take(&mut self.resume_pending) {
+            return Some(Command::Resume { session, device, sent: self.sent });
+        }
+        None
+    }
+
+    /// The hub has made this session the current one.
+    pub fn logged_in(&mut self, cursor: InboxSeq, reset: bool, incarnation: Incarnation, out: &mut Vec<u8>) {
+        self.sent = cursor;
+        self.acked = if reset { cursor } else { self.acked.min(cursor) };
+        if reset {
+            let gap = proto::Gap { start: cursor.0 + 1, reset: true, incarnation: incarnation.0 };
+            self.cipher.seal_message(out, RecordType::Gap, &gap);
+        }
+    }
+
+    /// Tells the sender that its message is durable.
+    pub fn write_accepted(&mut self, accepted: &Accepted, out: &mut Vec<u8>) {
+        self.cipher.seal(out, RecordType::SendResult, |out| accepted.encode(out));
+    }
+
+    /// Tells the sender that its message was not accepted.
+    pub fn write_rejected(&mut self, client_message_id: ClientMessageId, code: ErrorCode, out: &mut Vec<u8>) {
+        let id = Bytes::copy_from_slice(&client_message_id.0);
+        let scope = if code == ErrorCode::AfterRejected { Scope::Conversation } else { Scope::Request };
+        let error = error_message(code, scope, &[]);
+        let result = proto::SendResult { client_message_id: id, error: Some(error), ..Default::default() };
+        self.cipher.seal_message(out, RecordType::SendResult, &result);
+    }
+
+    /// Delivers entries that join on to what the client was sent, unless earlier bytes are still unsent. Those
+    /// that do not join on are dropped: they come again from the log. Says how many went out.
+    pub fn deliver(&mut self, previous: InboxSeq, entries: &[InboxEntry], unsent: bool, out: &mut Vec<u8>) -> usize {
+        let Some(last) = entries.last() else { return 0 };
+        if self.phase != Phase::Steady || previous != self.sent {
+            return 0;
+        }
+        if unsent {
+            self.resume_pending = true;
+            return 0;
+        }
+        let views = entries.iter().map(InboxEntry::view);
+        self.cipher.seal(out, RecordType::Deliver, |out| encode_deliver(out, previous, views));
+        self.sent = last.inbox_seq;
+        entries.len()
+    }
+}

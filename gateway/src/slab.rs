@@ -1,0 +1,141 @@
+//! A slab in chunks: stable small indexes, no reallocation as it grows, and empty chunks are given back.
+//!
+//! New values go to the lowest chunk with room, so that after a mass disconnect the upper chunks empty out.
+
+use std::collections::BTreeSet;
+
+/// Values in one chunk.
+const CHUNK_LEN: usize = 128;
+
+/// A growable array of `T` with stable indexes.
+pub struct Slab<T> {
+    chunks: Vec<Option<Chunk<T>>>,
+    /// Chunks with room, allocated or not. Invariant: every index below `chunks.len()` that has room is here.
+    open: BTreeSet<usize>,
+    len: usize,
+}
+
+struct Chunk<T> {
+    slots: Box<[Option<T>]>,
+    used: usize,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), open: BTreeSet::new(), len: 0 }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Values held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Puts a value in and returns its index.
+    ///
+    /// # Panics
+    /// Beyond 2³² values.
+    pub fn insert(&mut self, value: T) -> u32 {
+        let index = match self.open.first() {
+            Some(index) => *index,
+            None => {
+                self.chunks.push(None);
+                self.open.insert(self.chunks.len() - 1);
+                self.chunks.len() - 1
+            }
+        };
+        let chunk = self.chunks.get_mut(index).expect("open chunks exist").get_or_insert_with(|| Chunk {
+            slots: (0..CHUNK_LEN).map(|_| None).collect(),
+            used: 0,
+        });
+        let offset = chunk.slots.iter().position(Option::is_none).expect("an open chunk has room");
+        *chunk.slots.get_mut(offset).expect("found above") = Some(value);
+        chunk.used += 1;
+        if chunk.used == CHUNK_LEN {
+            self.open.remove(&index);
+        }
+        self.len += 1;
+        u32::try_from(index * CHUNK_LEN + offset).expect("fewer than 2^32 values")
+    }
+
+    /// The value at `index`, if there is one.
+    #[must_use]
+    pub fn get(&self, index: u32) -> Option<&T> {
+        let index = index as usize;
+        self.chunks.get(index / CHUNK_LEN)?.as_ref()?.slots.get(index % CHUNK_LEN)?.as_ref()
+    }
+
+    /// The value at `index`, if there is one, to change it.
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        let index = index as usize;
+        self.chunks.get_mut(index / CHUNK_LEN)?.as_mut()?.slots.get_mut(index % CHUNK_LEN)?.as_mut()
+    }
+
+    /// Takes the value at `index` out. An emptied chunk's memory is given back.
+    pub fn remove(&mut self, index: u32) -> Option<T> {
+        let (index, offset) = (index as usize / CHUNK_LEN, index as usize % CHUNK_LEN);
+        let place = self.chunks.get_mut(index)?;
+        let chunk = place.as_mut()?;
+        let value = chunk.slots.get_mut(offset)?.take()?;
+        chunk.used -= 1;
+        if chunk.used == 0 {
+            *place = None;
+        }
+        self.open.insert(index);
+        self.len -= 1;
+        Some(value)
+    }
+
+    /// All indexes in use, ascending.
+    pub fn indexes(&self) -> impl Iterator<Item = u32> + '_ {
+        self.chunks.iter().enumerate().flat_map(|(index, chunk)| {
+            let slots = chunk.iter().flat_map(|chunk| chunk.slots.iter().enumerate());
+            slots.filter(|(_, slot)| slot.is_some()).map(move |(offset, _)| {
+                u32::try_from(index * CHUNK_LEN + offset).expect("fewer than 2^32 values")
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indexes_are_stable_and_reused_lowest_chunk_first() {
+        let mut slab = Slab::default();
+        let indexes: Vec<u32> = (0..1000).map(|n| slab.insert(n)).collect();
+        assert_eq!(indexes, (0..1000).collect::<Vec<u32>>());
+        for index in [900, 5, 700] {
+            assert_eq!(slab.remove(index), Some(index));
+            assert_eq!(slab.remove(index), None);
+        }
+        assert_eq!(slab.insert(1), 5);
+        assert_eq!(slab.insert(2), 700);
+        assert_eq!(slab.len(), 999);
+        assert_eq!(slab.get(6), Some(&6));
+    }
+
+    #[test]
+    fn empty_chunks_are_given_back() {
+        let mut slab = Slab::default();
+        for n in 0..1000 {
+            slab.insert(n);
+        }
+        for index in 0..1000 {
+            slab.remove(index);
+        }
+        assert!(slab.is_empty());
+        assert!(slab.chunks.iter().all(Option::is_none));
+        assert_eq!(slab.indexes().count(), 0);
+        assert_eq!(slab.insert(7), 0);
+    }
+}
