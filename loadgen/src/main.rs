@@ -1,2 +1,78 @@
-//! x
-fn main() {}
+//! `culver-loadgen`: puts a Culver server, or this machine's floor, under load; measures, checks and reports.
+
+mod clock;
+mod journal;
+mod links;
+mod options;
+mod plan;
+mod procfs;
+mod report;
+mod scenario;
+mod sys;
+mod target;
+mod units;
+mod verify;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::{Document, JsonTo};
+
+#[derive(Parser)]
+#[command(name = "culver-loadgen", version, about = "Load generator and checker for the Culver messaging gateway")]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Subcommand)]
+enum Scenario {
+    /// Pairs that talk: latency, server CPU per message, and the proof that nothing is lost
+    Chat(Box<scenario::chat::ChatOptions>),
+    /// This machine's floor: the same frames relayed by bare epoll, without storage
+    Floor(Box<scenario::floor::FloorOptions>),
+    /// The relay itself, as `floor` and `chat --with-floor` start it
+    #[command(hide = true)]
+    Relay {
+        #[arg(long, requires = "data_dir")]
+        sync: bool,
+        #[arg(long)]
+        data_dir: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.scenario) {
+        Ok(passed) => ExitCode::from(if passed { 0 } else { 3 }),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(scenario: Scenario) -> anyhow::Result<bool> {
+    match scenario {
+        Scenario::Chat(options) => {
+            let to = options.json_to();
+            publish(&scenario::chat::run(*options)?, &to)
+        }
+        Scenario::Floor(options) => {
+            let to = options.json_to();
+            publish(&scenario::floor::run(*options)?, &to)
+        }
+        Scenario::Relay { sync, data_dir } => {
+            target::relay::run(data_dir.filter(|_| sync).as_deref())?;
+            Ok(true)
+        }
+    }
+}
+
+fn publish(document: &Document, to: &JsonTo) -> anyhow::Result<bool> {
+    document.publish(to)?;
+    Ok(document.passed)
+}

@@ -1,0 +1,155 @@
+//! The options that scenarios share.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use culver_protocol::limits::{CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX};
+use serde::{Serialize, Serializer};
+
+use crate::clock::unix_ms;
+use crate::plan::{self, PAYLOAD_LEN_MIN, RunId};
+use crate::report::JsonTo;
+use crate::report::machine::cores;
+use crate::report::progress::Progress;
+use crate::scenario::pairs::{Pace, PairLoad};
+use crate::target::culver::Culver;
+use crate::units::{Span, SpanRange};
+
+/// How a scenario is run and told.
+#[derive(Args, Clone, Debug, Serialize)]
+pub(crate) struct RunOptions {
+    /// Worker threads, each with its own poll loop [default: half the cores, at least 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Where all randomness comes from [default: the time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Write the result as JSON to FILE; `-`: to standard output, which then holds nothing else
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    json: Option<PathBuf>,
+}
+
+impl RunOptions {
+    /// The run's seed: asked for, or of the moment and then told in the result.
+    pub(crate) fn fix_seed(&mut self) -> u64 {
+        *self.seed.get_or_insert_with(unix_ms)
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers.map_or_else(|| (cores() / 2).max(1), usize::from)
+    }
+
+    pub(crate) fn json_to(&self) -> JsonTo {
+        JsonTo::of(self.json.as_deref())
+    }
+
+    pub(crate) fn progress(&self, scenario: &'static str) -> Progress {
+        if self.json_to() == JsonTo::Stdout { Progress::hidden() } else { Progress::new(scenario) }
+    }
+}
+
+/// Where the server is: the defaults are those of `culver serve`.
+#[derive(Args, Clone, Debug, Serialize)]
+pub(crate) struct TargetOptions {
+    /// Where clients connect
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDR")]
+    target: SocketAddr,
+    /// The server's operations port
+    #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDR")]
+    ops: SocketAddr,
+    /// The development credentials that `culver init` wrote
+    #[arg(long, default_value = "./data/dev-credentials.json", value_name = "FILE")]
+    credentials: PathBuf,
+    /// How connections are sealed
+    #[arg(long, default_value = "none", value_parser = ["none"])]
+    suite: String,
+}
+
+impl TargetOptions {
+    pub(crate) fn find(&self) -> Result<Culver> {
+        Culver::find(self.target, self.ops, &self.credentials)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.target
+    }
+}
+
+/// Pairs and their messages.
+#[derive(Args, Clone, Debug, Serialize)]
+pub(crate) struct PairOptions {
+    /// Pairs: user 2i sends to user 2i + 1
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) pairs: u32,
+    /// Messages that each pair has under way (closed loop)
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=CLIENT_IN_FLIGHT_MAX as i64))]
+    pub(crate) in_flight: u32,
+    /// Messages a second over all pairs (open loop; latency counts from the intended send time)
+    #[arg(long, value_name = "PER_S", conflicts_with = "in_flight")]
+    pub(crate) rate: Option<f64>,
+    /// Bytes of a payload
+    #[arg(long, default_value_t = 256, value_parser = payload_len)]
+    pub(crate) payload: usize,
+    /// The first user's id [default: high and even, from the seed]
+    #[arg(long)]
+    pub(crate) first_user: Option<u64>,
+}
+
+impl PairOptions {
+    /// The load that these options ask for; `run_number` tells the runs of one process apart.
+    pub(crate) fn load(&self, run: &RunOptions, seed: u64, run_number: u64) -> Result<PairLoad> {
+        let pace = match self.rate {
+            Some(rate) if rate.is_finite() && rate > 0.0 => Pace::Open { rate },
+            Some(rate) => bail!("--rate {rate} is no rate"),
+            None => Pace::Closed { in_flight: self.in_flight as usize },
+        };
+        let users_per_run = 2 * u64::from(self.pairs);
+        let first_user = self.first_user.unwrap_or_else(|| plan::first_user(seed)) + run_number * users_per_run;
+        Ok(PairLoad {
+            pairs: self.pairs as usize,
+            pace,
+            payload_len: self.payload,
+            workers: run.workers(),
+            first_user,
+            seed,
+            run: RunId(unix_ms().wrapping_mul(1 << 16) ^ u64::from(std::process::id()) ^ (run_number << 8)),
+            journal: None,
+            drops_per_s: 0.0,
+            backoff_max_ms: None,
+        })
+    }
+}
+
+/// How long is measured.
+#[derive(Args, Clone, Debug, Serialize)]
+pub(crate) struct TimeOptions {
+    /// How long is measured
+    #[arg(long, default_value = "10s")]
+    pub(crate) duration: Span,
+    /// How long the same load runs before that, unmeasured
+    #[arg(long, default_value = "2s")]
+    pub(crate) warmup: Span,
+}
+
+fn payload_len(text: &str) -> Result<usize> {
+    let len: usize = text.parse()?;
+    if !(PAYLOAD_LEN_MIN..=PAYLOAD_LEN_MAX).contains(&len) {
+        bail!("a payload has {PAYLOAD_LEN_MIN} to {PAYLOAD_LEN_MAX} bytes");
+    }
+    Ok(len)
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for SpanRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

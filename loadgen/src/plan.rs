@@ -1,0 +1,149 @@
+//! The load plan: which users talk to whom, what a message is called and what it carries. Pure, all from the seed.
+
+use bytes::{Bytes, BytesMut};
+use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, UserId};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// The only device of every generated user.
+pub(crate) const DEVICE: DeviceId = DeviceId(1);
+/// Shortest payload: it carries the run and the message's number.
+pub(crate) const PAYLOAD_LEN_MIN: usize = 16;
+/// Users are drawn above this number, so that a generated user is never one that a person made by hand.
+const USER_MIN: u64 = 1 << 40;
+/// Users from here to the end of the range: far more than any run needs.
+const USER_SPAN: u64 = 1 << 40;
+
+/// What makes this run's messages differ from those of every other run against the same data: ids begin with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunId(pub(crate) u64);
+
+/// The place of a message among those of its pair: dense, from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MessageIndex(pub(crate) u64);
+
+/// Two users: the first sends, the second receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PairPlan {
+    pub(crate) sender: UserId,
+    pub(crate) recipient: UserId,
+    pub(crate) conversation: ConversationId,
+}
+
+/// A generator for one purpose of one seed: purposes do not disturb each other.
+pub(crate) fn rng(seed: u64, purpose: &str) -> SmallRng {
+    // FNV-1a spreads the purpose's name over the seed; the generator itself does the mixing.
+    let hash = purpose
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    SmallRng::seed_from_u64(seed ^ hash)
+}
+
+/// The first user of a run that names none: high, even, and far from that of another seed.
+pub(crate) fn first_user(seed: u64) -> u64 {
+    (USER_MIN + rng(seed, "first user").random_range(0..USER_SPAN)) & !1
+}
+
+/// `count` pairs: user 2i sends to user 2i + 1, counted from `first_user`.
+pub(crate) fn pairs(first_user: u64, count: usize) -> Vec<PairPlan> {
+    (0..count as u64)
+        .map(|index| {
+            let sender = UserId(first_user.wrapping_add(2 * index));
+            let recipient = UserId(sender.0.wrapping_add(1));
+            PairPlan { sender, recipient, conversation: ConversationId::direct(sender, recipient) }
+        })
+        .collect()
+}
+
+/// Deals `items` to `workers` in turn; nobody gets none unless there are too few.
+pub(crate) fn deal<T>(items: Vec<T>, workers: usize) -> Vec<Vec<T>> {
+    assert!(workers > 0, "somebody has to work");
+    let mut hands: Vec<Vec<T>> = (0..workers).map(|_| Vec::new()).collect();
+    for (turn, item) in items.into_iter().enumerate() {
+        hands.get_mut(turn % workers).expect("the remainder is below the number of hands").push(item);
+    }
+    hands
+}
+
+/// The client message id of a run's message.
+pub(crate) fn message_id(run: RunId, index: MessageIndex) -> ClientMessageId {
+    ClientMessageId(((u128::from(run.0) << 64) | u128::from(index.0)).to_be_bytes())
+}
+
+/// Which message of this run an id or the head of a payload names; `None`: of another run.
+pub(crate) fn message_index(run: RunId, bytes: &[u8]) -> Option<MessageIndex> {
+    let (of_run, rest) = bytes.split_first_chunk::<8>()?;
+    let (index, _) = rest.split_first_chunk::<8>()?;
+    (u64::from_be_bytes(*of_run) == run.0).then(|| MessageIndex(u64::from_be_bytes(*index)))
+}
+
+/// Makes payloads: run and number, then bytes that do not compress.
+#[derive(Clone, Debug)]
+pub(crate) struct Payloads {
+    run: RunId,
+    filler: Bytes,
+}
+
+impl Payloads {
+    /// Payloads of `len` bytes.
+    ///
+    /// # Panics
+    /// If `len` is below [`PAYLOAD_LEN_MIN`].
+    pub(crate) fn new(run: RunId, len: usize, seed: u64) -> Self {
+        assert!(len >= PAYLOAD_LEN_MIN, "a payload carries its own number");
+        let mut filler = vec![0; len - PAYLOAD_LEN_MIN];
+        rng(seed, "payload").fill(filler.as_mut_slice());
+        Self { run, filler: filler.into() }
+    }
+
+    /// The payload of one message.
+    pub(crate) fn make(&self, index: MessageIndex) -> Bytes {
+        let mut payload = BytesMut::with_capacity(PAYLOAD_LEN_MIN + self.filler.len());
+        payload.extend_from_slice(&self.run.0.to_be_bytes());
+        payload.extend_from_slice(&index.0.to_be_bytes());
+        payload.extend_from_slice(&self.filler);
+        payload.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_gives_the_same_plan() {
+        for seed in [0, 1, 7, u64::MAX] {
+            println!("seed {seed}");
+            assert_eq!(first_user(seed), first_user(seed));
+            assert_eq!(pairs(first_user(seed), 64), pairs(first_user(seed), 64));
+            let (one, two) = (Payloads::new(RunId(3), 256, seed), Payloads::new(RunId(3), 256, seed));
+            assert_eq!(one.make(MessageIndex(5)), two.make(MessageIndex(5)));
+        }
+        assert_ne!(first_user(1), first_user(2));
+    }
+
+    #[test]
+    fn users_of_a_plan_are_distinct_and_high() {
+        let plan = pairs(first_user(9), 1000);
+        let mut users: Vec<_> = plan.iter().flat_map(|pair| [pair.sender, pair.recipient]).collect();
+        assert!(users.iter().all(|user| user.0 >= USER_MIN));
+        users.dedup();
+        assert_eq!(users.len(), 2000);
+        assert!(plan.iter().all(|pair| pair.conversation.direct_peer(pair.sender) == Some(pair.recipient)));
+    }
+
+    #[test]
+    fn a_message_is_known_by_its_id_and_by_its_payload() {
+        let (run, index) = (RunId(0xfeed), MessageIndex(77));
+        assert_eq!(message_index(run, &message_id(run, index).0), Some(index));
+        assert_eq!(message_index(run, &Payloads::new(run, 16, 1).make(index)), Some(index));
+        assert_eq!(message_index(RunId(1), &message_id(run, index).0), None);
+        assert_eq!(message_index(run, b"short"), None);
+    }
+
+    #[test]
+    fn dealing_leaves_nobody_out() {
+        let hands = deal((0..10).collect(), 3);
+        assert_eq!(hands, vec![vec![0, 3, 6, 9], vec![1, 4, 7], vec![2, 5, 8]]);
+    }
+}

@@ -1,0 +1,78 @@
+//! Memory and machine as /proc tells them. Read-only.
+
+use anyhow::{Context, Result};
+
+/// Resident memory of a process.
+pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    kibibytes(&text, "VmRSS:").with_context(|| format!("{path} tells no VmRSS"))
+}
+
+/// Kernel memory that sockets, their descriptors and their poll entries live in: the slabs, the whole machine's.
+pub(crate) fn slab_bytes() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    kibibytes(&text, "Slab:").context("/proc/meminfo tells no Slab")
+}
+
+/// Memory of the machine.
+pub(crate) fn memory_bytes() -> Option<u64> {
+    kibibytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
+/// The processor's name.
+pub(crate) fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The process that listens on a TCP port of this machine, if this user may see it.
+pub(crate) fn listener_pid(port: u16) -> Option<u32> {
+    let inode = listener_inode(&std::fs::read_to_string("/proc/net/tcp").ok()?, port)?;
+    let wanted = format!("socket:[{inode}]");
+    let processes = std::fs::read_dir("/proc").ok()?;
+    processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        descriptors.is_ok_and(|mut descriptors| {
+            descriptors.any(|fd| {
+                fd.and_then(|fd| std::fs::read_link(fd.path())).is_ok_and(|link| link.as_os_str() == wanted.as_str())
+            })
+        })
+    })
+}
+
+fn kibibytes(text: &str, label: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(label))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Columns of /proc/net/tcp: slot, local address:port in hex, remote, state (0A: listening), …, inode is the tenth.
+fn listener_inode(table: &str, port: u16) -> Option<u64> {
+    let suffix = format!(":{port:04X}");
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let listens = columns.get(1)?.ends_with(&suffix) && *columns.get(3)? == "0A";
+        if listens { columns.get(9)?.parse().ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listener_is_told_from_its_connections() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+             0: 0100007F:1CE8 0100007F:8000 01 00000000:00000000 00:00000000 00000000     0        0 111 1\n\
+             1: 0100007F:1CE8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 222 1\n";
+        assert_eq!(listener_inode(table, 7400), Some(222));
+        assert_eq!(listener_inode(table, 7401), None);
+    }
+
+    #[test]
+    fn this_process_has_memory() {
+        assert!(rss_bytes(std::process::id()).expect("this process exists") > 0);
+        assert_eq!(kibibytes("VmRSS:\t  12 kB\n", "VmRSS:"), Some(12 * 1024));
+    }
+}

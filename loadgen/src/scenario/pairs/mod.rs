@@ -1,0 +1,246 @@
+//! Traffic between pairs of users, with its checker: what `chat`, `floor`, `crash` and `hostile` are made of.
+//!
+//! The first user of a pair sends, the second receives and acknowledges; a message is counted once. [`driver`] is
+//! the sans-io part inside each worker, this file starts and ends a run of several workers.
+
+pub(crate) mod driver;
+pub(crate) mod shared;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use self::driver::{PairDriver, PairSeat, PairSettings};
+use self::shared::Shared;
+use crate::clock::Clock;
+use crate::journal::Journal;
+use crate::links::LinkCounts;
+use crate::plan::{self, PairPlan, Payloads, RunId};
+use crate::report::histogram::Latencies;
+use crate::report::progress::Progress;
+use crate::target::{Target, client_config};
+use crate::verify::Findings;
+use crate::worker::{self, Finished};
+
+/// Longest wait until everybody is logged in.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// A worker ends by itself after this, whatever happens.
+const RUN_US_MAX: u64 = 12 * 3600 * 1_000_000;
+
+/// How messages are paced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Pace {
+    /// So many messages of each pair are always under way.
+    Closed {
+        /// Messages under way per pair.
+        in_flight: usize,
+    },
+    /// So many messages a second over all pairs, whatever the server does.
+    Open {
+        /// Messages a second.
+        rate: f64,
+    },
+}
+
+/// What a run of pairs is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct PairLoad {
+    pub(crate) pairs: usize,
+    pub(crate) pace: Pace,
+    pub(crate) payload_len: usize,
+    pub(crate) workers: usize,
+    pub(crate) first_user: u64,
+    pub(crate) seed: u64,
+    pub(crate) run: RunId,
+    /// Where each worker writes its journal, if it keeps one: the worker's number is added.
+    pub(crate) journal: Option<PathBuf>,
+    /// Connections cut by the clients themselves, per second over all; 0: none.
+    pub(crate) drops_per_s: f64,
+    /// Longest wait before a client reconnects.
+    pub(crate) backoff_max_ms: Option<u32>,
+}
+
+/// A run under way.
+pub(crate) struct PairRun {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<io::Result<Finished<PairDriver>>>>,
+    connections: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub(crate) struct PairOutcome {
+    pub(crate) findings: Findings,
+    /// By slot, from slot 1.
+    pub(crate) slots: Vec<SlotLatencies>,
+    pub(crate) links: LinkCounts,
+    pub(crate) redelivered: u64,
+    /// Errors that the server told, by code.
+    pub(crate) errors: BTreeMap<u32, u64>,
+    /// Entries of other runs that the recipients found in their inboxes.
+    pub(crate) foreign: u64,
+    /// Protocol violations that the clients saw.
+    pub(crate) violations: Vec<String>,
+    pub(crate) journals: Vec<PathBuf>,
+}
+
+/// What is measured in one slot.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotLatencies {
+    /// From the (intended) sending to the acknowledgement.
+    pub(crate) ack: Latencies,
+    /// From the (intended) sending to the recipient's application.
+    pub(crate) delivery: Latencies,
+    /// From the intended sending to the sending.
+    pub(crate) lag: Latencies,
+}
+
+impl SlotLatencies {
+    pub(crate) fn new() -> Self {
+        Self { ack: Latencies::new(), delivery: Latencies::new(), lag: Latencies::new() }
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.ack.merge(&other.ack);
+        self.delivery.merge(&other.delivery);
+        self.lag.merge(&other.lag);
+    }
+}
+
+impl PairRun {
+    /// Starts the workers; their clients log in at once and then wait for [`PairRun::go`].
+    pub(crate) fn start(target: &dyn Target, load: &PairLoad, slots: u8, clock: Clock) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let mut workers = Vec::new();
+        let plans = plan::deal(plan::pairs(load.first_user, load.pairs), load.workers.max(1));
+        for (number, plans) in plans.into_iter().enumerate().filter(|(_, plans)| !plans.is_empty()) {
+            let share = fraction(plans.len(), load.pairs);
+            let driver = make_driver(target, load, &plans, share, number, slots, &shared)?;
+            let name = format!("worker-{number}");
+            let deadline_us = clock.now_us() + RUN_US_MAX;
+            let worker = worker::spawn(name, target.address(), clock, deadline_us, driver);
+            workers.push(worker.context("cannot start a worker")?);
+        }
+        Ok(Self { shared, workers, connections: 2 * load.pairs as u64 })
+    }
+
+    /// What the workers tell while they run.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Waits until every client is logged in.
+    pub(crate) fn wait_for_logins(&self, progress: &Progress) -> Result<()> {
+        let shared = &self.shared;
+        let all_in = progress.wait_until(LOGIN_TIMEOUT, || {
+            self.check_alive()?;
+            progress.tell(format!("logging in: {} of {}", shared.logins(), self.connections));
+            Ok(shared.logins() >= self.connections)
+        })?;
+        if !all_in {
+            bail!("only {} of {} clients could log in within {LOGIN_TIMEOUT:?}", shared.logins(), self.connections);
+        }
+        Ok(())
+    }
+
+    /// An error if some worker ended although nobody asked it to, or its server refuses the clients.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if self.workers.iter().any(JoinHandle::is_finished) {
+            bail!("a worker ended before its time");
+        }
+        if let Some(why) = self.shared.refused() {
+            bail!("the server refuses the clients: {why}");
+        }
+        Ok(())
+    }
+
+    /// Ends sending, waits until everything under way has arrived, at most `drain_max`, and adds everything up.
+    pub(crate) fn finish(self, drain_max: Duration, progress: &Progress) -> Result<PairOutcome> {
+        self.shared.stop();
+        let drained = progress.wait_until(drain_max, || {
+            progress.tell(format!("draining: {}", self.shared.counters()));
+            Ok(self.workers.iter().all(JoinHandle::is_finished))
+        })?;
+        if !drained {
+            self.shared.abandon();
+        }
+        let mut outcome: Option<PairOutcome> = None;
+        for worker in self.workers {
+            let finished = worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?;
+            let part = finished.context("a worker failed")?;
+            let part = part.driver.into_outcome(part.counts, part.redelivered);
+            match &mut outcome {
+                None => outcome = Some(part),
+                Some(sum) => sum.add(part),
+            }
+        }
+        outcome.context("no worker had anything to do")
+    }
+}
+
+impl PairOutcome {
+    fn add(&mut self, other: Self) {
+        self.findings.add(&other.findings);
+        for (mine, theirs) in self.slots.iter_mut().zip(&other.slots) {
+            mine.merge(theirs);
+        }
+        self.links.connects += other.links.connects;
+        self.links.disconnects += other.links.disconnects;
+        self.links.drops += other.links.drops;
+        self.links.connect_failures += other.links.connect_failures;
+        self.redelivered += other.redelivered;
+        for (code, count) in other.errors {
+            *self.errors.entry(code).or_default() += count;
+        }
+        self.foreign += other.foreign;
+        self.violations.extend(other.violations);
+        self.journals.extend(other.journals);
+    }
+}
+
+fn make_driver(
+    target: &dyn Target,
+    load: &PairLoad,
+    plans: &[PairPlan],
+    share: f64,
+    number: usize,
+    slots: u8,
+    shared: &Arc<Shared>,
+) -> Result<PairDriver> {
+    let pace = match load.pace {
+        Pace::Closed { in_flight } => Pace::Closed { in_flight },
+        Pace::Open { rate } => Pace::Open { rate: rate * share },
+    };
+    let journal = load.journal.as_ref().map(|path| {
+        let path = path.with_extension(format!("{number}.journal"));
+        Journal::create(&path)
+    });
+    let settings = PairSettings {
+        pace,
+        payloads: Payloads::new(load.run, load.payload_len, load.seed),
+        run: load.run,
+        slots,
+        journal: journal.transpose()?,
+        drops_per_s: load.drops_per_s * share,
+        rng: plan::rng(load.seed, &format!("worker {number}")),
+    };
+    let seats = plans.iter().map(|plan| {
+        let config = |user| {
+            let mut config = client_config(user, target.credential(user)?, load.seed);
+            config.backoff_max_ms = load.backoff_max_ms.unwrap_or(config.backoff_max_ms);
+            anyhow::Ok(config)
+        };
+        Ok(PairSeat { plan: *plan, sender: config(plan.sender)?, recipient: config(plan.recipient)? })
+    });
+    Ok(PairDriver::new(settings, seats.collect::<Result<Vec<_>>>()?, Arc::clone(shared)))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of pairs are small")]
+fn fraction(part: usize, whole: usize) -> f64 {
+    part as f64 / whole as f64
+}
