@@ -6,12 +6,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use culver::config::ConfigError;
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 /// Bad usage: the command line or the settings, not the machine.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     culver::logging::abort_on_panic();
+    // Messages and keys are for their owner: what this process makes is for no other user of the machine.
+    umask(Mode::RWXG | Mode::RWXO);
     match command::Culver::parse().run() {
         Ok(code) => code,
         Err(error) => {

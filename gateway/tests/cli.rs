@@ -309,6 +309,36 @@ fn init_makes_a_directory_once() {
 }
 
 #[test]
+fn a_data_directory_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_scratch, data_dir) = initialised();
+    for made in ["", "keys", "volume-0", "keys/ticket.key", "keys/token-private.pem", "dev-credentials.json"] {
+        let mode = fs::metadata(data_dir.join(made)).expect(made).permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{made:?} has mode {mode:o}");
+    }
+}
+
+/// Runs this very test in a process of its own, where a thread panics: hooks are the whole process's.
+#[test]
+fn a_panic_in_any_thread_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    const CHILD: &str = "CULVER_TEST_PANICS";
+    if std::env::var_os(CHILD).is_some() {
+        culver::logging::abort_on_panic();
+        let thread = std::thread::Builder::new().name("doomed".to_owned()).spawn(|| panic!("a bug of ours"));
+        thread.expect("a thread").join().expect_err("the process has ended before");
+        return;
+    }
+    let output = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "a_panic_in_any_thread_ends_the_process", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .expect("it runs");
+    assert_eq!(output.status.signal(), Some(Signal::ABORT.as_raw()), "{}", stderr(&output));
+    assert!(stderr(&output).contains("a bug of ours") && stderr(&output).contains("doomed"), "{}", stderr(&output));
+}
+
+#[test]
 fn token_prints_a_token_and_nothing_else() {
     let (_scratch, data_dir) = initialised();
     let output = culver(&["token", "--data-dir", text(&data_dir), "--user", "7", "--device", "1"]);

@@ -177,3 +177,34 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_follows_the_phase() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = crate::config::Config { listen: any, ops: any, ..crate::config::Config::default() };
+        let ports = crate::preflight::Ports::hold(&config).expect("free ports");
+        let readiness = Readiness::default();
+        let snapshot: TakeSnapshot = Arc::new(|| Snapshot { sessions: 42, ..Snapshot::default() });
+        let setup = OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, shutdown: Box::new(|| ()) };
+        let ops = Ops::spawn(setup).expect("a thread");
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let get = |path: &str| {
+            let mut response = agent.get(format!("http://{}{path}", ops.address())).call().expect("it answers");
+            (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
+        };
+        assert_eq!(get("/readyz"), (503, "starting\n".to_owned()));
+        readiness.set(Phase::Ready);
+        assert_eq!(get("/readyz"), (200, "ready\n".to_owned()));
+        readiness.set(Phase::Draining);
+        assert_eq!(get("/readyz"), (503, "shutting down\n".to_owned()));
+        assert_eq!(get("/healthz").0, 200);
+        assert!(get("/metrics").1.contains("\nculver_sessions 42\n"));
+        let address = ops.address();
+        drop(ops);
+        std::net::TcpStream::connect(address).expect_err("it has gone");
+    }
+}
