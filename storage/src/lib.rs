@@ -21,6 +21,7 @@ pub mod engine;
 pub mod error;
 pub mod key;
 pub mod layout;
+pub mod log;
 pub mod memory;
 pub mod reader;
 pub mod record;

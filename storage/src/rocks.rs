@@ -53,6 +53,7 @@ pub struct RocksEngine {
     from_disk: ReadOptions,
     synced: WriteOptions,
     sequence_synced: AtomicU64,
+    cuts: Vec<wal::Cut>,
 }
 
 impl RocksEngine {
@@ -61,7 +62,7 @@ impl RocksEngine {
     /// # Errors
     /// The log is damaged where it had been synced, or the volume cannot be opened.
     pub fn open(path: &Path, options: RocksOptions) -> Result<Self, OpenError> {
-        wal::mend(path)?;
+        let cuts = wal::mend(path)?;
         let failed = |source: rocksdb::Error| OpenError::Engine { path: path.to_owned(), source: source.into() };
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let families = Family::ALL
@@ -74,7 +75,13 @@ impl RocksEngine {
         synced.set_sync(true);
         // Opening has written all that the log held to files, and synced those.
         let sequence_synced = AtomicU64::new(database.latest_sequence_number());
-        Ok(Self { database, cache, from_memory, from_disk: ReadOptions::default(), synced, sequence_synced })
+        Ok(Self { database, cache, from_memory, from_disk: ReadOptions::default(), synced, sequence_synced, cuts })
+    }
+
+    /// What had to be cut off its log when it was opened: it was never synced, and nobody was told of it.
+    #[must_use]
+    pub fn cuts(&self) -> &[wal::Cut] {
+        &self.cuts
     }
 
     fn handle(&self, family: Family) -> &rocksdb::ColumnFamily {
