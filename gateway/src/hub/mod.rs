@@ -292,7 +292,7 @@ impl Hub {
 
     /// Asks the readers once for what several commands may wait for.
     fn request(&mut self, load: Load) {
-        if self.loads.insert(load.clone()) {
+        if self.loads.insert(load) {
             self.reads.push_back(Read::Load(load));
         }
     }
