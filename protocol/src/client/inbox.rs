@@ -15,6 +15,8 @@ pub(super) struct Inbox {
     position: InboxSeq,
     /// What the server was last told on this connection, by login or ACK.
     acknowledged: InboxSeq,
+    /// A DELIVER or GAP has come on this connection: the next DELIVER joins on to it.
+    is_joined: bool,
     /// Something came again that is persisted: the server seems not to know.
     repeat_ack: bool,
     incarnation: Incarnation,
@@ -28,6 +30,7 @@ impl Inbox {
             received: cursor,
             position: cursor,
             acknowledged: cursor,
+            is_joined: false,
             repeat_ack: false,
             incarnation,
             seen: Seen::default(),
@@ -46,6 +49,7 @@ impl Inbox {
     pub(super) fn handle_connected(&mut self) {
         self.position = self.cursor;
         self.acknowledged = self.cursor;
+        self.is_joined = false;
         self.repeat_ack = false;
     }
 
@@ -57,8 +61,18 @@ impl Inbox {
         }
     }
 
-    /// Checks a DELIVER and leaves in it what the application has not seen.
-    pub(super) fn handle_deliver(&mut self, deliver: &mut proto::Deliver) -> Result<(), Violation> {
+    /// Checks a DELIVER and leaves in it what the application has not seen. Gives the gap to tell of, if there is
+    /// one: the first DELIVER after a login starts beyond the login's cursor where the device has acknowledged
+    /// more than it remembers.
+    pub(super) fn handle_deliver(&mut self, deliver: &mut proto::Deliver) -> Result<Option<proto::Gap>, Violation> {
+        let mut forgotten = None;
+        if deliver.previous > self.position.0 && !self.is_joined {
+            let gap = proto::Gap { start: deliver.previous.saturating_add(1), reset: false, incarnation: 0 };
+            // Without a cursor nothing was expected, so nothing is missed.
+            forgotten = (self.cursor > InboxSeq(0)).then_some(gap);
+            self.handle_gap(&gap);
+        }
+        self.is_joined = true;
         if deliver.previous > self.position.0 {
             return Err(Violation::Hole { previous: deliver.previous, position: self.position.0 });
         }
@@ -73,7 +87,7 @@ impl Inbox {
         deliver.entries.retain(|entry| self.is_new(entry));
         self.position = self.position.max(InboxSeq(last));
         self.received = self.received.max(self.position);
-        Ok(())
+        Ok(forgotten)
     }
 
     fn is_new(&mut self, entry: &proto::Entry) -> bool {
@@ -98,6 +112,7 @@ impl Inbox {
         }
         self.position = before_start;
         self.acknowledged = before_start;
+        self.is_joined = true;
         self.cursor = self.cursor.max(before_start);
         self.received = self.received.max(before_start);
         self.repeat_ack = false;

@@ -66,7 +66,8 @@ impl Client {
             RecordType::SendResult => self.handle_send_result(decode(kind, body)?),
             RecordType::Deliver => {
                 let mut deliver: proto::Deliver = decode(kind, body)?;
-                self.inbox.handle_deliver(&mut deliver)?;
+                let forgotten = self.inbox.handle_deliver(&mut deliver)?;
+                self.events.extend(forgotten.map(Event::Gap));
                 self.events.extend(deliver.entries.into_iter().map(Event::Delivered));
                 Ok(())
             }

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Client, ClientConfig, Credential, Event};
-use crate::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
+use super::{Client, ClientConfig, ClientError, Credential, Event, Violation};
+use crate::error::ErrorCode;
+use crate::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation, UserId};
 use crate::proto;
 use crate::record::{Cipher, RecordType};
 
@@ -102,4 +103,162 @@ fn keeps_alive_and_gives_up() {
     let back = client.poll_timeout().unwrap_or(given_up);
     client.handle_timeout(back);
     assert_eq!(client.poll_event(), Some(Event::Connect));
+}
+
+fn entry(inbox_seq: u64) -> proto::Entry {
+    let conversation = Bytes::copy_from_slice(&ConversationId::direct(UserId(1), UserId(2)).0);
+    proto::Entry { inbox_seq, conversation, conversation_seq: inbox_seq, ..Default::default() }
+}
+
+fn deliver(previous: u64, seqs: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    record(RecordType::Deliver, &proto::Deliver { previous, entries: seqs.into_iter().map(entry).collect() })
+}
+
+fn events(client: &mut Client) -> Vec<Event> {
+    std::iter::from_fn(|| client.poll_event()).collect()
+}
+
+fn error(code: ErrorCode, retry_after_ms: u32) -> Vec<u8> {
+    record(RecordType::Error, &proto::Error { code: code.number(), retry_after_ms, ..Default::default() })
+}
+
+#[test]
+fn a_hole_in_delivery_is_a_violation() {
+    let mut client = logged_in();
+    client.handle_bytes(&deliver(3, [4, 6]), 2);
+    assert_eq!(events(&mut client).len(), 2, "what a DELIVER leaves out was left out on purpose");
+    client.handle_bytes(&deliver(7, [8]), 3);
+    let hole = Violation::Hole { previous: 7, position: 6 };
+    assert_eq!(events(&mut client), [Event::Violation(hole), Event::Disconnect]);
+    assert!(client.transmit().is_empty());
+    client.handle_bytes(&deliver(6, [7]), 4);
+    assert_eq!(events(&mut client), [], "nothing is read any more");
+}
+
+#[test]
+fn entries_come_in_order_or_not_at_all() {
+    let mut client = logged_in();
+    client.handle_bytes(&deliver(3, [5, 5]), 2);
+    let order = Violation::Order { inbox_seq: 5, previous: 5 };
+    assert_eq!(events(&mut client), [Event::Violation(order), Event::Disconnect]);
+}
+
+#[test]
+fn delivery_starts_where_the_device_has_acknowledged() {
+    let mut client = logged_in();
+    client.handle_bytes(&deliver(10, [11]), 2);
+    let gap = proto::Gap { start: 11, reset: false, incarnation: 0 };
+    assert_eq!(events(&mut client), [Event::Gap(gap), Event::Delivered(entry(11))]);
+    assert_eq!(client.cursor(), InboxSeq(10));
+    let config = ClientConfig { credential: Credential::Token("token".into()), ..ClientConfig::default() };
+    let mut client = Client::new(config);
+    client.handle_connected(0);
+    client.handle_bytes(&welcome(), 1);
+    client.handle_bytes(&deliver(10, [11]), 2);
+    assert_eq!(events(&mut client).get(2..), Some([Event::Delivered(entry(11))].as_slice()), "nothing was expected");
+}
+
+#[test]
+fn a_reset_forgets_cursor_and_ids() {
+    let mut client = logged_in();
+    client.handle_bytes(&deliver(3, [4, 5]), 2);
+    client.persisted(InboxSeq(5));
+    let gap = proto::Gap { start: 1, reset: true, incarnation: 9 };
+    client.handle_bytes(&record(RecordType::Gap, &gap), 3);
+    client.handle_bytes(&deliver(0, [1, 2, 3, 4]), 4);
+    let delivered = events(&mut client).iter().filter(|event| matches!(event, Event::Delivered(_))).count();
+    assert_eq!(delivered, 2 + 4, "the same numbers are other messages now");
+    assert_eq!((client.cursor(), client.incarnation()), (InboxSeq(0), Incarnation(9)));
+    client.persisted(InboxSeq(99));
+    assert_eq!(client.cursor(), InboxSeq(4), "what never came cannot be persisted");
+}
+
+#[test]
+fn another_incarnation_counts_only_with_its_gap() {
+    let mut client =
+        Client::new(ClientConfig { cursor: InboxSeq(3), incarnation: Incarnation(7), ..Default::default() });
+    client.handle_connected(0);
+    let other = proto::Welcome { version: 1, keep_alive_s: 60, incarnation: 8, ..Default::default() };
+    client.handle_bytes(&record(RecordType::Welcome, &other), 1);
+    assert_eq!(client.incarnation(), Incarnation(7));
+    client.handle_bytes(&record(RecordType::Gap, &proto::Gap { start: 1, reset: true, incarnation: 8 }), 2);
+    assert_eq!((client.cursor(), client.incarnation()), (InboxSeq(0), Incarnation(8)));
+}
+
+#[test]
+fn being_replaced_is_the_end() {
+    let mut client = logged_in();
+    client.handle_bytes(&error(ErrorCode::Replaced, 0), 2);
+    let events = events(&mut client);
+    assert!(events.contains(&Event::Stopped { code: 5001 }) && events.contains(&Event::Disconnect));
+    client.handle_disconnected(3);
+    assert_eq!((client.poll_timeout(), client.poll_event()), (None, None));
+    let conversation = ConversationId::direct(UserId(1), UserId(2));
+    let refused = client.send(ClientMessageId([1; 16]), conversation, Bytes::new(), 4);
+    assert_eq!(refused, Err(ClientError::Stopped));
+}
+
+#[test]
+fn a_refused_ticket_falls_back_to_the_token_and_a_refused_token_to_the_application() {
+    let mut client = logged_in();
+    client.handle_disconnected(10);
+    client.handle_timeout(10_000_000);
+    assert_eq!(client.poll_event(), Some(Event::Connect));
+    client.handle_connected(10_000_001);
+    assert!(take(&mut client).windows(6).any(|window| window == b"ticket"));
+    client.handle_bytes(&error(ErrorCode::TicketStale, 0), 10_000_002);
+    assert_eq!(client.ticket(), None);
+    client.handle_disconnected(10_000_003);
+    // The Disconnect is not asked for any more: the connection is closed.
+    let after = events(&mut client);
+    assert!(matches!(after.as_slice(), [Event::ServerError(_), Event::Connect]), "{after:?}");
+    client.handle_connected(10_000_004);
+    assert!(take(&mut client).windows(5).any(|window| window == b"token"));
+    client.handle_bytes(&error(ErrorCode::TokenExpired, 0), 10_000_005);
+    assert!(events(&mut client).contains(&Event::CredentialNeeded { code: 3001 }));
+    client.handle_disconnected(10_000_006);
+    assert_eq!((client.poll_timeout(), client.poll_event()), (None, None));
+    client.set_credential(Credential::Token("newer".into()));
+    assert_eq!(client.poll_event(), Some(Event::Connect));
+    client.handle_connected(10_000_007);
+    assert!(take(&mut client).windows(5).any(|window| window == b"newer"));
+}
+
+#[test]
+fn comes_back_when_the_server_said() {
+    let mut client = logged_in();
+    let goaway = proto::Goaway { reconnect_min_ms: 1000, reconnect_max_ms: 3000, ..Default::default() };
+    client.handle_bytes(&record(RecordType::Goaway, &goaway), 2);
+    let leave_us = client.poll_timeout().expect("a time to leave");
+    assert!((1_000_000..=3_000_002).contains(&leave_us), "{leave_us}");
+    client.handle_disconnected(3);
+    assert_eq!(client.poll_timeout(), Some(leave_us), "closed early: the time stays");
+    let mut client = logged_in();
+    client.handle_bytes(&error(ErrorCode::ConnectionsFull, 5000), 2);
+    client.handle_disconnected(3);
+    assert!(client.poll_timeout() >= Some(5_000_002));
+}
+
+#[test]
+fn a_last_ack_goes_out_on_close() {
+    let mut client = logged_in();
+    client.handle_bytes(&deliver(3, [4]), 2);
+    client.persisted(InboxSeq(4));
+    client.close();
+    assert_eq!(take(&mut client), record(RecordType::Ack, &proto::Ack { inbox_seq: 4, ..Default::default() }));
+    assert_eq!(events(&mut client).last(), Some(&Event::Disconnect));
+    client.handle_disconnected(3);
+    assert_eq!(client.poll_timeout(), None);
+}
+
+#[test]
+fn out_of_state_and_unknown_records() {
+    let mut client = logged_in();
+    client.handle_bytes(&[0, 3, 0xFE, 0, 1, 0, 2, 0x2F, 0], 2);
+    assert_eq!(events(&mut client), [], "unknown types are nothing to a client");
+    client.handle_bytes(&record(RecordType::Ping, &proto::Ping { nonce: 5 }), 2);
+    assert_eq!(take(&mut client), record(RecordType::Pong, &proto::Pong { nonce: 5 }));
+    client.handle_bytes(&welcome(), 3);
+    let again = Violation::OutOfState { kind: 2 };
+    assert_eq!(events(&mut client), [Event::Violation(again), Event::Disconnect]);
 }
