@@ -7,25 +7,29 @@
 //! The end: reactors stop when every answer they are owed is written; then the hub, when nothing is under way; then
 //! the writer and the readers; then the store is closed. So SIGTERM loses nothing and answers everything it took.
 
+use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use culver_storage::engine::Engine;
 use culver_storage::layout::DataDir;
 use culver_storage::reader::Readers;
 use culver_storage::rocks::{RocksEngine, RocksOptions};
 use culver_storage::shard::Shards;
 use culver_storage::writer::Writer;
+use socket2::Socket;
 use tracing::{debug, info};
 
 use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::hub::driver::{Driver, Inbox, ReactorPort, now_ms};
 use crate::hub::{Hub, READS_OUTSTANDING_MAX};
-use crate::mailbox::Link;
+use crate::mailbox::{Doorbell, Link};
 use crate::metrics::Metrics;
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Snapshot, TakeSnapshot};
 use crate::preflight::Ports;
@@ -56,6 +60,15 @@ pub struct Setup {
     pub on_ready: Box<dyn FnOnce()>,
 }
 
+/// What the operators' port sees: it is there before the store is open.
+#[derive(Default)]
+struct Visible {
+    engine: OnceLock<Weak<dyn Engine>>,
+    bells: OnceLock<Vec<Arc<Doorbell>>>,
+    stage: Arc<Stage>,
+    readiness: Readiness,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -63,58 +76,39 @@ pub struct Setup {
 pub fn run(setup: Setup) -> anyhow::Result<()> {
     let Setup { config, data_dir, authenticator, ports, connections_max, on_ready } = setup;
     let config = Arc::new(config);
-    let reactor_count = config.reactor_count();
-    let incarnation = data_dir.incarnation();
-    let metrics = Arc::new(Metrics::new(reactor_count + 1));
-    let stage = Arc::new(Stage::default());
-    let readiness = Readiness::default();
+    let metrics = Arc::new(Metrics::new(config.reactor_count() + 1));
+    let visible = Arc::new(Visible { engine: OnceLock::new(), ..Visible::default() });
+    let ops = spawn_ops(ports.ops, &visible, &metrics)?;
 
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&data_dir.volume_path(0), RocksOptions::default())?);
     let shards = Shards::recover(&*engine, data_dir.shard_count(), HUB, now_ms())?;
+    visible.engine.get_or_init(|| Arc::downgrade(&engine));
     let inbox = Arc::new(Inbox::default());
-    let hub = Hub::new(Arc::clone(&engine), shards, incarnation);
+    let hub = Hub::new(Arc::clone(&engine), shards, data_dir.incarnation());
 
     let around = Surroundings {
-        config: Arc::clone(&config),
+        connections_max: (connections_max as usize).div_ceil(config.reactor_count()),
+        config,
         authenticator,
-        incarnation,
-        stage: Arc::clone(&stage),
+        incarnation: data_dir.incarnation(),
+        stage: Arc::clone(&visible.stage),
         metrics: Arc::clone(&metrics),
-        connections_max: (connections_max as usize).div_ceil(reactor_count),
     };
-    let mut reactors = Vec::new();
-    let mut reactor_ports = Vec::new();
-    for number in 0..reactor_count {
-        let listener = listen(ports.listen).with_context(|| format!("cannot listen on {}", ports.listen))?;
-        let link = Arc::new(Link::default());
-        let hub_inbox = Arc::clone(&inbox);
-        let hub_bell = Arc::new(move || hub_inbox.bell.ring());
-        let number = u16::try_from(number).expect("the configuration bounds reactors");
-        let reactor = Reactor::new(number, listener, Arc::clone(&link), hub_bell, around.clone())?;
-        reactor_ports.push(ReactorPort { link, bell: reactor.bell() });
-        reactors.push(reactor);
-    }
+    let (reactors, reactor_ports) = build_reactors(ports.listen, &around, &inbox)?;
+    // The reactors' listeners hold the port from here on.
     drop(ports.listen_hold);
-    let bells: Vec<_> = reactor_ports.iter().map(|port| Arc::clone(&port.bell)).collect();
+    visible.bells.get_or_init(|| reactor_ports.iter().map(|port| Arc::clone(&port.bell)).collect());
     let hub_thread = spawn_hub(hub, &engine, data_dir.shard_count(), &inbox, reactor_ports, &metrics)?;
-    let main = thread::current();
-    let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, main.clone()));
+    let (running, ended) = channel::bounded(0);
+    let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, running.clone()));
     let reactor_threads = threads.collect::<io::Result<Vec<_>>>()?;
+    drop(running);
+    if !visible.stage.is_leaving() {
+        visible.readiness.set(Phase::Ready);
+        on_ready();
+    }
 
-    let leave_readiness = readiness.clone();
-    let shutdown = Box::new(move || {
-        leave_readiness.set(Phase::Draining);
-        stage.leave();
-        for bell in &bells {
-            bell.ring();
-        }
-    });
-    let snapshot = snapshot_of(&engine, &metrics);
-    let ops = Ops::spawn(OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, shutdown })?;
-    readiness.set(Phase::Ready);
-    on_ready();
-
-    keep_house(&reactor_threads, &metrics);
+    keep_house(&ended, &metrics);
     for thread in reactor_threads {
         thread.join().expect("a panic ends the process")?;
     }
@@ -125,6 +119,40 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     drop(engine);
     drop(data_dir);
     Ok(())
+}
+
+fn spawn_ops(socket: Socket, visible: &Arc<Visible>, metrics: &Arc<Metrics>) -> io::Result<Ops> {
+    let readiness = visible.readiness.clone();
+    let snapshot = snapshot_of(visible, metrics);
+    let visible = Arc::clone(visible);
+    let shutdown = Box::new(move || {
+        visible.readiness.set(Phase::Draining);
+        visible.stage.leave();
+        for bell in visible.bells.get().into_iter().flatten() {
+            bell.ring();
+        }
+    });
+    Ops::spawn(OpsSetup { socket, readiness, snapshot, shutdown })
+}
+
+fn build_reactors(
+    listen_on: SocketAddr,
+    around: &Surroundings,
+    inbox: &Arc<Inbox>,
+) -> anyhow::Result<(Vec<Reactor>, Vec<ReactorPort>)> {
+    let mut reactors = Vec::new();
+    let mut ports = Vec::new();
+    for number in 0..around.config.reactor_count() {
+        let listener = listen(listen_on).with_context(|| format!("cannot listen on {listen_on}"))?;
+        let link = Arc::new(Link::default());
+        let hub_inbox = Arc::clone(inbox);
+        let hub_bell = Arc::new(move || hub_inbox.bell.ring());
+        let number = u16::try_from(number).expect("the configuration bounds reactors");
+        let reactor = Reactor::new(number, listener, Arc::clone(&link), hub_bell, around.clone())?;
+        ports.push(ReactorPort { link, bell: reactor.bell() });
+        reactors.push(reactor);
+    }
+    Ok((reactors, ports))
 }
 
 fn spawn_hub(
@@ -148,18 +176,19 @@ fn spawn_hub(
     })
 }
 
-fn spawn_reactor(reactor: Reactor, main: thread::Thread) -> io::Result<JoinHandle<io::Result<()>>> {
+/// `running` goes when the reactor ends.
+fn spawn_reactor(reactor: Reactor, running: Sender<Infallible>) -> io::Result<JoinHandle<io::Result<()>>> {
     thread::Builder::new().name(reactor.name()).spawn(move || {
         let ended = reactor.run();
-        main.unpark();
+        drop(running);
         ended
     })
 }
 
-/// Waits for the reactors to end; meanwhile, after a mass disconnect, gives memory back to the kernel.
-fn keep_house(reactors: &[JoinHandle<io::Result<()>>], metrics: &Metrics) {
+/// Waits for all reactors to end; meanwhile, after a mass disconnect, gives memory back to the kernel.
+fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics) {
     let mut peak = 0;
-    while !reactors.iter().all(JoinHandle::is_finished) {
+    while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(HOUSEKEEPING) {
         let connections = metrics.totals().connections;
         peak = peak.max(connections);
         if connections < peak / 2 {
@@ -167,15 +196,15 @@ fn keep_house(reactors: &[JoinHandle<io::Result<()>>], metrics: &Metrics) {
             info!(connections, peak, "many connections have left: their memory is given back");
             peak = connections;
         }
-        thread::park_timeout(HOUSEKEEPING);
     }
 }
 
-fn snapshot_of(engine: &Arc<dyn Engine>, metrics: &Arc<Metrics>) -> TakeSnapshot {
-    let (engine, metrics) = (Arc::downgrade(engine), Arc::clone(metrics));
+fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>) -> TakeSnapshot {
+    let (visible, metrics) = (Arc::clone(visible), Arc::clone(metrics));
     Arc::new(move || {
         let totals = metrics.totals();
-        let memory = engine.upgrade().map(|engine| engine.memory()).unwrap_or_default();
+        let engine = visible.engine.get().and_then(Weak::upgrade);
+        let memory = engine.map(|engine| engine.memory()).unwrap_or_default();
         Snapshot {
             connections: totals.connections,
             sessions: totals.sessions,

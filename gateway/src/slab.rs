@@ -52,10 +52,11 @@ impl<T> Slab<T> {
                 self.chunks.len() - 1
             }
         };
-        let chunk = self.chunks.get_mut(index).expect("open chunks exist").get_or_insert_with(|| Chunk {
-            slots: (0..CHUNK_LEN).map(|_| None).collect(),
-            used: 0,
-        });
+        let chunk = self
+            .chunks
+            .get_mut(index)
+            .expect("open chunks exist")
+            .get_or_insert_with(|| Chunk { slots: (0..CHUNK_LEN).map(|_| None).collect(), used: 0 });
         let offset = chunk.slots.iter().position(Option::is_none).expect("an open chunk has room");
         *chunk.slots.get_mut(offset).expect("found above") = Some(value);
         chunk.used += 1;
@@ -98,9 +99,9 @@ impl<T> Slab<T> {
     pub fn indexes(&self) -> impl Iterator<Item = u32> + '_ {
         self.chunks.iter().enumerate().flat_map(|(index, chunk)| {
             let slots = chunk.iter().flat_map(|chunk| chunk.slots.iter().enumerate());
-            slots.filter(|(_, slot)| slot.is_some()).map(move |(offset, _)| {
-                u32::try_from(index * CHUNK_LEN + offset).expect("fewer than 2^32 values")
-            })
+            slots
+                .filter(|(_, slot)| slot.is_some())
+                .map(move |(offset, _)| u32::try_from(index * CHUNK_LEN + offset).expect("fewer than 2^32 values"))
         })
     }
 }

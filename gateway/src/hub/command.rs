@@ -1,6 +1,6 @@
 //! What a reactor asks of a hub.
 
-use culver_protocol::id::{DeviceId, Incarnation, InboxSeq, UserId};
+use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
 use culver_storage::command::Send;
 
 /// One session, for ever: no two sessions of a process share an address.

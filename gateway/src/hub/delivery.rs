@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 
 use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX, ENTRY_OVERHEAD};
-use culver_storage::record::InboxEntry;
 use culver_storage::reader::Read;
+use culver_storage::record::InboxEntry;
 
+use super::Hub;
 use super::command::Credit;
 use super::directory::Online;
 use super::effect::{Effect, EffectKind};
-use super::Hub;
 
 /// Free window lists kept for the next session that needs one.
 const POOLED_MAX: usize = 1024;
@@ -183,7 +183,8 @@ impl Hub {
         for entry in &entries {
             let bytes = counted_bytes(entry);
             let under_way = self.windows.len(online);
-            let fits = under_way < usize::from(online.credit_entries) && online.used_bytes + bytes <= online.credit_bytes;
+            let fits =
+                under_way < usize::from(online.credit_entries) && online.used_bytes + bytes <= online.credit_bytes;
             if under_way > 0 && !fits {
                 break;
             }

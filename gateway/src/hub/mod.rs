@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use culver_protocol::error::{ErrorClass, ErrorCode};
-use culver_protocol::id::{ClientMessageId, ConversationId, Incarnation, InboxSeq};
+use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation};
 use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::command::{Decision, Load, Send, View};
 use culver_storage::engine::Engine;
@@ -271,7 +271,9 @@ impl Hub {
                 self.login(*session, *device, *cursor, *incarnation, *credit)?
             }
             Command::Send { session, send } => self.send(*session, send, now_ms)?,
-            Command::Ack { session, device, through, credit } => self.ack(*session, *device, *through, *credit, now_ms)?,
+            Command::Ack { session, device, through, credit } => {
+                self.ack(*session, *device, *through, *credit, now_ms)?
+            }
             Command::Resume { session, device, sent } => {
                 if let Some(index) = self.directory.current(*device, *session) {
                     self.resume(index, *sent);

@@ -76,11 +76,7 @@ fn keys(command: &Command) -> [Option<Key>; 3] {
         Command::Send { send, .. } => {
             // The sender's own inbox is not touched by a send, its order is: that is the device's key.
             let recipient = send.conversation.direct_peer(send.sender);
-            [
-                Some(Key::Device(device)),
-                Some(Key::Conversation(send.conversation)),
-                recipient.map(Key::User),
-            ]
+            [Some(Key::Device(device)), Some(Key::Conversation(send.conversation)), recipient.map(Key::User)]
         }
         _ => [Some(Key::Device(device)), Some(Key::User(device.user)), None],
     }

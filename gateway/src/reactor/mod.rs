@@ -322,12 +322,15 @@ impl Reactor {
         let overdue = left_at.elapsed() > flush;
         let owed = self.replies_owed > 0 || self.link.has_effects();
         let unsent = self.connections.indexes().any(|slot| {
-            self.connections.get(slot).is_some_and(|connection| {
-                connection.life != Life::Closed && connection.outgoing != buffers::NO_BUFFER
-            })
+            self.connections
+                .get(slot)
+                .is_some_and(|connection| connection.life != Life::Closed && connection.outgoing != buffers::NO_BUFFER)
         });
         if overdue && (owed || unsent) {
-            tracing::warn!(replies_owed = self.replies_owed, "not everything could be written before the time was over");
+            tracing::warn!(
+                replies_owed = self.replies_owed,
+                "not everything could be written before the time was over"
+            );
         }
         overdue || (!owed && !unsent)
     }

@@ -1,7 +1,7 @@
 //! From the preamble to WELCOME.
 
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{Incarnation, InboxSeq};
+use culver_protocol::id::{InboxSeq, Incarnation};
 use culver_protocol::limits::{
     CREDIT_BYTES_DEFAULT, CREDIT_BYTES_MAX, CREDIT_BYTES_MIN, CREDIT_ENTRIES_DEFAULT, CREDIT_ENTRIES_MAX, PREAMBLE_LEN,
 };

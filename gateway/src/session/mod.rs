@@ -9,7 +9,7 @@ mod login;
 mod steady;
 
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{DeviceId, Incarnation, InboxSeq, UserId};
+use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, LENGTH_LEN, PREAMBLE_LEN};
 use culver_protocol::proto;
 use culver_protocol::record::{Cipher, FrameError, RecordType, split};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, Incarnation, InboxSeq};
+use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation};
 use culver_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_BYTES_MIN, CREDIT_ENTRIES_MAX, PAYLOAD_LEN_MAX};
 use culver_protocol::message::{Accepted, SendView, decode_ack, encode_deliver};
 use culver_protocol::proto;

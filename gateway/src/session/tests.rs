@@ -4,14 +4,14 @@ use culver_protocol::message::SendView;
 use culver_protocol::preamble::Preamble;
 use culver_protocol::record::Record;
 use culver_storage::record::InboxEntry;
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 use crate::auth::Identity;
-use crate::auth::keys::{TicketKey, TokenKeys};
 use crate::auth::TicketSealer;
 use crate::auth::TokenVerifier;
+use crate::auth::keys::{TicketKey, TokenKeys};
 use crate::config::Config;
 
 const NOW_MS: u64 = 1_800_000_000_000;
