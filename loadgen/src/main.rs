@@ -34,6 +34,14 @@ enum Scenario {
     Chat(Box<scenario::chat::ChatOptions>),
     /// This machine's floor: the same frames relayed by bare epoll, without storage
     Floor(Box<scenario::floor::FloorOptions>),
+    /// Kills the server under load again and again: nothing acknowledged may be lost
+    Crash(Box<scenario::crash::CrashOptions>),
+    /// Fills the inboxes of users who are away, then all of them come
+    Drain(Box<scenario::drain::DrainOptions>),
+    /// What an idle connection costs, and whether its memory comes back
+    Density(Box<scenario::density::DensityOptions>),
+    /// Attackers of every kind beside honest pairs
+    Hostile(Box<scenario::hostile::HostileOptions>),
     /// The relay itself, as `floor` and `chat --with-floor` start it
     #[command(hide = true)]
     Relay {
@@ -64,6 +72,22 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Floor(options) => {
             let to = options.json_to();
             publish(&scenario::floor::run(*options)?, &to)
+        }
+        Scenario::Crash(options) => {
+            let to = options.json_to();
+            publish(&scenario::crash::run(*options)?, &to)
+        }
+        Scenario::Drain(options) => {
+            let to = options.json_to();
+            publish(&scenario::drain::run(*options)?, &to)
+        }
+        Scenario::Density(options) => {
+            let to = options.json_to();
+            publish(&scenario::density::run(*options)?, &to)
+        }
+        Scenario::Hostile(options) => {
+            let to = options.json_to();
+            publish(&scenario::hostile::run(*options)?, &to)
         }
         Scenario::Relay { sync, data_dir } => {
             target::relay::run(data_dir.filter(|_| sync).as_deref())?;

@@ -1,5 +1,10 @@
 //! The scenarios: each takes its options, puts a target under load, and makes a document of what it saw.
 
 pub(crate) mod chat;
+pub(crate) mod crash;
+pub(crate) mod density;
+pub(crate) mod drain;
 pub(crate) mod floor;
+pub(crate) mod hostile;
+pub(crate) mod idle;
 pub(crate) mod pairs;

@@ -1,0 +1,286 @@
+//! The attacks that are over at once: what each sends, and what the server must answer.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ConversationId, UserId};
+use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, PAYLOAD_LEN_MAX};
+use culver_protocol::preamble::Preamble;
+use culver_protocol::proto::{Ack, Deliver, Login, Ready, Send, Welcome, login};
+use culver_protocol::record::RecordType;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::raw::{PATIENCE, Raw, login_with_token, message, opening, record};
+
+/// What a server must do about an attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// This error, then the end of the connection.
+    ErrorAndEnd(ErrorCode),
+    /// This error, and the connection lives.
+    ErrorAndLife(ErrorCode),
+    /// No error, and the connection lives.
+    Life,
+    /// The end; an error may come before it.
+    End,
+}
+
+/// When the attacker strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Instead of a login.
+    Opening,
+    /// After a login, before READY.
+    BeforeReady,
+    /// Logged in.
+    Steady,
+}
+
+/// One kind of attack.
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    stage: Stage,
+    pub(crate) expected: Expected,
+    bytes: fn(&mut Material) -> Result<Vec<u8>>,
+    /// The attacker half-closes afterwards.
+    finishes: bool,
+}
+
+/// What attacks are made from.
+pub(crate) struct Material {
+    pub(crate) rng: SmallRng,
+    pub(crate) user: UserId,
+    pub(crate) token: String,
+    pub(crate) token_expired: String,
+    pub(crate) token_elsewhere: String,
+}
+
+impl Attack {
+    /// Strikes once; `Some` says how the server failed.
+    pub(crate) fn strike(&self, target: SocketAddr, material: &mut Material) -> Result<Option<String>> {
+        let bytes = (self.bytes)(material)?;
+        let mut raw = Raw::connect(target)?;
+        match self.stage {
+            Stage::Opening => {}
+            Stage::BeforeReady => raw.write(&opening(&login_with_token(&material.token)))?,
+            Stage::Steady => raw.login(&material.token)?,
+        }
+        raw.write(&bytes)?;
+        if self.finishes {
+            raw.finish_writing();
+        }
+        let (code, ended) = match self.expected {
+            Expected::ErrorAndEnd(_) | Expected::End => raw.error_and_end(PATIENCE)?,
+            Expected::ErrorAndLife(_) => {
+                let answer = raw.read(PATIENCE)?;
+                let code = if let super::raw::Answer::Error(code) = answer { Some(code) } else { None };
+                (code, !raw.is_alive()?)
+            }
+            Expected::Life => (None, !raw.is_alive()?),
+        };
+        Ok(self.judge(code, ended))
+    }
+
+    fn judge(&self, code: Option<u32>, ended: bool) -> Option<String> {
+        let (wanted, end) = match self.expected {
+            Expected::ErrorAndEnd(wanted) => (Some(wanted), true),
+            Expected::ErrorAndLife(wanted) => (Some(wanted), false),
+            Expected::Life => (None, false),
+            Expected::End => (None, true),
+        };
+        if wanted.is_some_and(|wanted| code != Some(wanted.number())) {
+            return Some(format!("{:?} expected, {code:?} came", wanted.map(ErrorCode::number)));
+        }
+        match (end, ended) {
+            (true, false) => Some("the connection lives".to_owned()),
+            (false, true) => Some("the connection ended".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+const fn attack(
+    name: &'static str,
+    stage: Stage,
+    expected: Expected,
+    bytes: fn(&mut Material) -> Result<Vec<u8>>,
+) -> Attack {
+    Attack { name, stage, expected, bytes, finishes: false }
+}
+
+const fn cut_short(name: &'static str, stage: Stage, bytes: fn(&mut Material) -> Result<Vec<u8>>) -> Attack {
+    Attack { name, stage, expected: Expected::End, bytes, finishes: true }
+}
+
+use Expected::{ErrorAndEnd, ErrorAndLife, Life};
+use Stage::{BeforeReady, Opening, Steady};
+
+/// All attacks of this file.
+pub(crate) const ATTACKS: &[Attack] = &[
+    attack("wrong magic", Opening, ErrorAndEnd(ErrorCode::BadMagic), |_| Ok(b"GET / HTTP/1.1\r\n\r\n".to_vec())),
+    attack("random opening", Opening, ErrorAndEnd(ErrorCode::BadMagic), |m| Ok(random_not_culver(&mut m.rng))),
+    attack("unknown version", Opening, ErrorAndEnd(ErrorCode::VersionUnsupported), |m| {
+        Ok(preamble(Preamble { version_min: 200, version_max: 201, ..Preamble::PLAINTEXT }, &m.token))
+    }),
+    attack("unknown handshake", Opening, ErrorAndEnd(ErrorCode::HandshakeUnsupported), |m| {
+        Ok(preamble(Preamble { handshake: 77, ..Preamble::PLAINTEXT }, &m.token))
+    }),
+    attack("unknown suite", Opening, ErrorAndEnd(ErrorCode::SuiteRefused), |m| {
+        Ok(preamble(Preamble { suite: 99, ..Preamble::PLAINTEXT }, &m.token))
+    }),
+    attack("oversized login", Opening, ErrorAndEnd(ErrorCode::BadHandshake), |_| {
+        let len = u16::try_from(HANDSHAKE_LEN_MAX + 1).expect("the limit is below a u16");
+        Ok([Preamble::PLAINTEXT.encode().as_slice(), &len.to_be_bytes()].concat())
+    }),
+    attack("empty login", Opening, ErrorAndEnd(ErrorCode::BadHandshake), |_| {
+        Ok([Preamble::PLAINTEXT.encode().as_slice(), &[0, 0]].concat())
+    }),
+    attack("login of bad protobuf", Opening, ErrorAndEnd(ErrorCode::BadHandshake), |_| {
+        Ok([Preamble::PLAINTEXT.encode().as_slice(), &[0, 4, 0xff, 0xff, 0xff, 0xff]].concat())
+    }),
+    attack("token that is none", Opening, ErrorAndEnd(ErrorCode::TokenMalformed), |_| {
+        Ok(opening(&login_with_token("not a token")))
+    }),
+    attack("token with a wrong signature", Opening, ErrorAndEnd(ErrorCode::TokenSignature), |m| {
+        Ok(opening(&login_with_token(&with_other_signature(&m.token))))
+    }),
+    attack("expired token", Opening, ErrorAndEnd(ErrorCode::TokenExpired), |m| {
+        Ok(opening(&login_with_token(&m.token_expired)))
+    }),
+    attack("token for another service", Opening, ErrorAndEnd(ErrorCode::TokenAudience), |m| {
+        Ok(opening(&login_with_token(&m.token_elsewhere)))
+    }),
+    attack("ticket that is none", Opening, ErrorAndEnd(ErrorCode::TicketInvalid), |m| {
+        let mut ticket = vec![0; 64];
+        m.rng.fill(ticket.as_mut_slice());
+        Ok(opening(&Login { credential: Some(login::Credential::Ticket(ticket.into())), ..Login::default() }))
+    }),
+    cut_short("opening cut short", Opening, |_| Ok(b"CV".to_vec())),
+    cut_short("login cut short", Opening, |m| {
+        let mut bytes = opening(&login_with_token(&m.token));
+        bytes.truncate(bytes.len() / 2);
+        Ok(bytes)
+    }),
+    attack("message before READY", BeforeReady, ErrorAndEnd(ErrorCode::OutOfState), |m| Ok(good_send(m, m.user))),
+    attack("empty record", Steady, ErrorAndEnd(ErrorCode::RecordEmpty), |_| Ok(vec![0, 0])),
+    attack("record of one byte", Steady, ErrorAndEnd(ErrorCode::RecordEmpty), |_| Ok(vec![0, 1, 0x10])),
+    attack("oversized record", Steady, ErrorAndEnd(ErrorCode::RecordTooLong), |_| {
+        let len = u16::try_from(CLIENT_BODY_LEN_MAX + 1).expect("the limit is below a u16");
+        Ok([len.to_be_bytes().as_slice(), &[0x10, 0], &[0; 64]].concat())
+    }),
+    attack("unknown type", Steady, ErrorAndLife(ErrorCode::TypeUnknown), |_| Ok(record(0x6f, b"what is this"))),
+    attack("unknown type that may be ignored", Steady, Life, |_| Ok(record(0xef, b"ignore me"))),
+    attack("second READY", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| Ok(message(RecordType::Ready, &Ready {}))),
+    attack("a server's WELCOME", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| {
+        Ok(message(RecordType::Welcome, &Welcome::default()))
+    }),
+    attack("a server's DELIVER", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| {
+        Ok(message(RecordType::Deliver, &Deliver::default()))
+    }),
+    attack("SEND of bad protobuf", Steady, ErrorAndEnd(ErrorCode::BadProtobuf), |_| {
+        Ok(record(RecordType::Send as u8, &[0x0a, 0xff, 0x01, 0x02]))
+    }),
+    attack("ACK of bad protobuf", Steady, ErrorAndEnd(ErrorCode::BadProtobuf), |_| {
+        Ok(record(RecordType::Ack as u8, &[0x08, 0xff, 0xff, 0xff]))
+    }),
+    attack("PING of bad protobuf", Steady, ErrorAndEnd(ErrorCode::BadProtobuf), |_| {
+        Ok(record(RecordType::Ping as u8, &[0xff; 16]))
+    }),
+    attack("ACK beyond what was sent", Steady, ErrorAndEnd(ErrorCode::AckBeyondSent), |_| {
+        Ok(message(RecordType::Ack, &Ack { inbox_seq: 1 << 40, ..Ack::default() }))
+    }),
+    attack("payload too long", Steady, ErrorAndLife(ErrorCode::PayloadTooLong), |m| {
+        let payload = vec![0; PAYLOAD_LEN_MAX + 1].into();
+        Ok(message(RecordType::Send, &Send { payload, ..send_of(m, m.user) }))
+    }),
+    attack("short message id", Steady, ErrorAndLife(ErrorCode::ClientMessageIdInvalid), |m| {
+        Ok(message(RecordType::Send, &Send { client_message_id: vec![1; 15].into(), ..send_of(m, m.user) }))
+    }),
+    attack("short conversation id", Steady, ErrorAndLife(ErrorCode::ConversationInvalid), |m| {
+        Ok(message(RecordType::Send, &Send { conversation: vec![1; 15].into(), ..send_of(m, m.user) }))
+    }),
+    attack("conversation of others", Steady, ErrorAndLife(ErrorCode::NotAMember), |m| {
+        let others = ConversationId::direct(UserId(m.user.0 ^ 1), UserId(m.user.0 ^ 2));
+        Ok(message(RecordType::Send, &Send { conversation: others.0.to_vec().into(), ..send_of(m, m.user) }))
+    }),
+    cut_short("record cut short", Steady, |m| {
+        let mut bytes = good_send(m, m.user);
+        bytes.truncate(bytes.len() / 2);
+        Ok(bytes)
+    }),
+    cut_short("random records", Steady, |m| {
+        let mut bytes = vec![0; m.rng.random_range(1..2048)];
+        m.rng.fill(bytes.as_mut_slice());
+        Ok(bytes)
+    }),
+];
+
+fn send_of(material: &mut Material, user: UserId) -> Send {
+    let id: [u8; 16] = material.rng.random();
+    Send {
+        client_message_id: id.to_vec().into(),
+        conversation: ConversationId::direct(user, user).0.to_vec().into(),
+        payload: b"from an attacker".as_slice().into(),
+    }
+}
+
+fn good_send(material: &mut Material, user: UserId) -> Vec<u8> {
+    message(RecordType::Send, &send_of(material, user))
+}
+
+/// Another preamble before an otherwise good login.
+fn preamble(preamble: Preamble, token: &str) -> Vec<u8> {
+    let good = opening(&login_with_token(token));
+    let behind = good.get(preamble.encode().len()..).unwrap_or_default();
+    [preamble.encode().as_slice(), behind].concat()
+}
+
+fn random_not_culver(rng: &mut SmallRng) -> Vec<u8> {
+    let mut bytes = vec![0; rng.random_range(8..512)];
+    rng.fill(bytes.as_mut_slice());
+    if let Some(first) = bytes.first_mut() {
+        *first |= 0x80; // `C` has no high bit
+    }
+    bytes
+}
+
+/// The same token with a signature that is as long, but of something else.
+fn with_other_signature(token: &str) -> String {
+    let (signed, signature) = token.rsplit_once('.').unwrap_or((token, ""));
+    let flipped = signature.chars().enumerate().map(|(place, letter)| match (place, letter) {
+        (10, 'A') => 'B',
+        (10, _) => 'A',
+        _ => letter,
+    });
+    format!("{signed}.{}", flipped.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_needs_the_code_and_the_end() {
+        let attack = ATTACKS.iter().find(|attack| attack.name == "wrong magic").expect("it is listed");
+        assert_eq!(attack.judge(Some(4020), true), None);
+        assert!(attack.judge(Some(4020), false).is_some());
+        assert!(attack.judge(None, true).is_some());
+        assert!(attack.judge(Some(4001), true).is_some());
+    }
+
+    #[test]
+    fn a_signature_is_changed_and_nothing_else() {
+        let other = with_other_signature("aa.bb.cccccccccccccccccccc");
+        assert_eq!(other, "aa.bb.ccccccccccAccccccccc");
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = ATTACKS.iter().map(|attack| attack.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ATTACKS.len());
+    }
+}

@@ -1,0 +1,340 @@
+//! `hostile`: attackers of every kind beside honest pairs, whose latency must not notice.
+
+mod attack;
+mod raw;
+mod slow;
+mod tally;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use culver_protocol::id::UserId;
+use serde::Serialize;
+
+use self::attack::{ATTACKS, Material};
+use self::slow::SlowAttack;
+use self::tally::Tally;
+use super::pairs::{Pace, PairOutcome, PairRun};
+use crate::clock::Clock;
+use crate::links::raise_descriptor_limit;
+use crate::options::{PairOptions, RunOptions, TargetOptions};
+use crate::plan::{self, DEVICE};
+use crate::report::histogram::Percentiles;
+use crate::report::progress::Progress;
+use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
+use crate::report::{Document, JsonTo, Misses};
+use crate::target::Target;
+use crate::target::culver::Culver;
+use crate::units::Span;
+use crate::verify::Findings;
+
+const CALM: u8 = 1;
+const ATTACKED: u8 = 2;
+/// Rest after an attack, so that its last closes do not count as calm.
+const REST: Duration = Duration::from_secs(2);
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// Messages a second of the honest pairs where nothing else is asked for.
+const RATE_DEFAULT: f64 = 1000.0;
+/// The attackers' users: one per kind of attack, apart from the honest ones by this.
+const ATTACKER_OFFSET: u64 = 1 << 30;
+
+/// Options of `hostile`.
+#[derive(Args, Clone, Debug, Serialize)]
+pub(crate) struct HostileOptions {
+    #[command(flatten)]
+    target: TargetOptions,
+    /// Honest pairs; without --rate or --in-flight they send 1000 messages a second
+    #[command(flatten)]
+    pairs: PairOptions,
+    /// Times calm and attack by turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long each calm lasts
+    #[arg(long, default_value = "10s")]
+    calm: Span,
+    /// How long each attack lasts: longer than the server's patience with logins, or that cannot be judged
+    #[arg(long, default_value = "18s")]
+    attack: Span,
+    /// Attacks a second, of the kinds that are over at once: bounded, for the attackers use the same cores
+    #[arg(long, default_value_t = 100.0, value_name = "PER_S")]
+    attack_rate: f64,
+    /// Connections that never log in, opened in each attack
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    silent: u32,
+    /// How fast they are opened
+    #[arg(long, default_value_t = 2000.0, value_name = "PER_S")]
+    silent_rate: f64,
+    /// Logins that trickle one byte a second, in each attack
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    trickling: u32,
+    /// How long the server waits for a login
+    #[arg(long, default_value = "10s")]
+    login_timeout: Span,
+    /// The honest p99 under attack at most so many times the calm one, plus --slack-ms
+    #[arg(long, default_value_t = 1.25, value_name = "RATIO")]
+    p99_ratio_max: f64,
+    /// What --p99-ratio-max adds
+    #[arg(long, default_value_t = 1.0, value_name = "MS")]
+    slack_ms: f64,
+    /// Memory that the server may keep when all attackers have left
+    #[arg(long, default_value_t = 16 << 20, value_name = "BYTES")]
+    memory_kept_max: u64,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+#[derive(Serialize)]
+struct HostileResult {
+    rounds: u32,
+    expectations_met: u64,
+    expectations_unmet: u64,
+    attacks_failed: u64,
+    attacks: Tally,
+    attack_rate_per_s: f64,
+    silent_connections: u32,
+    #[serde(flatten)]
+    findings: Findings,
+    honest_disconnects: u64,
+    errors_by_code: BTreeMap<u32, u64>,
+    calm_ack_us: Percentiles,
+    attacked_ack_us: Percentiles,
+    calm_delivery_us: Percentiles,
+    attacked_delivery_us: Percentiles,
+    ack_p99_ratio: f64,
+    delivery_p99_ratio: f64,
+    memory_before_bytes: u64,
+    memory_after_bytes: u64,
+    memory_kept_bytes: u64,
+    violations: Vec<String>,
+}
+
+impl HostileOptions {
+    pub(crate) fn json_to(&self) -> JsonTo {
+        self.run.json_to()
+    }
+}
+
+/// Runs the scenario.
+pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
+    let seed = options.run.fix_seed();
+    let progress = options.run.progress("hostile");
+    raise_descriptor_limit((options.silent + options.trickling + 2 * options.pairs.pairs) as usize)?;
+    let mut culver = options.target.find()?;
+    let mut load = options.pairs.load(&options.run, seed, 0)?;
+    if options.pairs.rate.is_none() {
+        load.pace = Pace::Open { rate: RATE_DEFAULT };
+    }
+    let run = PairRun::start(&culver, &load, 2, Clock::start())?;
+    run.wait_for_logins(&progress)?;
+    run.shared().go();
+    progress.wait(REST, || run.check_alive())?;
+    let (mut tally, mut memory_before_bytes) = (Tally::default(), 0);
+    for round in 1..=options.rounds {
+        run.shared().set_slot(CALM);
+        hold(&options.calm, &format!("round {round}, calm"), &run, &progress)?;
+        run.shared().set_slot(0);
+        if round == 1 {
+            memory_before_bytes = culver.sample()?.plain_bytes();
+        }
+        let attackers = Attackers::start(&options, &culver, load.first_user + ATTACKER_OFFSET, seed, round)?;
+        run.shared().set_slot(ATTACKED);
+        hold(&options.attack, &format!("round {round}, attack"), &run, &progress)?;
+        run.shared().set_slot(0);
+        tally.add(attackers.finish()?);
+        hold(&Span(REST), "resting", &run, &progress)?;
+    }
+    let memory_after_bytes = culver.sample()?.plain_bytes();
+    let outcome = run.finish(DRAIN_MAX, &progress)?;
+    let result = HostileResult::new(&options, tally, outcome, memory_before_bytes, memory_after_bytes);
+    let missed = check(&options, &result);
+    let text = render(&result);
+    Document::new("hostile", seed, &options, &result, text, missed)
+}
+
+fn hold(span: &Span, phase: &str, run: &PairRun, progress: &Progress) -> Result<()> {
+    progress.wait(span.0, || {
+        progress.tell(format!("{phase}: {}", run.shared().counters()));
+        run.check_alive()
+    })
+}
+
+/// The attacking threads of one round.
+struct Attackers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<Tally>>>,
+}
+
+impl Attackers {
+    fn start(options: &HostileOptions, culver: &Culver, user: u64, seed: u64, round: u32) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let target = options.target.address();
+        let (quick_stop, slow_stop) = (Arc::clone(&stop), Arc::clone(&stop));
+        let materials = materials(culver, user, seed, round)?;
+        let rate = options.attack_rate;
+        let slow = SlowAttack {
+            target,
+            silent: options.silent as usize,
+            silent_per_s: options.silent_rate,
+            trickling: options.trickling as usize,
+            login_timeout: options.login_timeout.0,
+            token: culver.credentials().token(UserId(user), DEVICE)?,
+        };
+        let quick = std::thread::Builder::new().name("attacker".to_owned());
+        let quick = quick.spawn(move || strike_in_turn(target, materials, rate, &quick_stop));
+        let slow_thread = std::thread::Builder::new().name("slow-attacker".to_owned());
+        let slow_thread = slow_thread.spawn(move || slow.run(&slow_stop));
+        let threads = vec![quick.context("cannot start a thread")?, slow_thread.context("cannot start a thread")?];
+        Ok(Self { stop, threads })
+    }
+
+    fn finish(self) -> Result<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut tally = Tally::default();
+        for thread in self.threads {
+            tally.add(thread.join().map_err(|_| anyhow::anyhow!("an attacker panicked"))??);
+        }
+        Ok(tally)
+    }
+}
+
+/// What each kind of attack is made from: a user of its own, so that no attacker replaces another.
+fn materials(culver: &Culver, first_user: u64, seed: u64, round: u32) -> Result<Vec<Material>> {
+    let make = |index: u64| {
+        let user = UserId(first_user + 4 * (index + 1));
+        let credentials = culver.credentials();
+        Ok(Material {
+            rng: plan::rng(seed, &format!("attack {index} in round {round}")),
+            user,
+            token: credentials.token(user, DEVICE)?,
+            token_expired: credentials.token_expired(user, DEVICE)?,
+            token_elsewhere: credentials.token_for_audience(user, DEVICE, "another-service")?,
+        })
+    };
+    (0..ATTACKS.len() as u64).map(make).collect()
+}
+
+/// All kinds in turn, at most `rate` a second.
+fn strike_in_turn(target: SocketAddr, mut materials: Vec<Material>, rate: f64, stop: &AtomicBool) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let pause = Duration::from_secs_f64(1.0 / rate.max(0.1));
+    let mut next = Instant::now();
+    loop {
+        for (attack, material) in ATTACKS.iter().zip(&mut materials) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(tally);
+            }
+            match attack.strike(target, material) {
+                Ok(None) => tally.met(attack.name),
+                Ok(Some(why)) => tally.unmet(attack.name, &why),
+                Err(error) => tally.failed(attack.name, &format!("{error:#}")),
+            }
+            next = (next + pause).max(Instant::now());
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).min(Duration::from_millis(200)));
+        }
+    }
+}
+
+impl HostileResult {
+    fn new(options: &HostileOptions, attacks: Tally, outcome: PairOutcome, before: u64, after: u64) -> Self {
+        let sum = |count: fn(&tally::Kind) -> u64| attacks.kinds.values().map(count).sum();
+        let percentiles = |slot: u8, delivery: bool| {
+            let slot = outcome.slots.get(usize::from(slot - 1)).expect("the run was started with two slots");
+            if delivery { slot.delivery.percentiles() } else { slot.ack.percentiles() }
+        };
+        let (calm_ack_us, attacked_ack_us) = (percentiles(CALM, false), percentiles(ATTACKED, false));
+        let (calm_delivery_us, attacked_delivery_us) = (percentiles(CALM, true), percentiles(ATTACKED, true));
+        Self {
+            rounds: options.rounds,
+            expectations_met: sum(|kind| kind.met),
+            expectations_unmet: sum(|kind| kind.unmet),
+            attacks_failed: sum(|kind| kind.failed),
+            attacks,
+            attack_rate_per_s: options.attack_rate,
+            silent_connections: options.silent,
+            findings: outcome.findings,
+            honest_disconnects: outcome.links.disconnects,
+            errors_by_code: outcome.errors,
+            ack_p99_ratio: p99_ratio(&calm_ack_us, &attacked_ack_us),
+            delivery_p99_ratio: p99_ratio(&calm_delivery_us, &attacked_delivery_us),
+            calm_ack_us,
+            attacked_ack_us,
+            calm_delivery_us,
+            attacked_delivery_us,
+            memory_before_bytes: before,
+            memory_after_bytes: after,
+            memory_kept_bytes: after.saturating_sub(before),
+            violations: outcome.violations,
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of a run are below 2^52")]
+fn p99_ratio(calm: &Percentiles, attacked: &Percentiles) -> f64 {
+    if calm.p99 == 0 { 0.0 } else { attacked.p99 as f64 / calm.p99 as f64 }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of a run are below 2^52")]
+fn check(options: &HostileOptions, result: &HostileResult) -> Vec<String> {
+    let mut misses = Misses::default();
+    for (name, kind) in &result.attacks.kinds {
+        let first = kind.first.as_deref().unwrap_or_default();
+        misses.expect(kind.unmet == 0 && kind.failed == 0, || {
+            format!("{name}: {} of {} unmet, {} failed: {first}", kind.unmet, kind.unmet + kind.met, kind.failed)
+        });
+        misses.expect(kind.met > 0, || format!("{name}: never carried out"));
+    }
+    let slow = [("connection that never logs in", options.silent), ("login that trickles", options.trickling)];
+    for (name, count) in slow {
+        misses.expect(count == 0 || result.attacks.kinds.contains_key(name), || format!("{name}: never judged"));
+    }
+    let found = &result.findings;
+    misses.expect(found.is_clean() && found.unanswered == 0, || format!("the honest pairs: {found:?}"));
+    misses.expect(result.honest_disconnects == 0, || format!("{} honest connections lost", result.honest_disconnects));
+    misses.expect(result.violations.is_empty(), || format!("protocol broken: {:?}", result.violations));
+    let compared = [
+        ("acknowledgement", &result.calm_ack_us, &result.attacked_ack_us),
+        ("delivery", &result.calm_delivery_us, &result.attacked_delivery_us),
+    ];
+    for (what, calm, attacked) in compared {
+        let bound_us = calm.p99 as f64 * options.p99_ratio_max + options.slack_ms * 1e3;
+        misses.expect(attacked.p99 as f64 <= bound_us, || {
+            format!("honest {what} p99 is {} us under attack, the bound {bound_us:.0} us", attacked.p99)
+        });
+    }
+    let kept = result.memory_kept_bytes;
+    misses.expect(kept <= options.memory_kept_max, || format!("{kept} bytes of memory kept"));
+    misses.into_vec()
+}
+
+fn render(result: &HostileResult) -> String {
+    let mut attacks = Table::new(["attack", "as expected", "otherwise", "failed"]);
+    for (name, kind) in &result.attacks.kinds {
+        let counts = [kind.met, kind.unmet, kind.failed].map(grouped);
+        attacks.row([name.clone()].into_iter().chain(counts).collect());
+    }
+    let mut times = Table::new(LATENCY_HEAD);
+    times.row(latency_row("acknowledged, calm", &result.calm_ack_us));
+    times.row(latency_row("acknowledged, attacked", &result.attacked_ack_us));
+    times.row(latency_row("delivered, calm", &result.calm_delivery_us));
+    times.row(latency_row("delivered, attacked", &result.attacked_delivery_us));
+    let found = &result.findings;
+    format!(
+        "{}\n{}\nhonest: {} acknowledged, {} lost, {} duplicated, {} reordered; p99 x {:.2} acknowledged, x {:.2} \
+         delivered; {} bytes of memory kept\n",
+        attacks.render(),
+        times.render(),
+        grouped(found.acked),
+        found.lost,
+        found.duplicated,
+        found.reordered,
+        result.ack_p99_ratio,
+        result.delivery_p99_ratio,
+        grouped(result.memory_kept_bytes)
+    )
+}
