@@ -79,7 +79,7 @@ fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked:
     // Every eighth message is followed by an acknowledgement of what came before.
     let slot = acked.get_mut(usize::try_from(recipient.0 - 1).expect("few users")).expect("two users a pair");
     *slot += 1;
-    if *slot % 8 == 0 {
+    if slot.is_multiple_of(8) {
         let through = InboxSeq(*slot - 1);
         match shards.decide_ack(engine, recipient, DeviceId(1), through, now_ms()).expect("the engine reads") {
             Decision::Apply(record) => shards.apply(&record),

@@ -223,3 +223,105 @@ fn unwritable(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Op
     let path = path.to_owned();
     move |source| OpenError::Unwritable { action, path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary directory can be made")
+    }
+
+    /// The error, and that it says what to do.
+    fn refused(path: &Path, advice: &str) -> OpenError {
+        let error = DataDir::open(path).expect_err("this directory cannot be opened");
+        let text = error.to_string();
+        assert!(text.contains(advice), "{text}");
+        error
+    }
+
+    #[test]
+    fn what_was_created_opens() {
+        let directory = directory();
+        let path = directory.path().join("data");
+        DataDir::create(&path, Incarnation(u64::MAX - 6)).expect("a missing directory is made");
+        let data_dir = DataDir::open(&path).expect("it was just created");
+        assert_eq!(data_dir.incarnation(), Incarnation(u64::MAX - 6));
+        assert_eq!((data_dir.shard_count(), data_dir.volume_count()), (64, 1));
+        assert_eq!(data_dir.volume_path(0), path.join("volume-0"));
+        assert!(matches!(DataDir::create(&path, Incarnation(1)), Err(OpenError::Exists { .. })));
+    }
+
+    #[test]
+    fn what_init_writes_first_may_be_there() {
+        let directory = directory();
+        assert!(fs::write(directory.path().join("culver.toml"), "").is_ok());
+        assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
+        DataDir::create(directory.path(), Incarnation(1)).expect("a settings file is no obstacle");
+    }
+
+    #[test]
+    fn a_missing_directory() {
+        let path = directory().path().join("none");
+        assert!(matches!(refused(&path, "culver init --data-dir"), OpenError::Missing { .. }));
+    }
+
+    #[test]
+    fn an_empty_directory() {
+        assert!(matches!(refused(directory().path(), "culver init --data-dir"), OpenError::Empty { .. }));
+    }
+
+    #[test]
+    fn a_foreign_directory() {
+        let directory = directory();
+        fs::write(directory.path().join("thesis.tex"), "x").expect("it can be written");
+        assert!(matches!(refused(directory.path(), "name another directory"), OpenError::Foreign { .. }));
+        assert!(matches!(DataDir::create(directory.path(), Incarnation(1)), Err(OpenError::Foreign { .. })));
+        let file = directory.path().join("thesis.tex");
+        assert!(matches!(refused(&file, "name another directory"), OpenError::Foreign { .. }));
+    }
+
+    #[test]
+    fn a_newer_format() {
+        let directory = directory();
+        fs::write(directory.path().join(MARKER), r#"{"format": 7, "unheard": ["of"]}"#).expect("it can be written");
+        let error = refused(directory.path(), "use the version that wrote it");
+        assert!(matches!(error, OpenError::Newer { found: 7, known: FORMAT, .. }));
+    }
+
+    #[test]
+    fn a_damaged_marker() {
+        for text in [
+            "",
+            "{",
+            "{\"format\": 1}",
+            "\u{0}\u{0}",
+            r#"{"format":1,"incarnation":"zz","shard_count":64,"volumes":["volume-0"]}"#,
+        ] {
+            let directory = directory();
+            fs::write(directory.path().join(MARKER), text).expect("it can be written");
+            assert!(matches!(refused(directory.path(), "backup"), OpenError::Marker { .. }));
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_held() {
+        let directory = directory();
+        DataDir::create(directory.path(), Incarnation(1)).expect("an empty directory is made");
+        let held = DataDir::open(directory.path()).expect("it was just created");
+        let pid = std::process::id();
+        let error = refused(directory.path(), &format!("process {pid}: stop that process first"));
+        assert!(matches!(error, OpenError::Held { pid: Some(found), .. } if found == pid));
+        drop(held);
+        DataDir::open(directory.path()).expect("nobody holds it any more");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written() {
+        let directory = directory();
+        DataDir::create(directory.path(), Incarnation(1)).expect("an empty directory is made");
+        // Not by permissions, for root may write anywhere.
+        fs::create_dir(directory.path().join(LOCK)).expect("it can be made");
+        assert!(matches!(refused(directory.path(), "belongs to the user"), OpenError::Unwritable { .. }));
+    }
+}
