@@ -119,11 +119,6 @@ impl Links {
         &mut self.link(index).client
     }
 
-    /// The client, to be asked something.
-    pub(crate) fn peek(&self, index: LinkIndex) -> &Client {
-        &self.links.get(index.0).expect("indices are given by `add` and never taken back").client
-    }
-
     /// Cuts the connection from this side, as a network would.
     pub(crate) fn cut(&mut self, index: LinkIndex, now_us: u64) {
         if self.close_socket(index) {

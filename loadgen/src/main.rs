@@ -42,6 +42,8 @@ enum Scenario {
     Density(Box<scenario::density::DensityOptions>),
     /// Attackers of every kind beside honest pairs
     Hostile(Box<scenario::hostile::HostileOptions>),
+    /// Several results as one readable table
+    Report(scenario::report::ReportOptions),
     /// The relay itself, as `floor` and `chat --with-floor` start it
     #[command(hide = true)]
     Relay {
@@ -88,6 +90,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Hostile(options) => {
             let to = options.json_to();
             publish(&scenario::hostile::run(*options)?, &to)
+        }
+        Scenario::Report(options) => {
+            print!("{}", scenario::report::run(&options)?);
+            Ok(true)
         }
         Scenario::Relay { sync, data_dir } => {
             target::relay::run(data_dir.filter(|_| sync).as_deref())?;

@@ -17,11 +17,6 @@ impl Span {
     pub(crate) fn us(self) -> u64 {
         micros(self.0)
     }
-
-    /// Seconds as a fraction.
-    pub(crate) fn seconds(self) -> f64 {
-        self.0.as_secs_f64()
-    }
 }
 
 impl FromStr for Span {

@@ -15,7 +15,6 @@ use crate::procfs;
 use crate::report::progress::Progress;
 use crate::report::table::{Table, grouped};
 use crate::report::{Document, JsonTo, Misses};
-use crate::target::Target;
 use crate::target::culver::Culver;
 use crate::units::Span;
 
@@ -120,7 +119,7 @@ fn measure(
     };
     let before = IdleSample::take(culver, pid, 0)?;
     let idle = IdleRun::start(culver, &load)?;
-    let mut grow = |to: u64, culver: &mut Culver| {
+    let grow = |to: u64, culver: &mut Culver| {
         let max = Duration::from_secs_f64(f64::from(options.connections) / options.rate) + GROW_SLACK;
         let took = idle.grow_to(to, max, progress)?;
         let at_once = IdleSample::take(culver, pid, to)?;

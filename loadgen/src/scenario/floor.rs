@@ -1,13 +1,26 @@
 //! `floor`: what this machine needs at least for the same messages, by a bare relay of the same frames.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
 use super::chat::{PairMeasurement, measure_floor, render_runs};
+use super::idle::{IdleLoad, IdleRun, IdleSample};
+use crate::links::raise_descriptor_limit;
 use crate::options::{PairOptions, RunOptions, TimeOptions};
+use crate::plan;
+use crate::report::progress::Progress;
 use crate::report::{Document, JsonTo, Misses};
-use crate::target::floor::FloorSettings;
+use crate::target::floor::{Floor, FloorSettings};
+
+/// Logins a second while idle connections are counted.
+const LOGIN_RATE: f64 = 5000.0;
+/// Longest wait for the idle connections.
+const LOGIN_MAX: Duration = Duration::from_secs(120);
+/// How long they are held before memory is read.
+const HOLD: Duration = Duration::from_secs(1);
 
 /// Options of `floor`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -24,12 +37,25 @@ pub(crate) struct FloorOptions {
     /// Where the synced file goes [default: the temporary directory]
     #[arg(long, requires = "sync", value_name = "DIR")]
     data_dir: Option<std::path::PathBuf>,
+    /// Idle connections that logins and bytes are counted with; 0: neither is measured
+    #[arg(long, default_value_t = 5000, value_name = "N")]
+    connections: u32,
 }
 
 #[derive(Serialize)]
 struct FloorResult {
     #[serde(flatten)]
     measured: PairMeasurement,
+    #[serde(flatten)]
+    idle: Option<IdleFloor>,
+}
+
+/// What an idle connection costs a bare program.
+#[derive(Serialize)]
+struct IdleFloor {
+    login_cpu_us: f64,
+    bytes_per_connection: f64,
+    kernel_bytes_per_connection: f64,
 }
 
 impl FloorOptions {
@@ -45,8 +71,43 @@ pub(crate) fn run(mut options: FloorOptions) -> Result<Document> {
     let settings = FloorSettings { sync: options.sync, data_dir: options.data_dir.clone() };
     let load = options.pairs.load(&options.run, seed, 0)?;
     let measured = measure_floor(&settings, &load, &options.time, &progress)?;
+    let idle = (options.connections > 1).then(|| measure_idle(&options, seed, &progress)).transpose()?;
     let mut misses = Misses::default();
     measured.check(&mut misses);
-    let text = render_runs([(0, &measured)].into_iter());
-    Document::new("floor", seed, &options, &FloorResult { measured }, text, misses.into_vec())
+    let mut text = render_runs([(0, &measured)].into_iter());
+    if let Some(IdleFloor { login_cpu_us, bytes_per_connection, kernel_bytes_per_connection }) = &idle {
+        text += &format!(
+            "\nidle: {login_cpu_us:.1} us of CPU per login, {bytes_per_connection:.0} bytes per connection, \
+             {kernel_bytes_per_connection:.0} of the kernel's\n"
+        );
+    }
+    Document::new("floor", seed, &options, &FloorResult { measured, idle }, text, misses.into_vec())
+}
+
+fn measure_idle(options: &FloorOptions, seed: u64, progress: &Progress) -> Result<IdleFloor> {
+    raise_descriptor_limit(options.connections as usize)?;
+    let mut floor = Floor::start(&FloorSettings::default())?;
+    let pid = Some(floor.pid());
+    let connections = u64::from(options.connections);
+    let load = IdleLoad {
+        connections: options.connections as usize,
+        rate: LOGIN_RATE,
+        source_ips: 0,
+        workers: options.run.workers(),
+        first_user: plan::first_user(seed),
+        seed,
+    };
+    let idle = IdleRun::start(&floor, &load)?;
+    let mut grow = |to: u64| {
+        idle.grow_to(to, LOGIN_MAX, progress)?;
+        progress.wait(HOLD, || Ok(()))?;
+        IdleSample::take(&mut floor, pid, to)
+    };
+    let low = grow((connections / 5).max(1))?;
+    let high = grow(connections)?;
+    idle.close()?;
+    let (bytes_per_connection, kernel_bytes_per_connection) = high.slope_from(&low);
+    let logins = u32::try_from(high.connections - low.connections).unwrap_or(u32::MAX);
+    let cpu_us = 1e6 * crate::clock::seconds(high.cpu_us - low.cpu_us);
+    Ok(IdleFloor { login_cpu_us: cpu_us / f64::from(logins.max(1)), bytes_per_connection, kernel_bytes_per_connection })
 }

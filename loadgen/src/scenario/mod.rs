@@ -8,3 +8,4 @@ pub(crate) mod floor;
 pub(crate) mod hostile;
 pub(crate) mod idle;
 pub(crate) mod pairs;
+pub(crate) mod report;

@@ -1,0 +1,126 @@
+//! A server that this program starts, kills and starts again.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rand::Rng;
+
+use super::culver::{Culver, Ops};
+use crate::plan;
+
+/// How often a starting server is asked whether it is ready.
+const READY_STEP: Duration = Duration::from_millis(5);
+/// Ports are looked for here: below those that the kernel gives to connecting sockets, so that a client can never
+/// meet itself while the server is down.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+/// Ports tried before giving up.
+const PORT_TRIES_MAX: usize = 100;
+
+/// A server process of our own. Dropping it kills it.
+pub(crate) struct ServerChild {
+    program: PathBuf,
+    data_dir: PathBuf,
+    args: Vec<String>,
+    listen: SocketAddr,
+    ops: SocketAddr,
+    child: Option<Child>,
+}
+
+impl ServerChild {
+    /// Initialises a data directory and chooses ports. Nothing runs yet.
+    pub(crate) fn prepare(program: &Path, data_dir: &Path, args: &[String], seed: u64) -> Result<Self> {
+        let status = Command::new(program).arg("init").arg("--data-dir").arg(data_dir).stdout(Stdio::null()).status();
+        let status = status.with_context(|| format!("cannot run {}", program.display()))?;
+        if !status.success() {
+            bail!("`{} init` failed: {status}", program.display());
+        }
+        let (listen, ops) = free_ports(seed)?;
+        Ok(Self {
+            program: program.to_owned(),
+            data_dir: data_dir.to_owned(),
+            args: args.to_vec(),
+            listen,
+            ops,
+            child: None,
+        })
+    }
+
+    /// Starts the server and waits until it is ready; returns how long that took.
+    pub(crate) fn start(&mut self, max: Duration) -> Result<Duration> {
+        assert!(self.child.is_none(), "one process at a time");
+        let began = Instant::now();
+        let mut command = Command::new(&self.program);
+        command.arg("serve").arg("--data-dir").arg(&self.data_dir);
+        command.arg("--listen").arg(self.listen.to_string()).arg("--ops").arg(self.ops.to_string());
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null());
+        self.child = Some(command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?);
+        let ops = Ops::new(self.ops);
+        while !ops.is_ready() {
+            self.check_alive()?;
+            if began.elapsed() > max {
+                bail!("the server was not ready within {max:?}");
+            }
+            std::thread::sleep(READY_STEP);
+        }
+        Ok(began.elapsed())
+    }
+
+    /// An error if the process ended by itself.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        let child = self.child.as_mut().context("the server is not running")?;
+        match child.try_wait().context("asking for the server's state")? {
+            None => Ok(()),
+            Some(status) => bail!("the server ended by itself: {status}"),
+        }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().context("cannot kill the server")?;
+            child.wait().context("waiting for the killed server")?;
+        }
+        Ok(())
+    }
+
+    /// Runs the offline check of the data directory.
+    pub(crate) fn verify(&self) -> Result<()> {
+        assert!(self.child.is_none(), "a running server holds its data");
+        let output = Command::new(&self.program).arg("verify").arg("--data-dir").arg(&self.data_dir).output();
+        let output = output.context("cannot run verify")?;
+        if !output.status.success() {
+            let told = [output.stdout, output.stderr].concat();
+            bail!("verify: {}\n{}", output.status, String::from_utf8_lossy(&told));
+        }
+        Ok(())
+    }
+
+    /// The running server as a target.
+    pub(crate) fn target(&self) -> Result<Culver> {
+        Culver::find(self.listen, self.ops, &self.data_dir.join("dev-credentials.json"))
+    }
+}
+
+impl Drop for ServerChild {
+    fn drop(&mut self) {
+        self.kill().ok();
+    }
+}
+
+fn free_ports(seed: u64) -> Result<(SocketAddr, SocketAddr)> {
+    let mut rng = plan::rng(seed, "ports");
+    let mut found = Vec::new();
+    for _ in 0..PORT_TRIES_MAX {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rng.random_range(PORTS)));
+        if !found.contains(&address) && TcpListener::bind(address).is_ok() {
+            found.push(address);
+        }
+        if let [listen, ops] = found.as_slice() {
+            return Ok((*listen, *ops));
+        }
+    }
+    bail!("no two free ports between {} and {}", PORTS.start, PORTS.end)
+}

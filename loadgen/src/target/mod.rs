@@ -1,0 +1,59 @@
+//! What is put under load: a Culver server found by its address and ops port, or the floor relay started here.
+
+pub(crate) mod child;
+pub(crate) mod credentials;
+pub(crate) mod culver;
+pub(crate) mod floor;
+pub(crate) mod relay;
+pub(crate) mod tap;
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use culver_protocol::client::{ClientConfig, Credential};
+use culver_protocol::id::{InboxSeq, Incarnation, UserId};
+
+use crate::plan::DEVICE;
+
+/// A reading of the server's counters, from outside or as it reports them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sample {
+    /// User and system time of all its threads.
+    pub(crate) cpu_us: u64,
+    /// Resident memory of the process.
+    pub(crate) rss_bytes: u64,
+    /// What the storage engine itself reports as memtables and cache.
+    pub(crate) engine_bytes: u64,
+}
+
+impl Sample {
+    /// Resident memory that is neither memtable nor cache.
+    pub(crate) fn plain_bytes(&self) -> u64 {
+        self.rss_bytes.saturating_sub(self.engine_bytes)
+    }
+}
+
+/// Something that speaks the protocol and whose CPU time can be read.
+pub(crate) trait Target {
+    /// Where clients connect.
+    fn address(&self) -> SocketAddr;
+
+    /// What a user shows at its first login.
+    fn credential(&self, user: UserId) -> Result<Credential>;
+
+    /// Reads its counters now.
+    fn sample(&mut self) -> Result<Sample>;
+}
+
+/// A client's settings for one user with an empty history.
+pub(crate) fn client_config(user: UserId, credential: Credential, seed: u64) -> ClientConfig {
+    ClientConfig {
+        user,
+        device: DEVICE,
+        credential,
+        cursor: InboxSeq(0),
+        incarnation: Incarnation(0),
+        seed: seed ^ user.0,
+        ..ClientConfig::default()
+    }
+}
