@@ -1,73 +1,80 @@
 //! The writer and the readers, on the engine in memory.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc;
 
 use culver_protocol::id::{InboxSeq, UserId};
-use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::command::Load;
-use culver_storage::engine::{Engine, Family};
-use culver_storage::memory::{MemoryEngine, WriteFault};
+use culver_storage::engine::Engine;
+use culver_storage::memory::MemoryEngine;
 use culver_storage::reader::{Read, ReadResult, Readers};
-use culver_storage::writer::Writer;
 
-fn batch(number: u64) -> Batch {
-    let mut batch = Batch::with_capacity(BatchNumber(number), 0);
-    batch.put(Family::Meta, &number.to_be_bytes(), (b"value", b""));
-    batch
-}
-
-#[test]
+/// The writer as it is, not as the test-only features make it.
 #[cfg(not(any(feature = "answer-before-write", feature = "answer-before-sync")))]
-fn a_batch_is_durable_before_it_is_told_and_they_come_in_order() {
-    let engine = Arc::new(MemoryEngine::new());
-    let (sender, told) = mpsc::channel();
-    let seen = Arc::clone(&engine);
-    let done = move |number| sender.send((number, seen.sequence_synced())).expect("the test waits for it");
-    let writer = Writer::spawn(Arc::clone(&engine) as Arc<dyn Engine>, Box::new(done));
-    for number in 1..100 {
-        writer.submit(batch(number));
-        assert_eq!(told.recv(), Ok((BatchNumber(number), number)));
+mod writer {
+    use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+
+    use culver_storage::batch::{Batch, BatchNumber};
+    use culver_storage::engine::{Engine, Family};
+    use culver_storage::memory::{MemoryEngine, WriteFault};
+    use culver_storage::writer::Writer;
+
+    fn batch(number: u64) -> Batch {
+        let mut batch = Batch::with_capacity(BatchNumber(number), 0);
+        batch.put(Family::Meta, &number.to_be_bytes(), (b"value", b""));
+        batch
     }
-    engine.crash(0);
-    assert_eq!(engine.sequence_synced(), 99);
-}
 
-/// Runs one of the tests below in a process of its own, and sees that it ends that process without being told.
-fn aborts(name: &str) {
-    let test = std::env::current_exe().expect("this test has a file");
-    let output = Command::new(test).args(["--exact", name, "--nocapture"]).env("CULVER_ABORT", "1").output();
-    let output = output.expect("this test can be run again");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{said}");
-    assert!(said.contains("writing the log failed") && said.contains("ending now"), "{said}");
-    assert!(!String::from_utf8_lossy(&output.stdout).contains("TOLD"), "nothing of it is told");
-}
-
-fn write_with(fault: WriteFault) {
-    let engine = Arc::new(MemoryEngine::new());
-    engine.fail_next_write(fault);
-    let writer = Writer::spawn(engine, Box::new(|_| println!("TOLD")));
-    writer.submit(batch(1));
-    drop(writer);
-}
-
-#[test]
-#[cfg(not(feature = "answer-before-write"))]
-fn a_failed_write_ends_the_process() {
-    match std::env::var_os("CULVER_ABORT") {
-        Some(_) => write_with(WriteFault::Write),
-        None => aborts("a_failed_write_ends_the_process"),
+    #[test]
+    fn a_batch_is_durable_before_it_is_told_and_they_come_in_order() {
+        let engine = Arc::new(MemoryEngine::new());
+        let (sender, told) = mpsc::channel();
+        let seen = Arc::clone(&engine);
+        let done = move |number| sender.send((number, seen.sequence_synced())).expect("the test waits for it");
+        let writer = Writer::spawn(Arc::clone(&engine) as Arc<dyn Engine>, Box::new(done));
+        for number in 1..100 {
+            writer.submit(batch(number));
+            assert_eq!(told.recv(), Ok((BatchNumber(number), number)));
+        }
+        engine.crash(0);
+        assert_eq!(engine.sequence_synced(), 99);
     }
-}
 
-#[test]
-#[cfg(not(any(feature = "answer-before-write", feature = "answer-before-sync")))]
-fn a_failed_sync_ends_the_process() {
-    match std::env::var_os("CULVER_ABORT") {
-        Some(_) => write_with(WriteFault::Sync),
-        None => aborts("a_failed_sync_ends_the_process"),
+    /// Runs one of the tests below in a process of its own, and sees that it ends that process without being told.
+    fn aborts(name: &str) {
+        let test = std::env::current_exe().expect("this test has a file");
+        let output = Command::new(test).args(["--exact", name, "--nocapture"]).env("CULVER_ABORT", "1").output();
+        let output = output.expect("this test can be run again");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(said.contains("writing the log failed") && said.contains("ending now"), "{said}");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("TOLD"), "nothing of it is told");
+    }
+
+    fn write_with(fault: WriteFault) {
+        let engine = Arc::new(MemoryEngine::new());
+        engine.fail_next_write(fault);
+        let writer = Writer::spawn(engine, Box::new(|_| println!("TOLD")));
+        writer.submit(batch(1));
+        drop(writer);
+    }
+
+    #[test]
+    fn a_failed_write_ends_the_process() {
+        match std::env::var_os("CULVER_ABORT") {
+            Some(_) => write_with(WriteFault::Write),
+            None => aborts("writer::a_failed_write_ends_the_process"),
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_ends_the_process() {
+        match std::env::var_os("CULVER_ABORT") {
+            Some(_) => write_with(WriteFault::Sync),
+            None => aborts("writer::a_failed_sync_ends_the_process"),
+        }
     }
 }
 

@@ -115,7 +115,7 @@ fn a_missing_entry() {
 fn a_missing_first_and_last_entry() {
     found(|engine| engine.plant(Family::Inbox, &inbox_key(BOB, 1), None), "user 2: after entry 0 comes 2");
     found(
-        |engine| engine.plant(Family::Inbox, &inbox_key(BOB, 100), None),
+        |engine| engine.plant(Family::Inbox, &inbox_key(ALICE, 100), None),
         "its row says 200, and its last message is",
     );
 }
