@@ -17,6 +17,9 @@ use crate::scenario::pairs::{Pace, PairLoad};
 use crate::target::culver::Culver;
 use crate::units::{Span, SpanRange};
 
+/// Messages under way per pair where nothing else is asked for.
+const IN_FLIGHT_DEFAULT: u32 = 8;
+
 /// How a scenario is run and told.
 #[derive(Args, Clone, Debug, Serialize)]
 pub(crate) struct RunOptions {
@@ -84,12 +87,12 @@ pub(crate) struct PairOptions {
     /// Pairs: user 2i sends to user 2i + 1
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) pairs: u32,
-    /// Messages that each pair has under way (closed loop)
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=CLIENT_IN_FLIGHT_MAX as i64))]
-    pub(crate) in_flight: u32,
+    /// Messages that each pair has under way (closed loop) [default: 8]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=CLIENT_IN_FLIGHT_MAX as i64))]
+    in_flight: Option<u32>,
     /// Messages a second over all pairs (open loop; latency counts from the intended send time)
-    #[arg(long, value_name = "PER_S", conflicts_with = "in_flight")]
-    pub(crate) rate: Option<f64>,
+    #[arg(long, value_name = "PER_S", conflicts_with = "in_flight", value_parser = rate)]
+    rate: Option<f64>,
     /// Bytes of a payload
     #[arg(long, default_value_t = 256, value_parser = payload_len)]
     pub(crate) payload: usize,
@@ -99,16 +102,29 @@ pub(crate) struct PairOptions {
 }
 
 impl PairOptions {
+    /// An open loop of this rate, where neither rate nor number under way was asked for.
+    pub(crate) fn default_to_rate(&mut self, rate: f64) {
+        if self.in_flight.is_none() {
+            self.rate.get_or_insert(rate);
+        }
+    }
+
+    /// A closed loop, where neither rate nor number under way was asked for.
+    pub(crate) fn default_to_closed_loop(&mut self) {
+        if self.rate.is_none() {
+            self.in_flight.get_or_insert(IN_FLIGHT_DEFAULT);
+        }
+    }
+
     /// The load that these options ask for; `run_number` tells the runs of one process apart.
-    pub(crate) fn load(&self, run: &RunOptions, seed: u64, run_number: u64) -> Result<PairLoad> {
+    pub(crate) fn load(&self, run: &RunOptions, seed: u64, run_number: u64) -> PairLoad {
         let pace = match self.rate {
-            Some(rate) if rate.is_finite() && rate > 0.0 => Pace::Open { rate },
-            Some(rate) => bail!("--rate {rate} is no rate"),
-            None => Pace::Closed { in_flight: self.in_flight as usize },
+            Some(rate) => Pace::Open { rate },
+            None => Pace::Closed { in_flight: self.in_flight.unwrap_or(IN_FLIGHT_DEFAULT) as usize },
         };
         let users_per_run = 2 * u64::from(self.pairs);
         let first_user = self.first_user.unwrap_or_else(|| plan::first_user(seed)) + run_number * users_per_run;
-        Ok(PairLoad {
+        PairLoad {
             pairs: self.pairs as usize,
             pace,
             payload_len: self.payload,
@@ -118,8 +134,9 @@ impl PairOptions {
             run: RunId(unix_ms().wrapping_mul(1 << 16) ^ u64::from(std::process::id()) ^ (run_number << 8)),
             journal: None,
             drops_per_s: 0.0,
+            persists_late: false,
             backoff_max_ms: None,
-        })
+        }
     }
 }
 
@@ -132,6 +149,15 @@ pub(crate) struct TimeOptions {
     /// How long the same load runs before that, unmeasured
     #[arg(long, default_value = "2s")]
     pub(crate) warmup: Span,
+}
+
+/// A number per second on the command line.
+pub(crate) fn rate(text: &str) -> Result<f64> {
+    let rate: f64 = text.parse()?;
+    if !rate.is_finite() || rate <= 0.0 {
+        bail!("a rate is a positive number per second");
+    }
+    Ok(rate)
 }
 
 fn payload_len(text: &str) -> Result<usize> {

@@ -8,11 +8,18 @@ use super::histogram::Percentiles;
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    /// Columns of words, from the first.
+    words: usize,
 }
 
 impl Table {
     pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
-        Self { rows: vec![head.map(str::to_owned).to_vec()] }
+        Self { rows: vec![head.map(str::to_owned).to_vec()], words: 1 }
+    }
+
+    /// The first so many columns hold words: they go to the left.
+    pub(crate) fn with_words(self, words: usize) -> Self {
+        Self { words, ..self }
     }
 
     /// Adds a row; missing cells stay empty.
@@ -20,7 +27,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The table as text, its first column to the left and all others to the right.
+    /// The table as text, words to the left and all others to the right.
     pub(crate) fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns)
@@ -28,7 +35,7 @@ impl Table {
             .collect();
         let mut text = String::new();
         for (number, row) in self.rows.iter().enumerate() {
-            let line: Vec<String> = row.iter().zip(&widths).enumerate().map(pad).collect();
+            let line: Vec<String> = row.iter().zip(&widths).enumerate().map(|cell| self.pad(cell)).collect();
             text.push_str(line.join("  ").trim_end());
             text.push('\n');
             if number == 0 {
@@ -38,11 +45,11 @@ impl Table {
         }
         text
     }
-}
 
-fn pad((column, (cell, wanted)): (usize, (&String, &usize))) -> String {
-    let fill = " ".repeat(wanted.saturating_sub(width(cell)));
-    if column == 0 { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+    fn pad(&self, (column, (cell, wanted)): (usize, (&String, &usize))) -> String {
+        let fill = " ".repeat(wanted.saturating_sub(width(cell)));
+        if column < self.words { format!("{cell}{fill}") } else { format!("{fill}{cell}") }
+    }
 }
 
 fn width(cell: &str) -> usize {

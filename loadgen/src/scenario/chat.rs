@@ -117,11 +117,12 @@ struct Comparison {
 /// Runs the scenario.
 pub(crate) fn run(mut options: ChatOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
+    options.pairs.default_to_closed_loop();
     let progress = options.run.progress("chat");
     let mut culver = options.target.find()?;
     let (mut runs, mut floor_runs) = (Vec::new(), Vec::new());
     for number in 0..u64::from(options.interleave) {
-        let load = options.pairs.load(&options.run, seed, number)?;
+        let load = options.pairs.load(&options.run, seed, number);
         if options.with_floor {
             let settings = FloorSettings { sync: options.floor_sync, data_dir: options.floor_data_dir.clone() };
             floor_runs.push(measure_floor(&settings, &load, &options.time, &progress)?);

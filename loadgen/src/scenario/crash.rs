@@ -108,6 +108,7 @@ impl CrashOptions {
             run: RunId(seed),
             journal: Some(journal),
             drops_per_s: self.drops,
+            persists_late: true,
             backoff_max_ms: Some(BACKOFF_MS_MAX),
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::idle::{IdleLoad, IdleRun, IdleSample};
 use crate::links::raise_descriptor_limit;
-use crate::options::{RunOptions, TargetOptions};
+use crate::options::{RunOptions, TargetOptions, rate};
 use crate::plan;
 use crate::procfs;
 use crate::report::progress::Progress;
@@ -36,7 +36,7 @@ pub(crate) struct DensityOptions {
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=250))]
     source_ips: u8,
     /// Logins a second
-    #[arg(long, default_value_t = 2000.0, value_name = "PER_S")]
+    #[arg(long, default_value_t = 2000.0, value_name = "PER_S", value_parser = rate)]
     rate: f64,
     /// How long connections are held before memory is read
     #[arg(long, default_value = "5s")]
@@ -184,7 +184,8 @@ fn given_back(before: u64, high: u64, after: u64) -> f64 {
     if high <= before {
         return 1.0;
     }
-    quotient(high.saturating_sub(after), quotient(high - before, 1.0))
+    // A server that had garbage from before may give back more than it took.
+    quotient(high.saturating_sub(after), quotient(high - before, 1.0)).min(1.0)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^52")]
@@ -239,6 +240,7 @@ mod tests {
         assert!(close(given_back(100, 200, 110), 0.9));
         assert!(close(given_back(100, 200, 100), 1.0));
         assert!(close(given_back(100, 200, 250), 0.0));
+        assert!(close(given_back(100, 200, 50), 1.0));
         assert!(close(given_back(100, 90, 90), 1.0), "what never grew has nothing to give back");
     }
 }

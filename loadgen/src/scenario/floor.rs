@@ -67,9 +67,10 @@ impl FloorOptions {
 /// Runs the scenario.
 pub(crate) fn run(mut options: FloorOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
+    options.pairs.default_to_closed_loop();
     let progress = options.run.progress("floor");
     let settings = FloorSettings { sync: options.sync, data_dir: options.data_dir.clone() };
-    let load = options.pairs.load(&options.run, seed, 0)?;
+    let load = options.pairs.load(&options.run, seed, 0);
     let measured = measure_floor(&settings, &load, &options.time, &progress)?;
     let idle = (options.connections > 1).then(|| measure_idle(&options, seed, &progress)).transpose()?;
     let mut misses = Misses::default();

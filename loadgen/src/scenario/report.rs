@@ -42,7 +42,7 @@ const LATENCIES: [Figure; 4] = [
     ("/delivery_us/p50", "delivery p50", Shown::Duration),
     ("/delivery_us/p99", "delivery p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 21] = [
+const FIGURES: [Figure; 23] = [
     ("/rounds", "rounds", Shown::Count),
     ("/redelivered", "redelivered before dedup", Shown::Count),
     ("/restart_us/p50", "restart p50", Shown::Duration),
@@ -53,6 +53,8 @@ const FIGURES: [Figure; 21] = [
     ("/comparison/cpu_ratio_median", "CPU per message, x the floor's", Shown::Fraction),
     ("/comparison/ack_p99_ratio_median", "acknowledgement p99, x the floor's", Shown::Fraction),
     ("/fdatasync_us/p50", "fdatasync p50", Shown::Duration),
+    ("/login_cpu_us", "CPU us per login, the relay's", Shown::Fraction),
+    ("/bytes_per_connection", "bytes per connection, the relay's", Shown::Fraction),
     ("/connections", "connections", Shown::Count),
     ("/user_bytes_per_connection", "user bytes per connection", Shown::Fraction),
     ("/kernel_bytes_per_connection", "kernel bytes per connection", Shown::Fraction),
@@ -68,7 +70,7 @@ const FIGURES: [Figure; 21] = [
 
 /// Renders all files.
 pub(crate) fn run(options: &ReportOptions) -> Result<String> {
-    let mut table = Table::new(["scenario", "figure", "value"]);
+    let mut table = Table::new(["scenario", "figure", "value"]).with_words(2);
     let mut circumstances = Vec::new();
     let mut missed = Vec::new();
     for path in &options.files {

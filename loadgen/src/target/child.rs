@@ -1,5 +1,6 @@
 //! A server that this program starts, kills and starts again.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,8 @@ const READY_STEP: Duration = Duration::from_millis(5);
 /// Ports are looked for here: below those that the kernel gives to connecting sockets, so that a client can never
 /// meet itself while the server is down.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
+/// Lines of its log that are shown when a server ends by itself.
+const LAST_LINES: usize = 10;
 /// Ports tried before giving up.
 const PORT_TRIES_MAX: usize = 100;
 
@@ -26,6 +29,8 @@ pub(crate) struct ServerChild {
     args: Vec<String>,
     listen: SocketAddr,
     ops: SocketAddr,
+    /// Where its standard error goes: beside the data, not into it.
+    log: PathBuf,
     child: Option<Child>,
 }
 
@@ -44,6 +49,7 @@ impl ServerChild {
             args: args.to_vec(),
             listen,
             ops,
+            log: data_dir.with_extension("log"),
             child: None,
         })
     }
@@ -55,7 +61,9 @@ impl ServerChild {
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--data-dir").arg(&self.data_dir);
         command.arg("--listen").arg(self.listen.to_string()).arg("--ops").arg(self.ops.to_string());
-        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null());
+        let log = File::options().create(true).append(true).open(&self.log);
+        let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?);
         let ops = Ops::new(self.ops);
         while !ops.is_ready() {
@@ -73,8 +81,15 @@ impl ServerChild {
         let child = self.child.as_mut().context("the server is not running")?;
         match child.try_wait().context("asking for the server's state")? {
             None => Ok(()),
-            Some(status) => bail!("the server ended by itself: {status}"),
+            Some(status) => bail!("the server ended by itself: {status}; it said last:\n{}", self.last_words()),
         }
+    }
+
+    fn last_words(&self) -> String {
+        let text = std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let text = text.unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default().join("\n")
     }
 
     /// SIGKILL, and waits for the end.

@@ -68,6 +68,13 @@ impl Credentials {
         self.sign(user, device, audience, now_s, now_s + TOKEN_LIFE_S)
     }
 
+    /// A token signed with a shared secret, which no server of this kind may accept.
+    pub(crate) fn token_otherwise_signed(&self, user: UserId, device: DeviceId) -> Result<String> {
+        let now_s = unix_ms() / 1000;
+        let claims = self.claims(user, device, &self.audience, now_s, now_s + TOKEN_LIFE_S);
+        encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(b"secret")).context("signing a token")
+    }
+
     /// A token whose time has passed, by more than any clock leeway.
     pub(crate) fn token_expired(&self, user: UserId, device: DeviceId) -> Result<String> {
         let now_s = unix_ms() / 1000;
@@ -75,8 +82,10 @@ impl Credentials {
     }
 
     fn sign(&self, user: UserId, device: DeviceId, audience: &str, iat: u64, exp: u64) -> Result<String> {
-        let sub = user.0.to_string();
-        let claims = Claims { sub, device: device.0, iss: &self.issuer, aud: audience, iat, exp };
-        encode(&self.header, &claims, &self.key).context("signing a token")
+        encode(&self.header, &self.claims(user, device, audience, iat, exp), &self.key).context("signing a token")
+    }
+
+    fn claims<'a>(&'a self, user: UserId, device: DeviceId, aud: &'a str, iat: u64, exp: u64) -> Claims<'a> {
+        Claims { sub: user.0.to_string(), device: device.0, iss: &self.issuer, aud, iat, exp }
     }
 }

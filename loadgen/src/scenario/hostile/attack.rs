@@ -55,6 +55,7 @@ pub(crate) struct Material {
     pub(crate) token: String,
     pub(crate) token_expired: String,
     pub(crate) token_elsewhere: String,
+    pub(crate) token_otherwise_signed: String,
 }
 
 impl Attack {
@@ -145,6 +146,9 @@ pub(crate) const ATTACKS: &[Attack] = &[
     }),
     attack("token with a wrong signature", Opening, ErrorAndEnd(ErrorCode::TokenSignature), |m| {
         Ok(opening(&login_with_token(&with_other_signature(&m.token))))
+    }),
+    attack("token signed by another algorithm", Opening, ErrorAndEnd(ErrorCode::TokenAlgorithm), |m| {
+        Ok(opening(&login_with_token(&m.token_otherwise_signed)))
     }),
     attack("expired token", Opening, ErrorAndEnd(ErrorCode::TokenExpired), |m| {
         Ok(opening(&login_with_token(&m.token_expired)))

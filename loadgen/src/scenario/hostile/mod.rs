@@ -20,10 +20,10 @@ use serde::Serialize;
 use self::attack::{ATTACKS, Material};
 use self::slow::SlowAttack;
 use self::tally::Tally;
-use super::pairs::{Pace, PairOutcome, PairRun};
+use super::pairs::{PairOutcome, PairRun};
 use crate::clock::Clock;
 use crate::links::raise_descriptor_limit;
-use crate::options::{PairOptions, RunOptions, TargetOptions};
+use crate::options::{PairOptions, RunOptions, TargetOptions, rate};
 use crate::plan::{self, DEVICE};
 use crate::report::histogram::Percentiles;
 use crate::report::progress::Progress;
@@ -49,7 +49,6 @@ const ATTACKER_OFFSET: u64 = 1 << 30;
 pub(crate) struct HostileOptions {
     #[command(flatten)]
     target: TargetOptions,
-    /// Honest pairs; without --rate or --in-flight they send 1000 messages a second
     #[command(flatten)]
     pairs: PairOptions,
     /// Times calm and attack by turns
@@ -62,13 +61,13 @@ pub(crate) struct HostileOptions {
     #[arg(long, default_value = "18s")]
     attack: Span,
     /// Attacks a second, of the kinds that are over at once: bounded, for the attackers use the same cores
-    #[arg(long, default_value_t = 100.0, value_name = "PER_S")]
+    #[arg(long, default_value_t = 100.0, value_name = "PER_S", value_parser = rate)]
     attack_rate: f64,
     /// Connections that never log in, opened in each attack
     #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=60_000))]
     silent: u32,
     /// How fast they are opened
-    #[arg(long, default_value_t = 2000.0, value_name = "PER_S")]
+    #[arg(long, default_value_t = 2000.0, value_name = "PER_S", value_parser = rate)]
     silent_rate: f64,
     /// Logins that trickle one byte a second, in each attack
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
@@ -123,13 +122,11 @@ impl HostileOptions {
 /// Runs the scenario.
 pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
+    options.pairs.default_to_rate(RATE_DEFAULT);
     let progress = options.run.progress("hostile");
     raise_descriptor_limit((options.silent + options.trickling + 2 * options.pairs.pairs) as usize)?;
     let mut culver = options.target.find()?;
-    let mut load = options.pairs.load(&options.run, seed, 0)?;
-    if options.pairs.rate.is_none() {
-        load.pace = Pace::Open { rate: RATE_DEFAULT };
-    }
+    let load = options.pairs.load(&options.run, seed, 0);
     let run = PairRun::start(&culver, &load, 2, Clock::start())?;
     run.wait_for_logins(&progress)?;
     run.shared().go();
@@ -213,6 +210,7 @@ fn materials(culver: &Culver, first_user: u64, seed: u64, round: u32) -> Result<
             user,
             token: credentials.token(user, DEVICE)?,
             token_expired: credentials.token_expired(user, DEVICE)?,
+            token_otherwise_signed: credentials.token_otherwise_signed(user, DEVICE)?,
             token_elsewhere: credentials.token_for_audience(user, DEVICE, "another-service")?,
         })
     };

@@ -23,6 +23,10 @@ use crate::worker::Driver;
 const WAKE_US_MIN: u64 = 100;
 /// Messages that fall due in one turn, at most; the rest waits for the next.
 const SENDS_PER_TURN_MAX: usize = 8192;
+/// Of recipients that persist late, one entry in so many is persisted at once, with all before it.
+const PERSIST_ONE_IN: u32 = 8;
+/// What is left is persisted this often.
+const PERSIST_EVERY_US: u64 = 20_000;
 /// Violations kept for the report.
 const VIOLATIONS_MAX: usize = 16;
 
@@ -35,6 +39,7 @@ pub(crate) struct PairSettings {
     pub(crate) slots: u8,
     pub(crate) journal: Option<Journal>,
     pub(crate) drops_per_s: f64,
+    pub(crate) persists_late: bool,
     pub(crate) rng: SmallRng,
 }
 
@@ -50,6 +55,8 @@ struct Pair {
     check: FlowCheck,
     /// Messages that are due but found no room under way: when they should have been sent.
     overdue: VecDeque<u64>,
+    /// Delivered, not yet persisted.
+    unpersisted: Option<InboxSeq>,
 }
 
 /// The driver of one worker's pairs. Pair `p` has the links `2p` (sender) and `2p + 1` (recipient).
@@ -64,6 +71,7 @@ pub(crate) struct PairDriver {
     /// Messages of the open loop that have fallen due.
     due_count: u64,
     next_drop_us: u64,
+    next_persist_us: u64,
     turn: Counters,
     stopping: bool,
     done: bool,
@@ -83,6 +91,7 @@ impl PairDriver {
             began_us: 0,
             due_count: 0,
             next_drop_us: 0,
+            next_persist_us: 0,
             turn: Counters::default(),
             stopping: false,
             done: false,
@@ -212,6 +221,22 @@ impl PairDriver {
         }
     }
 
+    /// Persists what some recipients have kept back.
+    fn persist_late(&mut self, links: &mut Links, now_us: u64) -> Option<u64> {
+        if !self.settings.persists_late {
+            return None;
+        }
+        if now_us >= self.next_persist_us {
+            self.next_persist_us = now_us + PERSIST_EVERY_US;
+            for (number, pair) in self.pairs.iter_mut().enumerate() {
+                if let Some(through) = pair.unpersisted.take() {
+                    links.client(LinkIndex(2 * number + 1)).persisted(through);
+                }
+            }
+        }
+        Some(self.next_persist_us)
+    }
+
     /// Cuts connections by itself, at random times.
     fn drop_some(&mut self, links: &mut Links, now_us: u64) -> Option<u64> {
         if self.settings.drops_per_s <= 0.0 {
@@ -255,7 +280,8 @@ impl Driver for PairDriver {
             if self.settings.journal.is_some() {
                 links.watch_redelivery(recipient);
             }
-            self.pairs.push(Pair { plan: seat.plan, check: FlowCheck::default(), overdue: VecDeque::new() });
+            let (check, overdue) = (FlowCheck::default(), VecDeque::new());
+            self.pairs.push(Pair { plan: seat.plan, check, overdue, unpersisted: None });
         }
     }
 
@@ -269,7 +295,12 @@ impl Driver for PairDriver {
             }
             Event::Delivered(entry) => {
                 self.handle_delivered(pair, &entry, now_us);
-                client.persisted(InboxSeq(entry.inbox_seq));
+                if self.settings.persists_late && self.settings.rng.random_range(0..PERSIST_ONE_IN) > 0 {
+                    self.pair(pair).unpersisted = Some(InboxSeq(entry.inbox_seq));
+                } else {
+                    self.pair(pair).unpersisted = None;
+                    client.persisted(InboxSeq(entry.inbox_seq));
+                }
             }
             Event::LoggedIn(_) => self.shared.count_login(),
             Event::Rejected { id, code, retry } => {
@@ -281,7 +312,10 @@ impl Driver for PairDriver {
                     self.refill(pair, client, now_us);
                 }
             }
-            Event::ServerError(error) => *self.errors.entry(error.code).or_default() += 1,
+            // What is about a request comes as a rejection too.
+            Event::ServerError(error) if error.request_id.is_empty() => {
+                *self.errors.entry(error.code).or_default() += 1;
+            }
             Event::Stopped { code } | Event::CredentialNeeded { code } => self.shared.refuse(code),
             Event::Violation(violation) => {
                 if self.violations.len() < VIOLATIONS_MAX {
@@ -293,7 +327,7 @@ impl Driver for PairDriver {
                     self.violations.push(format!("a gap: the inbox begins at {} (reset: {})", gap.start, gap.reset));
                 }
             }
-            Event::Goaway(_) | Event::Connect | Event::Disconnect => {}
+            Event::ServerError(_) | Event::Goaway(_) | Event::Connect | Event::Disconnect => {}
         }
     }
 
@@ -311,16 +345,17 @@ impl Driver for PairDriver {
             return None;
         }
         self.stopping = self.shared.is_stopped();
+        let persisting_us = self.persist_late(links, now_us);
         if self.stopping {
             self.done = self.is_settled();
-            return None;
+            return persisting_us;
         }
         let dropping_us = self.drop_some(links, now_us);
         let sending_us = match self.settings.pace {
             Pace::Open { rate } => Some(self.send_due(links, rate, now_us)),
             Pace::Closed { .. } => None,
         };
-        dropping_us.into_iter().chain(sending_us).min()
+        [persisting_us, dropping_us, sending_us].into_iter().flatten().min()
     }
 
     fn before_write(&mut self) -> io::Result<()> {

@@ -61,6 +61,9 @@ pub(crate) struct PairLoad {
     pub(crate) journal: Option<PathBuf>,
     /// Connections cut by the clients themselves, per second over all; 0: none.
     pub(crate) drops_per_s: f64,
+    /// Recipients persist, and so acknowledge, some time after they got something: what lies in between comes again
+    /// after a crash.
+    pub(crate) persists_late: bool,
     /// Longest wait before a client reconnects.
     pub(crate) backoff_max_ms: Option<u32>,
 }
@@ -227,6 +230,7 @@ fn make_driver(
         slots,
         journal: journal.transpose()?,
         drops_per_s: load.drops_per_s * share,
+        persists_late: load.persists_late,
         rng: plan::rng(load.seed, &format!("worker {number}")),
     };
     let seats = plans.iter().map(|plan| {
