@@ -159,16 +159,21 @@ impl Hub {
         if !nothing_under_way && !worth_it {
             return;
         }
+        // Numbered, for a session that comes to be at the same index is not to take it for its own.
+        self.read_number = self.read_number.wrapping_add(1);
+        online.read = self.read_number;
         online.reading = true;
         online.missed = false;
         let (user, after) = (online.user(), online.sent);
-        self.reads.push_back(Read::Inbox { tag: u64::from(index), user, after, entries_max, bytes_max });
+        let tag = u64::from(online.read) << 32 | u64::from(index);
+        self.reads.push_back(Read::Inbox { tag, user, after, entries_max, bytes_max });
     }
 
     /// A page from the log.
-    pub(super) fn deliver_page(&mut self, index: u32, user: UserId, after: InboxSeq, mut entries: Vec<InboxEntry>) {
+    pub(super) fn deliver_page(&mut self, tag: u64, user: UserId, after: InboxSeq, mut entries: Vec<InboxEntry>) {
+        let index = u32::try_from(tag & u64::from(u32::MAX)).expect("masked to 32 bits");
         let Some(online) = self.directory.get_mut(index) else { return };
-        if !online.reading || online.user() != user {
+        if !online.reading || u64::from(online.read) != tag >> 32 || online.user() != user {
             return; // of an earlier session
         }
         online.reading = false;
@@ -217,12 +222,20 @@ impl Hub {
     pub(super) fn resume(&mut self, index: u32, sent: InboxSeq) {
         let online = self.directory.get_mut(index).expect("the caller found it");
         if sent < online.sent {
-            let sent = sent.max(online.acked);
-            self.windows.rewind(online, sent);
-            online.behind = true;
-            online.missed |= online.reading;
+            self.set_back(index, sent);
         }
         self.pump(index);
+    }
+
+    /// Nothing beyond `sent` has reached the session.
+    fn set_back(&mut self, index: u32, sent: InboxSeq) {
+        let online = self.directory.get_mut(index).expect("the caller found it");
+        let sent = sent.max(online.acked);
+        self.windows.rewind(online, sent);
+        online.behind = true;
+        online.missed |= online.reading;
+        // Some of it may not be durable yet: the log is looked at again when it is.
+        self.building.skipped.push(index);
     }
 
     /// A delivery found no room in the reactor's mailbox: it will be read from the log, which is the queue.
@@ -237,10 +250,7 @@ impl Hub {
             return;
         };
         if previous < online.sent {
-            let sent = previous.max(online.acked);
-            self.windows.rewind(online, sent);
-            online.behind = true;
-            online.missed |= online.reading;
+            self.set_back(index, previous);
             self.hungry.push(index);
         }
     }

@@ -36,6 +36,8 @@ pub struct Online {
     pub behind: bool,
     /// A read of the log is under way.
     pub reading: bool,
+    /// The number of that read, or of the last.
+    pub read: u32,
     /// While it was, more became durable that it may not have seen.
     pub missed: bool,
 }
@@ -125,6 +127,7 @@ impl Directory {
             credit_entries: 0,
             behind: false,
             reading: false,
+            read: 0,
             missed: false,
         });
         let (online, hasher) = (&self.online, &self.hasher);

@@ -83,6 +83,8 @@ pub struct Hub {
     /// thing that parked commands wait for.
     reads: VecDeque<Read>,
     reads_outstanding: usize,
+    /// The number of the last page asked for.
+    read_number: u32,
     loads: HashSet<Load>,
     /// Sessions whose deliveries found no room: they read from the log when there is.
     hungry: Vec<u32>,
@@ -113,6 +115,7 @@ impl Hub {
             released: Vec::new(),
             reads: VecDeque::new(),
             reads_outstanding: 0,
+            read_number: 0,
             loads: HashSet::new(),
             hungry: Vec::new(),
             scratch: Vec::new(),
@@ -145,9 +148,8 @@ impl Hub {
                 self.shards.loaded(loaded);
             }
             ReadResult::Inbox { tag, user, after, entries } => {
-                let index = u32::try_from(tag).expect("tags are session indexes");
                 self.counts.log_reads += 1;
-                self.deliver_page(index, user, after, entries);
+                self.deliver_page(tag, user, after, entries);
             }
         }
         Ok(())
@@ -427,3 +429,6 @@ impl Hub {
         self.directory.remove(index).expect("the caller found it").address()
     }
 }
+
+#[cfg(test)]
+mod tests;
