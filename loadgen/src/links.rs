@@ -119,6 +119,11 @@ impl Links {
         &mut self.link(index).client
     }
 
+    /// Whether the connection is one that a server has welcomed.
+    pub(crate) fn is_logged_in(&self, index: LinkIndex) -> bool {
+        self.links.get(index.0).is_some_and(|link| link.client.is_logged_in())
+    }
+
     /// Cuts the connection from this side, as a network would.
     pub(crate) fn cut(&mut self, index: LinkIndex, now_us: u64) {
         if self.close_socket(index) {

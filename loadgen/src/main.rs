@@ -22,7 +22,14 @@ use clap::{Parser, Subcommand};
 use crate::report::{Document, JsonTo};
 
 #[derive(Parser)]
-#[command(name = "culver-loadgen", version, about = "Load generator and checker for the Culver messaging gateway")]
+#[command(
+    name = "culver-loadgen",
+    version,
+    about = "Load generator and checker for the Culver messaging gateway",
+    after_help = "Exit codes: 0 all promises kept · 1 failure · 2 bad usage · 3 a promise or threshold missed\n\n\
+        Examples:\n  culver-loadgen chat --pairs 64 --duration 10s\n  culver-loadgen crash --culver ./culver --rounds 20\n  \
+        culver-loadgen density --connections 15000 --json density.json"
+)]
 struct Cli {
     #[command(subcommand)]
     scenario: Scenario,
@@ -31,18 +38,35 @@ struct Cli {
 #[derive(Subcommand)]
 enum Scenario {
     /// Pairs that talk: latency, server CPU per message, and the proof that nothing is lost
+    #[command(
+        after_help = "Examples:\n  culver-loadgen chat --pairs 64 --in-flight 8 --payload 256 --duration 20s\n  culver-loadgen chat --rate 5000 --interleave 5 --with-floor --floor-sync --json chat.json"
+    )]
     Chat(Box<scenario::chat::ChatOptions>),
     /// This machine's floor: the same frames relayed by bare epoll, without storage
+    #[command(
+        after_help = "Examples:\n  culver-loadgen floor --pairs 64 --in-flight 8\n  culver-loadgen floor --rate 5000 --sync --data-dir /var/tmp --json -"
+    )]
     Floor(Box<scenario::floor::FloorOptions>),
     /// Kills the server under load again and again: nothing acknowledged may be lost
+    #[command(
+        after_help = "Examples:\n  culver-loadgen crash --culver target/release/culver --rounds 20 --kill-after 200ms..2s\n  culver-loadgen crash --culver ./culver --verify-each-round -- --reactors 2"
+    )]
     Crash(Box<scenario::crash::CrashOptions>),
     /// Fills the inboxes of users who are away, then all of them come
+    #[command(
+        after_help = "Examples:\n  culver-loadgen drain --users 100 --messages 1000 --entries-per-cpu-s-min 100000"
+    )]
     Drain(Box<scenario::drain::DrainOptions>),
     /// What an idle connection costs, and whether its memory comes back
+    #[command(
+        after_help = "Examples:\n  culver-loadgen density --connections 15000 --user-bytes-max 192 --given-back-min 0.9"
+    )]
     Density(Box<scenario::density::DensityOptions>),
     /// Attackers of every kind beside honest pairs
+    #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s")]
     Hostile(Box<scenario::hostile::HostileOptions>),
     /// Several results as one readable table
+    #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]
     Report(scenario::report::ReportOptions),
     /// The relay itself, as `floor` and `chat --with-floor` start it
     #[command(hide = true)]

@@ -221,7 +221,7 @@ impl PairDriver {
         }
     }
 
-    /// Persists what some recipients have kept back.
+    /// Persists what some recipients have kept back. Who is cut off meanwhile comes back with the old cursor.
     fn persist_late(&mut self, links: &mut Links, now_us: u64) -> Option<u64> {
         if !self.settings.persists_late {
             return None;
@@ -229,8 +229,11 @@ impl PairDriver {
         if now_us >= self.next_persist_us {
             self.next_persist_us = now_us + PERSIST_EVERY_US;
             for (number, pair) in self.pairs.iter_mut().enumerate() {
-                if let Some(through) = pair.unpersisted.take() {
-                    links.client(LinkIndex(2 * number + 1)).persisted(through);
+                let recipient = LinkIndex(2 * number + 1);
+                if links.is_logged_in(recipient)
+                    && let Some(through) = pair.unpersisted.take()
+                {
+                    links.client(recipient).persisted(through);
                 }
             }
         }
