@@ -49,17 +49,27 @@ impl WaitFlag for AtomicBool {
 /// Wakes one thread, and only if it sleeps or is about to.
 pub struct Doorbell {
     waiting: AtomicBool,
+    /// The owner sleeps until something that it waits for has happened; what else comes can wait as long.
+    patient: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Doorbell {
     /// A doorbell whose owner is woken by `wake`, which must also work before the owner sleeps.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { waiting: AtomicBool::new(false), wake: Box::new(wake) }
+        Self { waiting: AtomicBool::new(false), patient: AtomicBool::new(false), wake: Box::new(wake) }
     }
 
-    /// The owner, before it looks a last time and sleeps.
+    /// The owner, before it looks a last time and sleeps: until anybody rings.
     pub fn announce(&self) {
+        self.patient.store(false, Ordering::Relaxed);
+        self.waiting.announce();
+    }
+
+    /// The owner, before it looks a last time and sleeps: until somebody rings who has something urgent, which is
+    /// sure to come.
+    pub fn announce_patient(&self) {
+        self.patient.store(true, Ordering::Relaxed);
         self.waiting.announce();
     }
 
@@ -68,13 +78,20 @@ impl Doorbell {
         self.waiting.withdraw();
     }
 
-    /// Anybody, after adding something for the owner. Returns whether the owner had to be woken.
+    /// Anybody, after adding something urgent for the owner. Returns whether the owner had to be woken.
     pub fn ring(&self) -> bool {
         let asleep = self.waiting.take();
         if asleep {
             (self.wake)();
         }
         asleep
+    }
+
+    /// Anybody, after adding something that can wait until a patient owner wakes by itself. Returns whether the owner
+    /// had to be woken.
+    pub fn ring_gently(&self) -> bool {
+        fence(Ordering::SeqCst);
+        !self.patient.load(Ordering::Relaxed) && self.ring()
     }
 }
 
@@ -97,6 +114,11 @@ impl Default for Link {
 }
 
 impl Link {
+    /// Reactor: whether so many commands wait that the hub should not.
+    pub fn is_pressing(&self) -> bool {
+        self.commands.len() > COMMANDS_MAX / 4
+    }
+
     /// Reactor: how many commands can be posted now. Only the reactor adds, so it can only become more.
     pub fn commands_room(&self) -> usize {
         COMMANDS_MAX - self.commands.len()

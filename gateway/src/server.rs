@@ -146,7 +146,12 @@ fn build_reactors(
         let listener = listen(listen_on).with_context(|| format!("cannot listen on {listen_on}"))?;
         let link = Arc::new(Link::default());
         let hub_inbox = Arc::clone(inbox);
-        let hub_bell = Arc::new(move || hub_inbox.bell.ring());
+        let to_hub = Arc::clone(&link);
+        // A hub that waits for the disk has the next batch to build, not an answer to give: it need not hurry.
+        let ring = move || {
+            if to_hub.is_pressing() { hub_inbox.bell.ring() } else { hub_inbox.bell.ring_gently() }
+        };
+        let hub_bell = Arc::new(ring);
         let number = u16::try_from(number).expect("the configuration bounds reactors");
         let reactor = Reactor::new(number, listener, Arc::clone(&link), hub_bell, around.clone())?;
         ports.push(ReactorPort { link, bell: reactor.bell() });

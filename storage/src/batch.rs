@@ -89,6 +89,26 @@ impl Batch {
         &self.bytes
     }
 
+    /// The same rows in the order of families and keys. An ordered memtable takes them in for less: each goes next to
+    /// the one before, and the same few nodes stay in the processor's cache.
+    #[must_use]
+    pub fn sorted(&self) -> Self {
+        let mut rows = Vec::with_capacity(self.rows as usize);
+        let whole = decode(&self.bytes, |row| {
+            rows.push(row);
+            ControlFlow::Continue(())
+        });
+        whole.expect("a batch is filled through `put`");
+        // Stable: of two rows with one key the later still comes later.
+        rows.sort_by(|a, b| (a.family, a.key).cmp(&(b.family, b.key)));
+        let mut sorted = Self::with_capacity(self.number, self.bytes.len());
+        for row in rows {
+            let family = Family::from_number(row.family).expect("a batch is filled through `put`");
+            sorted.put(family, row.key, (row.value, &[]));
+        }
+        sorted
+    }
+
     /// Shows every row in order.
     pub fn rows(&self, mut visit: impl FnMut(Family, &[u8], &[u8])) {
         let whole = decode(&self.bytes, |row| {

@@ -12,7 +12,7 @@ use rocksdb::{
 use crate::batch::{self, Batch};
 use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
 use crate::error::{EngineError, OpenError};
-use crate::key::{CONVERSATION_KEY_LEN, DEDUP_KEY_LEN, INBOX_PREFIX_LEN, USER_KEY_LEN};
+use crate::key::{CONVERSATION_KEY_LEN, INBOX_PREFIX_LEN, USER_KEY_LEN};
 use crate::wal;
 
 /// What a volume may use.
@@ -36,14 +36,17 @@ impl Default for RocksOptions {
     fn default() -> Self {
         Self {
             block_cache_bytes: 64 << 20,
-            memtables_bytes: 192 << 20,
-            memtable_bytes: 32 << 20,
-            log_bytes_max: 256 << 20,
+            memtables_bytes: 384 << 20,
+            memtable_bytes: 64 << 20,
+            log_bytes_max: 512 << 20,
             background_threads: 2,
             open_files_max: 512,
         }
     }
 }
+
+/// Buckets of a hashed memtable: 8 bytes each.
+const HASH_BUCKETS: usize = 64 * 1024;
 
 /// A volume on RocksDB.
 pub struct RocksEngine {
@@ -117,6 +120,7 @@ fn volume_options(options: &RocksOptions) -> Options {
     volume.set_allow_concurrent_memtable_write(false);
     volume.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(options.memtables_bytes, false));
     volume.increase_parallelism(options.background_threads);
+    volume.set_compaction_readahead_size(2 << 20);
     volume.set_max_open_files(options.open_files_max);
     volume.set_stats_dump_period_sec(0);
     volume.set_stats_persist_period_sec(0);
@@ -131,34 +135,38 @@ fn family_options(family: Family, cache: &Cache, options: &RocksOptions) -> Opti
     table.set_block_cache(cache);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    table.set_bloom_filter(10.0, false);
+    // A filter that errs sends a lookup to the disk, and dedup is asked for every message.
+    table.set_bloom_filter(if family == Family::Dedup { 16.0 } else { 10.0 }, false);
     table.set_index_type(BlockBasedIndexType::BinarySearch);
     table.set_format_version(6);
     let mut of = Options::default();
     of.set_write_buffer_size(options.memtable_bytes);
     of.set_max_write_buffer_number(4);
-    of.set_compression_type(DBCompressionType::Lz4);
-    let prefix_len = match family {
-        Family::Conversation => Some(CONVERSATION_KEY_LEN),
-        Family::User => Some(USER_KEY_LEN),
-        Family::Dedup => Some(DEDUP_KEY_LEN),
-        Family::Inbox => Some(INBOX_PREFIX_LEN),
-        Family::Meta | Family::Outbox | Family::Body | Family::Member | Family::Device => None,
-    };
-    if let Some(len) = prefix_len {
-        of.set_prefix_extractor(SliceTransform::create_fixed_prefix(len));
-        of.set_memtable_factory(MemtableFactory::HashLinkList { bucket_count: bucket_count(family) });
+    // Payloads are ciphertext, and what is in front of them differs from row to row: nothing to gain.
+    of.set_compression_type(DBCompressionType::None);
+    of.set_level_zero_file_num_compaction_trigger(8);
+    of.set_max_bytes_for_level_base(8 * options.memtable_bytes as u64);
+    // See docs/decisions/002-memtables.md.
+    match family {
+        // Rows that are overwritten and looked up, never scanned.
+        Family::Conversation => hashed(&mut of, CONVERSATION_KEY_LEN),
+        Family::User => hashed(&mut of, USER_KEY_LEN),
+        // Looked up once for every message, and hardly ever there.
+        Family::Dedup => {
+            of.set_memtable_prefix_bloom_ratio(0.05);
+            of.set_memtable_whole_key_filtering(true);
+        }
+        Family::Inbox => of.set_prefix_extractor(SliceTransform::create_fixed_prefix(INBOX_PREFIX_LEN)),
+        Family::Meta | Family::Outbox | Family::Body | Family::Member | Family::Device => {}
     }
     of.set_block_based_table_factory(&table);
     of
 }
 
-/// Buckets of a memtable's hash table: 8 bytes each.
-fn bucket_count(family: Family) -> usize {
-    match family {
-        Family::Dedup => 256 * 1024,
-        _ => 64 * 1024,
-    }
+/// A memtable that finds whole keys by hash.
+fn hashed(of: &mut Options, key_len: usize) {
+    of.set_prefix_extractor(SliceTransform::create_fixed_prefix(key_len));
+    of.set_memtable_factory(MemtableFactory::HashLinkList { bucket_count: HASH_BUCKETS });
 }
 
 fn failed(action: &'static str) -> impl FnOnce(rocksdb::Error) -> EngineError {
@@ -215,7 +223,7 @@ impl Engine for RocksEngine {
     }
 
     fn write(&self, batch: &Batch) -> Result<(), EngineError> {
-        let batch = WriteBatch::from_data(batch.as_bytes());
+        let batch = WriteBatch::from_data(batch.sorted().as_bytes());
         self.database.write_opt(batch, &self.synced).map_err(failed("a synced write"))?;
         // Every write is synced before its sequence numbers are published.
         self.sequence_synced.fetch_max(self.database.latest_sequence_number(), Ordering::AcqRel);

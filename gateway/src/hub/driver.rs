@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam::queue::ArrayQueue;
 use culver_storage::batch::BatchNumber;
@@ -22,6 +22,42 @@ const COMMANDS_A_TURN: usize = 512;
 const COMPANY_WAIT: Duration = Duration::from_millis(5);
 /// Longest sleep otherwise.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
+
+/// Messages of a batch from which on the next one waits for company.
+const GATHER_MESSAGES_MIN: u64 = 4;
+/// Longest such wait.
+const GATHER_MAX: Duration = Duration::from_millis(1);
+
+/// When the next batch goes to the writer. Under load a short wait, as long as a write takes, doubles what a write
+/// carries: fewer syncs, fewer wakes, and fewer writes to sockets. A lone message never waits.
+#[derive(Default)]
+struct Gathering {
+    /// How long the last write took.
+    write_took: Duration,
+    submitted_at: Option<Instant>,
+    /// Until when the next batch waits.
+    until: Option<Instant>,
+    messages: u64,
+}
+
+impl Gathering {
+    fn submitted(&mut self, now: Instant) {
+        self.submitted_at = Some(now);
+        self.until = None;
+    }
+
+    fn durable(&mut self, now: Instant) {
+        let Some(submitted_at) = self.submitted_at.take() else { return };
+        self.write_took = now - submitted_at;
+        let had_company = std::mem::take(&mut self.messages) >= GATHER_MESSAGES_MIN;
+        self.until = had_company.then(|| now + self.write_took.min(GATHER_MAX));
+    }
+
+    /// How long to wait still.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        self.until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero())
+    }
+}
 
 /// What writers and readers tell a hub. Shared with their threads.
 pub struct Inbox {
@@ -101,6 +137,14 @@ pub struct Driver {
     pub reactors: Vec<ReactorPort>,
 }
 
+/// What the thread remembers between turns.
+#[derive(Default)]
+struct Memory {
+    /// Effects that must not be lost and found no room.
+    notices: Vec<Effect>,
+    gathering: Gathering,
+}
+
 /// Milliseconds since 1970 by the machine's clock.
 #[must_use]
 pub fn now_ms() -> u64 {
@@ -115,9 +159,9 @@ impl Driver {
     /// If the hub runs twice.
     pub fn run(mut self, counters: &Counters) {
         self.inbox.thread.set(thread::current()).expect("a hub has one thread");
-        let mut notices = Vec::new();
+        let mut memory = Memory::default();
         loop {
-            let busy = match self.turn(counters, &mut notices) {
+            let busy = match self.turn(counters, &mut memory) {
                 Ok(busy) => busy,
                 Err(error) => fail(&error),
             };
@@ -127,24 +171,33 @@ impl Driver {
             if self.inbox.stop.load(Ordering::Acquire) && self.hub.is_settled() && !self.has_work() {
                 return;
             }
-            self.sleep();
+            match memory.gathering.left(Instant::now()) {
+                // Nobody need ring: whatever comes is taken together.
+                Some(left) if !self.hub.is_writing() => thread::park_timeout(left),
+                _ => self.sleep(),
+            }
         }
     }
 
     /// One turn: everything that has come in, then everything that is to go out. Whether there was anything.
-    fn turn(&mut self, counters: &Counters, notices: &mut Vec<Effect>) -> Result<bool, EngineError> {
+    fn turn(&mut self, counters: &Counters, memory: &mut Memory) -> Result<bool, EngineError> {
         let now_ms = now_ms();
         counters.turns.add(1);
-        let mut busy = self.take_in(now_ms, counters)?;
+        let mut busy = self.take_in(now_ms, counters, &mut memory.gathering)?;
         busy |= self.take_commands(now_ms)?;
         while let Some(read) = self.hub.next_read() {
             assert!(self.readers.submit(read).is_ok(), "the readers' queue holds all reads under way");
         }
-        if let Some(batch) = self.hub.next_batch(now_ms) {
+        let now = Instant::now();
+        if memory.gathering.left(now).is_none()
+            && let Some(batch) = self.hub.next_batch(now_ms)
+        {
+            memory.gathering.submitted(now);
             self.writer.submit(batch);
         }
-        busy |= self.post_effects(notices, counters);
+        busy |= self.post_effects(&mut memory.notices, counters);
         let Counts { accepted, duplicate, rejected, log_reads } = self.hub.take_counts();
+        memory.gathering.messages += accepted;
         counters.messages_accepted.add(accepted);
         counters.messages_duplicate.add(duplicate);
         counters.messages_rejected.add(rejected);
@@ -154,10 +207,11 @@ impl Driver {
         Ok(busy)
     }
 
-    fn take_in(&mut self, now_ms: u64, counters: &Counters) -> Result<bool, EngineError> {
+    fn take_in(&mut self, now_ms: u64, counters: &Counters, gathering: &mut Gathering) -> Result<bool, EngineError> {
         let mut busy = false;
         while let Some(number) = self.inbox.durable.pop() {
             self.hub.handle_durable(number);
+            gathering.durable(Instant::now());
             counters.batches.add(1);
             busy = true;
         }
@@ -233,7 +287,11 @@ impl Driver {
     }
 
     fn sleep(&self) {
-        self.inbox.bell.announce();
+        if self.hub.is_writing() {
+            self.inbox.bell.announce_patient();
+        } else {
+            self.inbox.bell.announce();
+        }
         if !self.has_work() {
             let company = self.hub.waits_for_company() || self.hub.is_hungry();
             let wait = if company { COMPANY_WAIT } else { IDLE_WAIT };

@@ -216,6 +216,12 @@ impl Hub {
             && self.released.is_empty()
     }
 
+    /// Whether a batch is being written.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.under_way.is_some()
+    }
+
     /// Whether a batch waits for company.
     #[must_use]
     pub fn waits_for_company(&self) -> bool {

@@ -1,0 +1,10 @@
+//! The real server, in a process of its own, over real sockets. Nothing here waits for time to pass: everything waits
+//! for the socket, and the deadlines only bound a failure.
+
+mod bad_input;
+mod delivery;
+mod home;
+mod life;
+mod login;
+mod peer;
+mod sending;

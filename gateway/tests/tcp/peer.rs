@@ -1,0 +1,266 @@
+//! A client that does exactly what it is told, right or wrong.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ConversationId, UserId};
+use culver_protocol::limits::{BODY_LEN_MAX, HEADER_LEN};
+use culver_protocol::message::SendView;
+use culver_protocol::preamble::Preamble;
+use culver_protocol::proto::{self, login::Credential};
+use culver_protocol::record::{Record, RecordType, split};
+use prost::Message;
+use socket2::{Domain, Socket, Type};
+
+use crate::home::{Home, PATIENCE, Server};
+
+/// A record from the server.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Got {
+    Welcome(proto::Welcome),
+    Pong(u64),
+    Goaway(proto::Goaway),
+    Error(proto::Error),
+    Result(proto::SendResult),
+    Deliver(proto::Deliver),
+    Gap(proto::Gap),
+}
+
+pub(crate) struct Peer {
+    pub(crate) user: u64,
+    pub(crate) stream: TcpStream,
+    received: Vec<u8>,
+    /// Came while something else was waited for.
+    kept: VecDeque<Got>,
+    /// Everything up to here has come on this connection.
+    pub(crate) position: u64,
+    nonce: u64,
+}
+
+/// The record of this type and protobuf.
+pub(crate) fn record(kind: RecordType, message: &impl Message) -> Vec<u8> {
+    raw(kind as u8, &message.encode_to_vec())
+}
+
+/// A record of any type and body.
+pub(crate) fn raw(kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = u16::try_from(body.len() + HEADER_LEN).expect("short").to_be_bytes().to_vec();
+    bytes.extend([kind, 0]);
+    bytes.extend(body);
+    bytes
+}
+
+/// Preamble, login and READY in one flight.
+pub(crate) fn opening(login: &proto::Login) -> Vec<u8> {
+    let mut bytes = Preamble::PLAINTEXT.encode().to_vec();
+    bytes.extend(u16::try_from(login.encoded_len()).expect("short").to_be_bytes());
+    bytes.extend(login.encode_to_vec());
+    bytes.extend(record(RecordType::Ready, &proto::Ready {}));
+    bytes
+}
+
+pub(crate) fn with(credential: Credential) -> proto::Login {
+    proto::Login { credential: Some(credential), ..Default::default() }
+}
+
+/// The id of the `number`th message of a user.
+pub(crate) fn message_id(user: u64, number: u64) -> [u8; 16] {
+    ((u128::from(user) << 64) | u128::from(number)).to_be_bytes()
+}
+
+pub(crate) fn send_record(from: u64, to: u64, number: u64, payload: &[u8]) -> Vec<u8> {
+    let conversation = ConversationId::direct(UserId(from), UserId(to));
+    let id = message_id(from, number);
+    let mut body = Vec::new();
+    SendView { client_message_id: &id, conversation: &conversation.0, payload }.encode(&mut body);
+    raw(RecordType::Send as u8, &body)
+}
+
+impl Peer {
+    /// A bare connection.
+    pub(crate) fn connect(listen: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(listen).expect("it listens"))
+    }
+
+    /// A connection whose kernel takes only so many bytes that nobody reads.
+    pub(crate) fn connect_narrow(listen: SocketAddr, bytes: usize) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(bytes).expect("it may be small");
+        socket.connect(&listen.into()).expect("it listens");
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a time");
+        stream.set_nodelay(true).expect("a socket");
+        Self { user: 0, stream, received: Vec::new(), kept: VecDeque::new(), position: 0, nonce: 0 }
+    }
+
+    /// A user who has logged in with a token and lost all memory.
+    pub(crate) fn online(home: &Home, server: &Server, user: u64) -> Self {
+        Self::resume(server, user, &with(home.token(user))).0
+    }
+
+    /// A user who has logged in like this.
+    pub(crate) fn resume(server: &Server, user: u64, login: &proto::Login) -> (Self, proto::Welcome) {
+        let mut peer = Self::connect(server.listen);
+        let welcome = peer.log_in(user, login);
+        (peer, welcome)
+    }
+
+    pub(crate) fn log_in(&mut self, user: u64, login: &proto::Login) -> proto::Welcome {
+        self.user = user;
+        self.position = login.cursor;
+        self.write(&opening(login));
+        match self.next() {
+            Some(Got::Welcome(welcome)) => welcome,
+            other => panic!("no WELCOME but {other:?}"),
+        }
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the server takes it");
+    }
+
+    /// Sends the user's `number`th message.
+    pub(crate) fn send(&mut self, to: u64, number: u64, payload: &[u8]) {
+        let bytes = send_record(self.user, to, number, payload);
+        self.write(&bytes);
+    }
+
+    /// Sends it and waits until it is accepted.
+    pub(crate) fn send_and_wait(&mut self, to: u64, number: u64, payload: &[u8]) -> proto::SendResult {
+        self.send(to, number, payload);
+        self.result(number)
+    }
+
+    pub(crate) fn ack(&mut self, through: u64) {
+        self.write(&record(RecordType::Ack, &proto::Ack { inbox_seq: through, ..Default::default() }));
+    }
+
+    /// The answer to the user's `number`th message: it must be accepted.
+    pub(crate) fn result(&mut self, number: u64) -> proto::SendResult {
+        let id = message_id(self.user, number);
+        let got = self.wait_for(|got| matches!(got, Got::Result(result) if result.client_message_id == id[..]));
+        let Got::Result(result) = got else { unreachable!("as asked for") };
+        assert_eq!(result.error, None, "{result:?}");
+        result
+    }
+
+    /// The next DELIVER, which must join on.
+    pub(crate) fn deliver(&mut self) -> Vec<proto::Entry> {
+        let Got::Deliver(deliver) = self.wait_for(|got| matches!(got, Got::Deliver(_))) else {
+            unreachable!("as asked for")
+        };
+        assert_eq!(deliver.previous, self.position, "it joins on");
+        for entry in &deliver.entries {
+            assert_eq!(entry.inbox_seq, self.position + 1, "in order, none left out");
+            self.position = entry.inbox_seq;
+        }
+        deliver.entries
+    }
+
+    /// Exactly so many entries, none of them acknowledged.
+    pub(crate) fn entries(&mut self, count: usize) -> Vec<proto::Entry> {
+        let mut entries = Vec::new();
+        while entries.len() < count {
+            entries.extend(self.deliver());
+        }
+        assert_eq!(entries.len(), count, "no more than that");
+        entries
+    }
+
+    /// Everything written to the server so far has been read, and nothing was wrong with it.
+    pub(crate) fn ping(&mut self) {
+        self.nonce += 1;
+        let nonce = self.nonce;
+        self.write(&record(RecordType::Ping, &proto::Ping { nonce }));
+        self.wait_for(|got| *got == Got::Pong(nonce));
+    }
+
+    /// What has come so far and was not asked for.
+    pub(crate) fn kept(&mut self) -> Vec<Got> {
+        self.kept.drain(..).collect()
+    }
+
+    /// The first record like this; those before it are kept.
+    pub(crate) fn wait_for(&mut self, is_wanted: impl Fn(&Got) -> bool) -> Got {
+        if let Some(index) = self.kept.iter().position(&is_wanted) {
+            return self.kept.remove(index).expect("found above");
+        }
+        loop {
+            let got = self.read().unwrap_or_else(|| panic!("the end, after {:?}", self.kept));
+            if is_wanted(&got) {
+                return got;
+            }
+            self.kept.push_back(got);
+        }
+    }
+
+    /// The next record; `None`: the server has closed the connection.
+    pub(crate) fn next(&mut self) -> Option<Got> {
+        self.kept.pop_front().or_else(|| self.read())
+    }
+
+    /// An error of this code must come, and then the end, if it is one that closes.
+    pub(crate) fn refused(&mut self, code: ErrorCode) {
+        let Got::Error(error) = self.wait_for(|got| matches!(got, Got::Error(_))) else {
+            unreachable!("as asked for")
+        };
+        assert_eq!(ErrorCode::from_number(error.code), Some(code), "{}", error.detail);
+        if code.closes() {
+            self.ended();
+        }
+    }
+
+    /// Nothing more than the end comes.
+    pub(crate) fn ended(&mut self) {
+        assert_eq!(self.next(), None, "the connection is closed behind it");
+    }
+
+    fn read(&mut self) -> Option<Got> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            if let Some(range) = split(&self.received, HEADER_LEN, BODY_LEN_MAX).expect("the server keeps to lengths") {
+                let end = range.end;
+                let got = parse(self.received.get(range).expect("split gives a range within"));
+                self.received.drain(..end);
+                return Some(got);
+            }
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    assert!(self.received.is_empty(), "whole records only");
+                    return None;
+                }
+                Ok(len) => self.received.extend(buffer.iter().take(len)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // What was under way to the server when it closed resets the connection.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("nothing comes: {error}; so far {:?}", self.kept),
+            }
+        }
+    }
+}
+
+fn parse(body: &[u8]) -> Got {
+    let record = Record::parse(body).expect("type and flags");
+    assert_eq!(record.flags, 0);
+    let body = record.body;
+    match RecordType::from_number(record.kind).expect("a type of version 1") {
+        RecordType::Welcome => Got::Welcome(decode(body)),
+        RecordType::Pong => Got::Pong(decode::<proto::Pong>(body).nonce),
+        RecordType::Goaway => Got::Goaway(decode(body)),
+        RecordType::Error => Got::Error(decode(body)),
+        RecordType::SendResult => Got::Result(decode(body)),
+        RecordType::Deliver => Got::Deliver(decode(body)),
+        RecordType::Gap => Got::Gap(decode(body)),
+        other => panic!("servers send no {other:?}"),
+    }
+}
+
+fn decode<T: Message + Default>(body: &[u8]) -> T {
+    T::decode(body).expect("good protobuf")
+}
