@@ -41,6 +41,9 @@ pub(crate) struct DensityOptions {
     /// How long connections are held before memory is read
     #[arg(long, default_value = "5s")]
     hold: Span,
+    /// Connections that come and go before anything is measured
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    warmup_connections: u32,
     /// How long memory may take to come back when all have left
     #[arg(long, default_value = "30s")]
     give_back: Span,
@@ -117,6 +120,7 @@ fn measure(
         first_user: options.first_user.unwrap_or_else(|| plan::first_user(seed)),
         seed,
     };
+    warm_up(options, culver, &load, progress)?;
     let before = IdleSample::take(culver, pid, 0)?;
     let idle = IdleRun::start(culver, &load)?;
     let grow = |to: u64, culver: &mut Culver| {
@@ -152,6 +156,27 @@ fn measure(
         memory_read_from: if pid.is_some() { "/proc/PID/status" } else { "ops port" },
         disconnects,
         errors_by_code,
+    })
+}
+
+/// Lets some others come and go first: what a server needs once, its code's pages among it, is no connection's cost.
+fn warm_up(options: &DensityOptions, culver: &Culver, load: &IdleLoad, progress: &Progress) -> Result<()> {
+    if options.warmup_connections == 0 {
+        return Ok(());
+    }
+    let connections = u64::from(options.warmup_connections);
+    let first_user = load.first_user + u64::from(options.connections);
+    let load = IdleLoad { connections: options.warmup_connections as usize, first_user, ..load.clone() };
+    let idle = IdleRun::start(culver, &load)?;
+    idle.grow_to(
+        connections,
+        GROW_SLACK + Duration::from_secs_f64(f64::from(options.warmup_connections) / options.rate),
+        progress,
+    )?;
+    idle.close()?;
+    progress.wait(options.hold.0, || {
+        progress.tell("warmed up: waiting for the memory of those who left".to_owned());
+        Ok(())
     })
 }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -29,6 +29,8 @@ use crate::worker::{self, Finished};
 
 /// Longest wait until everybody is logged in.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// What has not moved for so long at the end of a run will not arrive any more.
+const STALL_MAX: Duration = Duration::from_secs(15);
 /// A worker ends by itself after this, whatever happens.
 const RUN_US_MAX: u64 = 12 * 3600 * 1_000_000;
 
@@ -165,13 +167,17 @@ impl PairRun {
     /// Ends sending, waits until everything under way has arrived, at most `drain_max`, and adds everything up.
     pub(crate) fn finish(self, drain_max: Duration, progress: &Progress) -> Result<PairOutcome> {
         self.shared.stop();
-        let drained = progress.wait_until(drain_max, || {
-            progress.tell(format!("draining: {}", self.shared.counters()));
-            Ok(self.workers.iter().all(JoinHandle::is_finished))
+        let mut last = (self.shared.counters(), Instant::now());
+        progress.wait_until(drain_max, || {
+            let counters = self.shared.counters();
+            progress.tell(format!("draining: {counters}"));
+            if counters != last.0 {
+                last = (counters, Instant::now());
+            }
+            let stalled = last.1.elapsed() > STALL_MAX;
+            Ok(stalled || self.workers.iter().all(JoinHandle::is_finished))
         })?;
-        if !drained {
-            self.shared.abandon();
-        }
+        self.shared.abandon();
         let mut outcome: Option<PairOutcome> = None;
         for worker in self.workers {
             let finished = worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?;
