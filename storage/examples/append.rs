@@ -14,7 +14,7 @@ use culver_storage::batch::BatchNumber;
 use culver_storage::command::{Decision, Send};
 use culver_storage::engine::Engine;
 use culver_storage::rocks::{RocksEngine, RocksOptions};
-use culver_storage::shard::Shards;
+use culver_storage::shard::{Loaded, Shards};
 use culver_storage::writer::Writer;
 
 const PAYLOAD_LEN: usize = 256;
@@ -37,15 +37,15 @@ fn main() {
     let mut shards = Shards::recover(&*engine, 64, 0, now_ms()).expect("a new volume recovers");
     let mut acked = vec![0u64; usize::try_from(2 * pairs).expect("few pairs")];
     let (cpu_before, begin) = (cpu_us(), Instant::now());
-    let mut batches = 0;
+    let (mut batches, mut loads) = (0, 0);
     for first in (0..messages).step_by(usize::try_from(batch_len).expect("small")) {
         for index in first..(first + batch_len).min(messages) {
-            send(&mut shards, &*engine, index, pairs, &mut acked);
+            send(&mut shards, &*engine, index, pairs, &mut acked, &mut loads);
         }
         if batches > 0 {
             shards.durable(finished.recv().expect("the writer calls back"));
         }
-        let batch = shards.seal(engine.sequence_synced());
+        let batch = shards.seal(engine.sequence_synced(), true);
         writer.submit(batch);
         batches += 1;
     }
@@ -54,14 +54,14 @@ fn main() {
     drop(writer);
     let per_message = |us: f64| us / messages as f64;
     println!(
-        "{messages} messages in {batches} batches: {:.2} us CPU a message, {:.0} messages/s, {:?}",
+        "{messages} messages in {batches} batches: {:.2} us CPU a message, {:.0} messages/s, {loads} loads, {:?}",
         per_message(cpu),
         messages as f64 / wall.as_secs_f64(),
         engine.memory(),
     );
 }
 
-fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked: &mut [u64]) {
+fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked: &mut [u64], loads: &mut u64) {
     // Pairs talk in both directions.
     let (pair, turn) = (index % pairs, index / pairs % 2);
     let (sender, recipient) = (UserId(1 + 2 * pair + turn), UserId(1 + 2 * pair + (1 - turn)));
@@ -72,9 +72,15 @@ fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked:
         conversation: ConversationId::direct(sender, recipient),
         payload: Bytes::from_static(&[7; PAYLOAD_LEN]),
     };
-    match shards.decide_send(engine, &send, now_ms()).expect("the engine reads") {
-        Decision::Apply(record) => shards.apply(&record),
-        other => panic!("a new message is applied, not {other:?}"),
+    loop {
+        match shards.decide_send(engine, &send, now_ms()).expect("the engine reads") {
+            Decision::Apply(record) => break shards.apply(&record),
+            Decision::Waits(load) => {
+                *loads += 1;
+                shards.loaded(Loaded::read(engine, 64, load).expect("the engine reads"));
+            }
+            other => panic!("a new message is applied, not {other:?}"),
+        }
     }
     // Every eighth message is followed by an acknowledgement of what came before.
     let slot = acked.get_mut(usize::try_from(recipient.0 - 1).expect("few users")).expect("two users a pair");

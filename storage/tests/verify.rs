@@ -30,7 +30,7 @@ fn healthy() -> MemoryEngine {
         if index == 150 {
             apply(&mut shards, |shards| shards.decide_ack(&engine, BOB, DeviceId(1), InboxSeq(60), 1000));
         }
-        let batch = shards.seal(engine.sequence_synced());
+        let batch = shards.seal(engine.sequence_synced(), true);
         engine.write(&batch).expect("memory writes");
         shards.durable(batch.number());
     }

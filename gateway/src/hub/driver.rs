@@ -50,7 +50,7 @@ impl Gathering {
         let Some(submitted_at) = self.submitted_at.take() else { return };
         self.write_took = now - submitted_at;
         let had_company = std::mem::take(&mut self.messages) >= GATHER_MESSAGES_MIN;
-        self.until = had_company.then(|| now + self.write_took.min(GATHER_MAX));
+        self.until = had_company.then(|| now + (self.write_took * 2).min(GATHER_MAX));
     }
 
     /// How long to wait still.

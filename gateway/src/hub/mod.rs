@@ -90,12 +90,12 @@ pub struct Hub {
     hungry: Vec<u32>,
     /// An empty list kept for `deliver_live`.
     scratch: Vec<u32>,
-    /// When the first cursor of a batch without messages came.
-    waiting_since_ms: Option<u64>,
+    /// When the first cursor moved that is not written yet.
+    cursors_since_ms: Option<u64>,
     counts: Counts,
 }
 
-/// Longest wait of a batch that holds nothing but cursors.
+/// Longest wait of a cursor for the batch that writes it: meanwhile further acknowledgements only move it on.
 const CURSORS_WAIT_MS: u64 = 20;
 
 impl Hub {
@@ -119,7 +119,7 @@ impl Hub {
             loads: HashSet::new(),
             hungry: Vec::new(),
             scratch: Vec::new(),
-            waiting_since_ms: None,
+            cursors_since_ms: None,
             counts: Counts::default(),
         }
     }
@@ -188,14 +188,16 @@ impl Hub {
             self.release(consequences);
             return None;
         }
-        if !self.shards.batch_has_messages() && self.building.effects.is_empty() {
-            let since = *self.waiting_since_ms.get_or_insert(now_ms);
-            if now_ms.saturating_sub(since) < CURSORS_WAIT_MS {
-                return None;
-            }
+        let cursors_due = self.cursors_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= CURSORS_WAIT_MS);
+        let has_messages = self.shards.batch_has_messages();
+        if !has_messages && !cursors_due && self.building.effects.is_empty() {
+            return None;
         }
-        self.waiting_since_ms = None;
-        let batch = self.shards.seal(self.engine.sequence_synced());
+        let with_cursors = cursors_due || !has_messages;
+        if with_cursors {
+            self.cursors_since_ms = None;
+        }
+        let batch = self.shards.seal(self.engine.sequence_synced(), with_cursors);
         self.under_way = Some((batch.number(), std::mem::take(&mut self.building)));
         Some(batch)
     }
@@ -222,10 +224,10 @@ impl Hub {
         self.under_way.is_some()
     }
 
-    /// Whether a batch waits for company.
+    /// Whether cursors wait for the batch that writes them.
     #[must_use]
     pub fn waits_for_company(&self) -> bool {
-        self.waiting_since_ms.is_some()
+        self.cursors_since_ms.is_some()
     }
 
     /// Effects that may go out, in order. What finds no room comes back by [`Hub::handle_refused`].
@@ -411,8 +413,15 @@ impl Hub {
         let Some(index) = self.directory.current(device, session) else {
             return Ok(Tried::Done);
         };
+        if self.directory.get(index).is_none_or(|online| through > online.sent) {
+            // Of what the client knew before it was told to forget: not of what is here under the same numbers.
+            return Ok(Tried::Done);
+        }
         match self.shards.decide_ack(&*self.engine, device.user, device.device, through, now_ms)? {
-            Decision::Apply(record) => self.shards.apply(&record),
+            Decision::Apply(record) => {
+                self.shards.apply(&record);
+                self.cursors_since_ms.get_or_insert(now_ms);
+            }
             Decision::Waits(load) => return Ok(Tried::Waits(load)),
             // Sessions let nothing through that was not sent to them.
             Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => {}

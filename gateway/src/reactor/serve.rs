@@ -26,7 +26,11 @@ impl Reactor {
                 return; // its turn comes
             }
             if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > UNSENT_LEN_MAX {
-                return; // it does not read either; writable() reads on
+                if connection.blocked {
+                    return; // it does not read either; writable() reads on
+                }
+                // All of it may go out at the end of this turn, and then nothing would say so.
+                break;
             }
             // A partial frame goes to the front of the buffer, and what comes now behind it.
             let partial = self.buffers.get(connection.partial);

@@ -90,7 +90,7 @@ impl Shards {
             Err(index) => user.cursors.insert(index, (device, cursor)),
         }
         user.floor = floor;
-        user.dirty = true;
+        user.moved = true;
         let number = self.building.batch.number();
         if user.touched != number {
             user.touched = number;
@@ -99,11 +99,12 @@ impl Shards {
     }
 
     /// Closes the batch under construction and begins the next. `synced_through` is the engine's
-    /// [`crate::engine::Engine::sequence_synced`] now.
+    /// [`crate::engine::Engine::sequence_synced`] now. Without `with_cursors`, cursors that moved stay for a later
+    /// batch, so that one row holds what many acknowledgements moved: nobody was promised that they are durable.
     ///
     /// # Panics
     /// If more batches are sealed and not yet durable than [`BATCHES_SEALED_MAX`].
-    pub fn seal(&mut self, synced_through: u64) -> Batch {
+    pub fn seal(&mut self, synced_through: u64, with_cursors: bool) -> Batch {
         assert!(self.sealed.len() < BATCHES_SEALED_MAX, "a hub keeps few batches under way");
         let number = self.building.batch.number();
         let capacity = self.building.batch.len() + 4096;
@@ -119,7 +120,10 @@ impl Shards {
         for id in &building.users {
             let user = self.users.get_mut(id).expect("what a pending batch touched stays in memory");
             heads.push((*id, user.head));
-            if std::mem::take(&mut user.dirty) {
+            if user.moved && !user.dirty && !with_cursors {
+                user.touched = number.next();
+                self.building.users.push(*id);
+            } else if std::mem::take(&mut user.dirty) | std::mem::take(&mut user.moved) {
                 user.hint = user.head;
                 self.row.clear();
                 UserRow::encode_parts(user.head, user.floor, &user.cursors, &mut self.row);

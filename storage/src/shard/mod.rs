@@ -93,6 +93,8 @@ struct User {
     durable_head: InboxSeq,
     /// The row is to be written with the batch under construction.
     dirty: bool,
+    /// A cursor has moved since the row was written: to be written soon, not necessarily with the next batch.
+    moved: bool,
 }
 
 impl User {
@@ -106,6 +108,7 @@ impl User {
             touched: BatchNumber(0),
             durable_head: head,
             dirty: false,
+            moved: false,
         }
     }
 

@@ -193,7 +193,7 @@ impl Life {
 
     fn seal(&mut self) {
         if self.under_way.is_none() && !self.building.is_empty() {
-            let batch = self.shards.seal(self.engine.sequence_synced());
+            let batch = self.shards.seal(self.engine.sequence_synced(), true);
             self.under_way = Some((batch, std::mem::take(&mut self.building)));
         }
     }
@@ -373,7 +373,7 @@ fn recover(engine: &MemoryEngine, now_ms: u64) -> Shards {
 }
 
 fn commit(shards: &mut Shards, engine: &MemoryEngine) {
-    let batch = shards.seal(engine.sequence_synced());
+    let batch = shards.seal(engine.sequence_synced(), true);
     engine.write(&batch).expect("memory writes");
     shards.durable(batch.number());
 }
@@ -415,7 +415,7 @@ fn a_duplicate_is_known_in_every_state_of_its_batch() {
     accept(&mut shards, &engine, &first, 5);
     let is_duplicate = |shards: &mut Shards| matches!(shards.decide_send(&engine, &first, 6), Ok(Decision::Duplicate(accepted)) if accepted.conversation_seq.0 == 1);
     assert!(is_duplicate(&mut shards), "under construction");
-    let batch = shards.seal(0);
+    let batch = shards.seal(0, true);
     assert!(is_duplicate(&mut shards), "under way");
     engine.write(&batch).expect("memory writes");
     shards.durable(batch.number());
