@@ -1,1 +1,119 @@
-//! To come.
+//! Connections that come and go, fall silent, or see the server leave.
+
+use culver_protocol::error::ErrorCode;
+use culver_protocol::proto;
+use rustix::process::Signal;
+
+use crate::home::{Home, serve};
+use crate::peer::{Got, Peer, with};
+
+#[test]
+fn a_thousand_come_and_go_and_leave_nothing() {
+    let (home, server) = serve();
+    for round in 0..4 {
+        let mut peers = Vec::new();
+        for user in 1..=250 {
+            let mut peer = Peer::connect(server.listen);
+            // Some leave before they are welcomed, some just after, some when they have settled.
+            match user % 3 {
+                0 => peer.write(&crate::peer::opening(&with(home.token(user)))),
+                1 => drop(peer.log_in(user, &with(home.token(user)))),
+                _ => {
+                    peer.log_in(user, &with(home.token(user)));
+                    peer.send_and_wait(user, round, b"note");
+                }
+            }
+            peers.push(peer);
+        }
+        drop(peers);
+    }
+    server.wait_for("culver_connections", |connections| connections == 0);
+    server.wait_for("culver_sessions", |sessions| sessions == 0);
+    assert_eq!(server.metric("culver_parked_commands"), 0);
+    server.stop();
+}
+
+#[test]
+fn who_falls_silent_is_ended_and_who_pings_is_not() {
+    let home = Home::new();
+    home.configure("[keep_alive]\nmin_s = 5\ndefault_s = 5\nmax_s = 5\n");
+    let server = home.start();
+    let (mut silent, welcome) = Peer::resume(&server, 1, &with(home.token(1)));
+    assert_eq!(welcome.keep_alive_s, 5);
+    // It never says READY.
+    let mut greeted = Peer::connect(server.listen);
+    let login = crate::peer::opening(&with(home.token(3)));
+    greeted.write(login.get(..login.len() - 4).expect("READY has four bytes"));
+    let mut lively = Peer::online(&home, &server, 2);
+    silent.stream.set_nonblocking(true).expect("a socket");
+    let mut buffer = [0; 4];
+    // As long as the silent one is there, the other pings.
+    while matches!(silent.stream.peek(&mut buffer), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock) {
+        lively.ping();
+    }
+    silent.stream.set_nonblocking(false).expect("a socket");
+    silent.refused(ErrorCode::KeepAliveTimeout);
+    greeted.refused(ErrorCode::KeepAliveTimeout);
+    lively.ping();
+}
+
+#[test]
+fn sigterm_says_goodbye_and_keeps_everything() {
+    let home = Home::new();
+    home.configure("[shutdown]\nspread_s = 12\n");
+    let server = home.start();
+    let (mut one, mut two) = (Peer::online(&home, &server, 1), Peer::online(&home, &server, 2));
+    let sent: Vec<u64> = (1..=50).map(|number| one.send_and_wait(2, number, b"kept").message_id).collect();
+    two.entries(50);
+    two.ack(20);
+    // Taken before what follows is answered.
+    two.send_and_wait(3, 1, b"");
+    server.signal(Signal::TERM);
+    let expected = proto::Goaway {
+        reason: proto::goaway::Reason::Shutdown.into(),
+        reconnect_min_ms: 0,
+        reconnect_max_ms: 12_000,
+        alternates: Vec::new(),
+    };
+    for peer in [&mut one, &mut two] {
+        assert_eq!(peer.next(), Some(Got::Goaway(expected.clone())));
+        peer.ended();
+    }
+    let (code, logged) = server.wait();
+    assert_eq!(code, Some(0), "{logged}");
+    let server = home.start();
+    let mut two = Peer::online(&home, &server, 2);
+    two.position = 20;
+    let entries = two.entries(30);
+    assert!(entries.iter().map(|entry| entry.message_id).eq(sent.iter().copied().skip(20)));
+}
+
+#[test]
+fn sigterm_under_load_answers_what_it_has_taken() {
+    let (home, server) = serve();
+    let mut one = Peer::online(&home, &server, 1);
+    let flight: Vec<u8> = (1..=2000).flat_map(|number| crate::peer::send_record(1, 2, number, b"load")).collect();
+    one.write(&flight);
+    one.result(1);
+    server.signal(Signal::TERM);
+    let mut answered = 1;
+    while let Some(got) = one.next() {
+        match got {
+            Got::Result(result) => {
+                assert_eq!(result.error, None);
+                answered += 1;
+            }
+            Got::Goaway(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (code, logged) = server.wait();
+    assert_eq!(code, Some(0), "{logged}");
+    let server = home.start();
+    let mut two = Peer::online(&home, &server, 2);
+    let mut got = 0;
+    while got < answered {
+        got += two.deliver().len();
+        two.ack(two.position);
+    }
+}

@@ -192,7 +192,7 @@ impl Peer {
             return self.kept.remove(index).expect("found above");
         }
         loop {
-            let got = self.read().unwrap_or_else(|| panic!("the end, after {:?}", self.kept));
+            let got = self.read().unwrap_or_else(|| panic!("the end, after {}", self.brief()));
             if is_wanted(&got) {
                 return got;
             }
@@ -207,9 +207,7 @@ impl Peer {
 
     /// An error of this code must come, and then the end, if it is one that closes.
     pub(crate) fn refused(&mut self, code: ErrorCode) {
-        let Got::Error(error) = self.wait_for(|got| matches!(got, Got::Error(_))) else {
-            unreachable!("as asked for")
-        };
+        let Got::Error(error) = self.wait_for(|got| matches!(got, Got::Error(_))) else { unreachable!("as asked for") };
         assert_eq!(ErrorCode::from_number(error.code), Some(code), "{}", error.detail);
         if code.closes() {
             self.ended();
@@ -218,7 +216,14 @@ impl Peer {
 
     /// Nothing more than the end comes.
     pub(crate) fn ended(&mut self) {
-        assert_eq!(self.next(), None, "the connection is closed behind it");
+        assert_eq!(self.read(), None, "the connection is closed behind it");
+    }
+
+    /// What was kept, in a line.
+    fn brief(&self) -> String {
+        let last: String =
+            self.kept.back().map(|got| format!("{got:?}").chars().take(200).collect()).unwrap_or_default();
+        format!("{} records, the last {last}", self.kept.len())
     }
 
     fn read(&mut self) -> Option<Got> {
@@ -239,7 +244,7 @@ impl Peer {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // What was under way to the server when it closed resets the connection.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("nothing comes: {error}; so far {:?}", self.kept),
+                Err(error) => panic!("nothing comes: {error}; so far {}", self.brief()),
             }
         }
     }
