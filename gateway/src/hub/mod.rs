@@ -417,10 +417,6 @@ impl Hub {
             // Of what the client knew before it was told to forget: not of what is here under the same numbers.
             return Ok(Tried::Done);
         }
-        if self.directory.get(index).is_none_or(|online| through > online.sent) {
-            // Of what the client knew before it was told to forget: not of what is here under the same numbers.
-            return Ok(Tried::Done);
-        }
         match self.shards.decide_ack(&*self.engine, device.user, device.device, through, now_ms)? {
             Decision::Apply(record) => {
                 self.shards.apply(&record);
