@@ -123,7 +123,8 @@ impl Hub {
                 && online.used_bytes + bytes <= online.credit_bytes;
             if previous.0 + 1 == entry.inbox_seq.0 && fits {
                 self.windows.push(online, entry.inbox_seq, bytes);
-                let kind = EffectKind::Deliver { online: index, previous, entry: entry.clone() };
+                let set_backs = online.set_backs;
+                let kind = EffectKind::Deliver { online: index, set_backs, previous, entry: entry.clone() };
                 self.building.effects.push(Effect { session: online.address(), kind });
             } else {
                 self.building.skipped.push(index);
@@ -201,7 +202,8 @@ impl Hub {
             online.behind = false;
         }
         if !entries.is_empty() {
-            let kind = EffectKind::DeliverPage { online: index, previous: sent, entries };
+            let set_backs = online.set_backs;
+            let kind = EffectKind::DeliverPage { online: index, set_backs, previous: sent, entries };
             self.building.effects.push(Effect { session: online.address(), kind });
         }
         self.pump(index);
@@ -232,6 +234,7 @@ impl Hub {
         let online = self.directory.get_mut(index).expect("the caller found it");
         let sent = sent.max(online.acked);
         self.windows.rewind(online, sent);
+        online.set_backs = online.set_backs.wrapping_add(1);
         online.behind = true;
         online.missed |= online.reading;
         // Some of it may not be durable yet: the log is looked at again when it is.
@@ -240,16 +243,16 @@ impl Hub {
 
     /// A delivery found no room in the reactor's mailbox: it will be read from the log, which is the queue.
     pub fn handle_refused(&mut self, effect: &Effect) {
-        let (index, previous) = match &effect.kind {
-            EffectKind::Deliver { online, previous, .. } | EffectKind::DeliverPage { online, previous, .. } => {
-                (*online, *previous)
-            }
+        let (index, of, previous) = match &effect.kind {
+            EffectKind::Deliver { online, set_backs, previous, .. }
+            | EffectKind::DeliverPage { online, set_backs, previous, .. } => (*online, *set_backs, *previous),
             _ => return,
         };
         let Some(online) = self.directory.get_mut(index).filter(|online| online.address() == effect.session) else {
             return;
         };
-        if previous < online.sent {
+        // One from before the session was set back would not have joined on, and is made up for already.
+        if of == online.set_backs && previous < online.sent {
             self.set_back(index, previous);
             self.hungry.push(index);
         }

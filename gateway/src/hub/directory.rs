@@ -38,6 +38,8 @@ pub struct Online {
     pub reading: bool,
     /// The number of that read, or of the last.
     pub read: u32,
+    /// How often deliveries were taken back: those from before are void.
+    pub set_backs: u16,
     /// While it was, more became durable that it may not have seen.
     pub missed: bool,
 }
@@ -128,6 +130,7 @@ impl Directory {
             behind: false,
             reading: false,
             read: 0,
+            set_backs: 0,
             missed: false,
         });
         let (online, hasher) = (&self.online, &self.hasher);

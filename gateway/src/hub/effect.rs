@@ -41,6 +41,8 @@ pub enum EffectKind {
     Deliver {
         /// The session's index in the hub's directory.
         online: u32,
+        /// How often its deliveries had been taken back by then.
+        set_backs: u16,
         /// The inbox seq before it.
         previous: InboxSeq,
         /// The entry.
@@ -50,6 +52,8 @@ pub enum EffectKind {
     DeliverPage {
         /// The session's index in the hub's directory.
         online: u32,
+        /// How often its deliveries had been taken back by then.
+        set_backs: u16,
         /// The inbox seq before the first.
         previous: InboxSeq,
         /// The entries, in order.

@@ -35,7 +35,7 @@ fn nothing_is_lost_early_twice_or_out_of_order() {
 fn two_users() -> (World, u32, u32) {
     let mut world = World::new(first_seed());
     world.calm = true;
-    let (one, two) = (world.log_in(World::device(1)), world.log_in(World::device(2)));
+    let (one, two) = (world.log_in_with(World::device(1), 3), world.log_in_with(World::device(2), 3));
     world.settle();
     (world, one, two)
 }
@@ -50,10 +50,9 @@ fn what_was_not_durable_when_a_delivery_was_refused_comes_again() {
     world.move_hub();
     world.send_to(one, 2, 2);
     world.take_command();
-    world.full = true;
     world.finish_write();
+    world.refusals = 1;
     world.move_hub();
-    world.full = false;
     world.read_all();
     world.drain();
     world.check_drained(World::device(2));
@@ -80,6 +79,35 @@ fn what_was_not_durable_when_delivery_resumed_comes_again() {
     world.check_drained(World::device(2));
 }
 
+/// The log holds it already, and a page with it is on its way, when its live copy finds no room.
+#[test]
+fn what_is_refused_from_before_a_session_was_set_back_sets_nothing_back() {
+    let (mut world, one, two) = two_users();
+    world.block(two, true);
+    for number in 1..=3 {
+        world.send_to(one, 2, number);
+        world.take_command();
+        if number < 3 {
+            world.finish_write();
+            world.move_hub();
+        }
+    }
+    world.finish_write();
+    world.move_hub();
+    world.take_effects();
+    world.block(two, false);
+    world.resume(two);
+    world.take_command();
+    world.move_hub();
+    world.finish_write();
+    world.make_read();
+    world.take_result();
+    world.refusals = 1;
+    world.move_hub();
+    world.drain();
+    world.check_drained(World::device(2));
+}
+
 /// The index of a session is used again at once, and readers may be slow.
 #[test]
 fn a_page_of_an_earlier_session_says_nothing_about_the_next() {
@@ -88,7 +116,7 @@ fn a_page_of_an_earlier_session_says_nothing_about_the_next() {
     world.send_to(one, 2, 1);
     world.settle();
     // An earlier session has found the end of the log, but the hub does not know yet.
-    world.log_in(World::device(2));
+    world.log_in_with(World::device(2), 3);
     world.take_command();
     world.move_hub();
     world.move_hub();

@@ -108,8 +108,8 @@ pub(super) struct World {
     persisted: HashMap<Device, InboxSeq>,
     /// Faults are over.
     pub(super) calm: bool,
-    /// The mailbox to the clients has no room for deliveries.
-    pub(super) full: bool,
+    /// So many deliveries find no room in the mailbox to the clients.
+    pub(super) refusals: usize,
 }
 
 impl World {
@@ -137,7 +137,7 @@ impl World {
             told: HashMap::new(),
             persisted: HashMap::new(),
             calm: false,
-            full: false,
+            refusals: 0,
         }
     }
 
@@ -149,10 +149,16 @@ impl World {
 
     /// A new connection of a device logs in.
     pub(super) fn log_in(&mut self, device: Device) -> u32 {
+        let entries = self.random.random_range(1..6);
+        self.log_in_with(device, entries)
+    }
+
+    /// A new connection of a device logs in with a window of so many entries.
+    pub(super) fn log_in_with(&mut self, device: Device, entries: u16) -> u32 {
         let slot = u32::try_from(self.clients.len()).expect("few");
         // Two reactors, whose epochs say the same numbers.
         let address = Address { reactor: u16::from(slot % 2 == 1), slot, generation: 1, epoch: slot / 2 + 1 };
-        let credit = Credit { entries: self.random.random_range(2..6), bytes: CREDIT_BYTES };
+        let credit = Credit { entries, bytes: CREDIT_BYTES };
         let cursor = self.persisted.get(&device).copied().unwrap_or_default();
         self.clients.push(Client {
             address,
@@ -365,14 +371,16 @@ impl World {
         let earlier = std::mem::take(&mut self.notices);
         for effect in earlier.into_iter().chain(self.hub.take_released()) {
             moved = true;
-            let refuse = self.full || (!self.calm && self.random.random_bool(0.1));
+            let is_refusable = !effect.kind.is_reply();
+            let refuse = is_refusable && (self.refusals > 0 || (!self.calm && self.random.random_bool(0.1)));
+            self.refusals = self.refusals.saturating_sub(usize::from(refuse));
             match effect.kind {
                 EffectKind::Replaced if refuse => self.notices.push(effect),
-                _ if refuse && !effect.kind.is_reply() => self.hub.handle_refused(&effect),
+                _ if refuse => self.hub.handle_refused(&effect),
                 _ => self.effects.push_back(effect),
             }
         }
-        if self.hub.is_hungry() && !self.full && (self.calm || self.random.random_bool(0.5)) {
+        if self.hub.is_hungry() && (self.calm || self.random.random_bool(0.5)) {
             self.hub.feed_hungry();
             moved = true;
         }
