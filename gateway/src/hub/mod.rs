@@ -45,6 +45,13 @@ enum Tried {
     Waits(Load),
 }
 
+/// A send that was refused with a retryable error and has not returned.
+struct Rejected {
+    conversation: ConversationId,
+    client_message_id: ClientMessageId,
+    arrival: u64,
+}
+
 /// Effects and other consequences that wait for a batch.
 #[derive(Default)]
 struct Consequences {
@@ -74,8 +81,10 @@ pub struct Hub {
     directory: Directory,
     windows: Windows,
     parking: Parking,
-    /// Sends refused with a retryable error: until they return, what follows them in the conversation is refused.
-    rejected: HashMap<Address, Vec<(ConversationId, ClientMessageId)>>,
+    /// Commands that have arrived; each has its number.
+    arrivals: u64,
+    /// The first send of a conversation refused with a retryable error: until it returns, what follows it is refused.
+    rejected: HashMap<Address, Vec<Rejected>>,
     building: Consequences,
     under_way: Option<(BatchNumber, Consequences)>,
     released: Vec<Effect>,
@@ -109,6 +118,7 @@ impl Hub {
             directory: Directory::default(),
             windows: Windows::default(),
             parking: Parking::default(),
+            arrivals: 0,
             rejected: HashMap::new(),
             building: Consequences::default(),
             under_way: None,
@@ -129,11 +139,8 @@ impl Hub {
     /// # Errors
     /// The engine could not be read: nothing can be decided any more.
     pub fn handle_command(&mut self, command: Command, now_ms: u64) -> Result<(), EngineError> {
-        if self.parking.holds_back(&command) {
-            self.park(command);
-            return Ok(());
-        }
-        self.try_command(command, now_ms)
+        self.arrivals += 1;
+        self.handle_arrived(self.arrivals, command, now_ms)
     }
 
     /// Takes the result of a read.
@@ -160,8 +167,8 @@ impl Hub {
     /// # Errors
     /// The engine could not be read.
     pub fn retry_parked(&mut self, now_ms: u64) -> Result<(), EngineError> {
-        for command in self.parking.take() {
-            self.handle_command(command, now_ms)?;
+        for (arrival, command) in self.parking.take() {
+            self.handle_arrived(arrival, command, now_ms)?;
         }
         Ok(())
     }
@@ -267,20 +274,28 @@ impl Hub {
         self.mark_behind(consequences.skipped);
     }
 
-    fn park(&mut self, command: Command) {
+    fn handle_arrived(&mut self, arrival: u64, command: Command, now_ms: u64) -> Result<(), EngineError> {
+        if self.parking.holds_back(&command) {
+            self.park(arrival, command);
+            return Ok(());
+        }
+        self.try_command(arrival, command, now_ms)
+    }
+
+    fn park(&mut self, arrival: u64, command: Command) {
         if self.parking.has_room_for(&command) {
-            self.parking.park(command);
+            self.parking.park(arrival, command);
         } else if let Command::Send { session, send } = command {
-            self.reject(session, &send, ErrorCode::Busy);
+            self.reject(session, arrival, &send, ErrorCode::Busy);
         }
     }
 
-    fn try_command(&mut self, command: Command, now_ms: u64) -> Result<(), EngineError> {
+    fn try_command(&mut self, arrival: u64, command: Command, now_ms: u64) -> Result<(), EngineError> {
         let tried = match &command {
             Command::Login { session, device, cursor, incarnation, credit } => {
                 self.login(*session, *device, *cursor, *incarnation, *credit)?
             }
-            Command::Send { session, send } => self.send(*session, send, now_ms)?,
+            Command::Send { session, send } => self.send(*session, arrival, send, now_ms)?,
             Command::Ack { session, device, through, credit } => {
                 self.ack(*session, *device, *through, *credit, now_ms)?
             }
@@ -296,7 +311,7 @@ impl Hub {
             }
         };
         if let Tried::Waits(load) = tried {
-            self.park(command);
+            self.park(arrival, command);
             self.request(load);
         }
         Ok(())
@@ -342,14 +357,14 @@ impl Hub {
         Ok(Tried::Done)
     }
 
-    fn send(&mut self, session: Address, send: &Send, now_ms: u64) -> Result<Tried, EngineError> {
+    fn send(&mut self, session: Address, arrival: u64, send: &Send, now_ms: u64) -> Result<Tried, EngineError> {
         let device = Device { user: send.sender, device: send.device };
         if self.directory.current(device, session).is_none() {
-            self.reject(session, send, ErrorCode::Replaced);
+            self.reject(session, arrival, send, ErrorCode::Replaced);
             return Ok(Tried::Done);
         }
-        if let Some(code) = self.after_rejected(session, send) {
-            self.reject(session, send, code);
+        if let Some(code) = self.after_rejected(session, arrival, send) {
+            self.reject(session, arrival, send, code);
             return Ok(Tried::Done);
         }
         match self.shards.decide_send(&*self.engine, send, now_ms)? {
@@ -367,35 +382,41 @@ impl Hub {
                 self.building.effects.push(Effect { session, kind: EffectKind::Accepted(accepted) });
             }
             Decision::Waits(load) => return Ok(Tried::Waits(load)),
-            Decision::Reject(code) => self.reject(session, send, code),
+            Decision::Reject(code) => self.reject(session, arrival, send, code),
             Decision::Unchanged => {}
         }
         Ok(Tried::Done)
     }
 
-    /// Refuses what follows a send that was refused with a retryable error and has not come back.
-    fn after_rejected(&mut self, session: Address, send: &Send) -> Option<ErrorCode> {
+    /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
+    /// it, and was parked meanwhile, does not follow it.
+    fn after_rejected(&mut self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
         if self.rejected.is_empty() {
             return None;
         }
         let rejected = self.rejected.get_mut(&session)?;
-        let place = rejected.iter().position(|(conversation, _)| *conversation == send.conversation)?;
-        if rejected.get(place).is_some_and(|(_, id)| *id == send.client_message_id) {
-            rejected.remove(place);
-            if rejected.is_empty() {
-                self.rejected.remove(&session);
-            }
-            return None;
+        let place = rejected.iter().position(|first| first.conversation == send.conversation)?;
+        let first = rejected.get(place).expect("found above");
+        if first.client_message_id != send.client_message_id {
+            return (first.arrival < arrival).then_some(ErrorCode::AfterRejected);
         }
-        Some(ErrorCode::AfterRejected)
+        rejected.remove(place);
+        if rejected.is_empty() {
+            self.rejected.remove(&session);
+        }
+        None
     }
 
-    fn reject(&mut self, session: Address, send: &Send, code: ErrorCode) {
+    fn reject(&mut self, session: Address, arrival: u64, send: &Send, code: ErrorCode) {
         self.counts.rejected += 1;
         if code.class() == ErrorClass::RetryHere && code != ErrorCode::AfterRejected {
+            let (conversation, client_message_id) = (send.conversation, send.client_message_id);
             let rejected = self.rejected.entry(session).or_default();
-            if !rejected.iter().any(|(conversation, _)| *conversation == send.conversation) {
-                rejected.push((send.conversation, send.client_message_id));
+            let this = Rejected { conversation, client_message_id, arrival };
+            match rejected.iter_mut().find(|first| first.conversation == conversation) {
+                None => rejected.push(this),
+                Some(first) if arrival < first.arrival => *first = this,
+                Some(_) => {}
             }
         }
         let kind = EffectKind::Rejected { client_message_id: send.client_message_id, code };

@@ -24,7 +24,8 @@ enum Key {
 /// The parked commands, in the order they came.
 #[derive(Default)]
 pub struct Parking {
-    commands: VecDeque<Command>,
+    /// With the number of its arrival.
+    commands: VecDeque<(u64, Command)>,
     /// Keys of all parked commands; rebuilt when they are retried.
     keys: HashSet<Key>,
     sends: usize,
@@ -55,15 +56,15 @@ impl Parking {
         !matches!(command, Command::Send { .. }) || self.sends < PARKED_SENDS_MAX
     }
 
-    /// Parks a command behind those that are there.
-    pub fn park(&mut self, command: Command) {
+    /// Parks a command behind those that are there, with the number of its arrival.
+    pub fn park(&mut self, arrival: u64, command: Command) {
         self.keys.extend(keys(&command).into_iter().flatten());
         self.sends += usize::from(matches!(command, Command::Send { .. }));
-        self.commands.push_back(command);
+        self.commands.push_back((arrival, command));
     }
 
     /// Takes all commands out, to be retried in order; those that must go on waiting are parked again.
-    pub fn take(&mut self) -> VecDeque<Command> {
+    pub fn take(&mut self) -> VecDeque<(u64, Command)> {
         self.keys.clear();
         self.sends = 0;
         std::mem::take(&mut self.commands)
@@ -113,7 +114,7 @@ mod tests {
     fn holds_back_same_device_conversation_and_recipient_only() {
         let mut parking = Parking::default();
         assert!(!parking.holds_back(&send(1, 2)));
-        parking.park(send(1, 2));
+        parking.park(1, send(1, 2));
         for held in [send(1, 2), send(1, 3), send(2, 1), send(9, 2), close(1), close(2)] {
             assert!(parking.holds_back(&held), "{held:?}");
         }
@@ -129,7 +130,7 @@ mod tests {
         let mut parking = Parking::default();
         for _ in 0..PARKED_SENDS_MAX {
             assert!(parking.has_room_for(&send(1, 2)));
-            parking.park(send(1, 2));
+            parking.park(1, send(1, 2));
         }
         assert!(!parking.has_room_for(&send(1, 2)));
         assert!(parking.has_room_for(&close(1)));

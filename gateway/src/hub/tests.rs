@@ -2,7 +2,10 @@
 
 mod world;
 
+use culver_protocol::error::ErrorCode::{AfterRejected, Busy, Replaced};
+
 use self::world::World;
+use super::parking::PARKED_SENDS_MAX;
 
 /// Lives of a hub in one run.
 const LIVES: u64 = 300;
@@ -138,4 +141,53 @@ fn a_page_of_an_earlier_session_says_nothing_about_the_next() {
     world.take_result();
     world.drain();
     world.check_drained(World::device(2));
+}
+
+#[test]
+fn after_a_busy_nothing_of_that_conversation_passes_until_the_rejected_returns() {
+    const FULL: u128 = PARKED_SENDS_MAX as u128;
+    let (mut world, one, _) = two_users();
+    world.outcomes();
+    world.engine.set_cold(true);
+    for number in 1..=FULL + 2 {
+        world.send_to(one, 4, number);
+    }
+    world.take_commands();
+    assert_eq!(world.outcomes(), [(FULL + 1, Some(Busy)), (FULL + 2, Some(Busy))]);
+    assert_eq!(world.hub.parked(), PARKED_SENDS_MAX);
+    // Its messages to others find no room either; what is no message always does.
+    world.send_to(one, 3, FULL + 10);
+    world.acknowledge_all();
+    world.take_commands();
+    assert_eq!(world.outcomes(), [(FULL + 10, Some(Busy))]);
+    // There is room again.
+    world.engine.set_cold(false);
+    world.read_all();
+    world.take_commands();
+    assert_eq!(world.hub.parked(), 0);
+    let outcomes = world.outcomes();
+    let expected: Vec<_> = (1..=FULL).map(|number| (number, None)).collect();
+    assert!(outcomes == expected, "{} outcomes, the last {:?}", outcomes.len(), outcomes.last());
+    let mut outcome = |slot: u32, to: u64, number: u128| {
+        world.send_to(slot, to, number);
+        world.take_commands();
+        world.outcomes()
+    };
+    assert_eq!(outcome(one, 4, FULL + 3), [(FULL + 3, Some(AfterRejected))]);
+    assert_eq!(outcome(one, 4, FULL + 2), [(FULL + 2, Some(AfterRejected))], "it is not the first that was rejected");
+    assert_eq!(outcome(one, 3, FULL + 11), [(FULL + 11, Some(AfterRejected))]);
+    assert_eq!(outcome(one, 2, FULL + 20), [(FULL + 20, None)], "another conversation");
+    for number in [FULL + 1, FULL + 2, FULL + 3] {
+        assert_eq!(outcome(one, 4, number), [(number, None)]);
+    }
+    // A new session is not refused on account of an old one, which has not returned its FULL + 10.
+    let newer = world.log_in(World::device(1));
+    world.send_to(newer, 3, FULL + 11);
+    world.send_to(one, 3, FULL + 10);
+    world.take_commands();
+    assert_eq!(world.outcomes(), [(FULL + 11, None), (FULL + 10, Some(Replaced))]);
+    world.close(one);
+    world.close(newer);
+    world.take_commands();
+    assert!(world.hub.rejected.is_empty() && world.hub.sessions() == 1, "nothing is kept of them");
 }

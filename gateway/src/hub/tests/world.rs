@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::ENTRY_OVERHEAD;
 use culver_protocol::message::Accepted;
@@ -419,6 +420,16 @@ impl World {
         }
     }
 
+    /// Everything on its way to the hub arrives, and what needs no disk happens.
+    pub(super) fn take_commands(&mut self) {
+        while !self.mailbox.is_empty() {
+            self.take_command();
+        }
+        while self.move_hub() || self.batch.is_some() {
+            self.finish_write();
+        }
+    }
+
     /// All reads of now and those that follow from them, as fast as readers can.
     pub(super) fn read_all(&mut self) {
         while self.move_hub() || !self.reads.is_empty() || !self.results.is_empty() {
@@ -459,7 +470,7 @@ impl World {
             }
             EffectKind::Rejected { client_message_id, code } => {
                 self.settle_debt(device, effect.session, Owed::Result(client_message_id));
-                assert_eq!(code, culver_protocol::error::ErrorCode::Replaced, "nothing else is wrong with it");
+                assert_eq!(code, ErrorCode::Replaced, "nothing else is wrong with it");
             }
             EffectKind::Closed => {
                 self.settle_debt(device, effect.session, Owed::Closed);
@@ -542,6 +553,16 @@ impl World {
     /// What is durable of an inbox.
     fn inbox(&self, user: UserId) -> Vec<InboxEntry> {
         read_inbox(&*self.engine, SHARDS, user, InboxSeq(0), usize::MAX, usize::MAX).expect("readable")
+    }
+
+    /// What became of the messages of which the hub has told since, unchecked: their numbers, and why not.
+    pub(super) fn outcomes(&mut self) -> Vec<(u128, Option<ErrorCode>)> {
+        let outcome = |effect: Effect| match effect.kind {
+            EffectKind::Accepted(accepted) => Some((u128::from_be_bytes(accepted.client_message_id.0), None)),
+            EffectKind::Rejected { client_message_id: id, code } => Some((u128::from_be_bytes(id.0), Some(code))),
+            _ => None,
+        };
+        self.effects.drain(..).filter_map(outcome).collect()
     }
 
     // ---- the end ----
