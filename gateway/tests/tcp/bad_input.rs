@@ -99,7 +99,7 @@ fn truncated_records_leave_nothing_behind() {
         let mut peer = Peer::online(&home, &server, 1);
         peer.write(whole.get(..len).expect("a part of it"));
         peer.stream.shutdown(std::net::Shutdown::Write).expect("open");
-        assert!(matches!(peer.next(), None), "no error for what never came");
+        assert!(peer.next().is_none(), "no error for what never came");
         witnesses.talk();
     }
     server.wait_for("culver_connections", |connections| connections == 2);

@@ -16,11 +16,11 @@ fn backlog(home: &Home, server: &Server, count: u64, payload_len: usize) -> Peer
     for number in 1..=count {
         one.send(2, number, &payload(number, payload_len));
         // Answers are taken now and then, lest both sides wait for the other to read.
-        if number % 100 == 0 {
+        if number.is_multiple_of(100) {
             one.result(number);
         }
     }
-    if count % 100 != 0 {
+    if !count.is_multiple_of(100) {
         one.result(count);
     }
     one.kept();
