@@ -101,6 +101,8 @@ pub struct Link {
     effects: ArrayQueue<Effect>,
     /// The reactor found `commands` full and waits for room.
     reactor_waits: AtomicBool,
+    /// The hub gathers: what is posted a little later is decided no later. Only ever a hint.
+    hub_gathers: AtomicBool,
 }
 
 impl Default for Link {
@@ -109,6 +111,7 @@ impl Default for Link {
             commands: ArrayQueue::new(COMMANDS_MAX),
             effects: ArrayQueue::new(REPLIES_MAX + DELIVERIES_MAX),
             reactor_waits: AtomicBool::new(false),
+            hub_gathers: AtomicBool::new(false),
         }
     }
 }
@@ -140,6 +143,16 @@ impl Link {
             self.reactor_waits.withdraw();
         }
         room
+    }
+
+    /// Reactor: whether the hub gathers, so that nothing is lost by reading sockets a little less often.
+    pub fn hub_gathers(&self) -> bool {
+        self.hub_gathers.load(Ordering::Relaxed)
+    }
+
+    /// Hub: whether it gathers from now on.
+    pub fn set_gathering(&self, gathering: bool) {
+        self.hub_gathers.store(gathering, Ordering::Relaxed);
     }
 
     /// Hub: the next command.

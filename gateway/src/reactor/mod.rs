@@ -4,6 +4,7 @@
 //! effects; then write, once for each connection that has something to say. Nothing here waits for anything else:
 //! a connection whose command finds no room in the hub's mailbox is put aside and read again when there is room.
 
+pub mod alarm;
 pub mod buffers;
 pub mod connection;
 pub mod listener;
@@ -18,8 +19,9 @@ use std::time::{Duration, Instant};
 
 use culver_protocol::id::Incarnation;
 use mio::net::TcpListener;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 
+use self::alarm::Alarm;
 use self::buffers::Buffers;
 use self::connection::{Connection, Life};
 use self::timer::Wheel;
@@ -46,11 +48,13 @@ const UNSENT_LEN_MAX: usize = 256 * 1024;
 const ENDING_S: u32 = 2;
 /// Longest wait for events: the timer wheel's tick.
 const TICK: Duration = Duration::from_secs(1);
+/// How long sockets gather what they have while the hub gathers too; what the hub has to say ends it at once.
+const GATHER: Duration = Duration::from_micros(250);
 /// Room in the hub's mailbox that SENDs leave to ACK and Close.
 const ROOM_KEPT: usize = 512;
 
 const LISTENER: Token = Token(usize::MAX);
-const WAKER: Token = Token(usize::MAX - 1);
+const ALARM: Token = Token(usize::MAX - 1);
 
 /// What the server is doing; all reactors watch it.
 #[derive(Debug, Default)]
@@ -93,6 +97,7 @@ pub struct Surroundings {
 pub struct Reactor {
     number: u16,
     poll: Poll,
+    alarm: Arc<Alarm>,
     listener: Option<TcpListener>,
     link: Arc<Link>,
     bell: Arc<Doorbell>,
@@ -111,7 +116,10 @@ pub struct Reactor {
     to_read: VecDeque<u32>,
     /// The reads wait for room in the hub's mailbox, not just for the next turn.
     stalled: bool,
+    /// Commands were posted in this turn: the hub is to be woken.
     posted: bool,
+    /// Commands were posted since the sockets last gathered.
+    had_commands: bool,
     replies_owed: usize,
     next_generation: u32,
     next_epoch: u32,
@@ -132,15 +140,14 @@ impl Reactor {
         around: Surroundings,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
+        let alarm = Arc::new(Alarm::new(poll.registry(), ALARM)?);
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let bell = Arc::new(Doorbell::new(move || {
-            // A full eventfd counter means that the reactor is woken already.
-            drop(waker.wake());
-        }));
+        let to_set_off = Arc::clone(&alarm);
+        let bell = Arc::new(Doorbell::new(move || to_set_off.set_off()));
         Ok(Self {
             number,
             poll,
+            alarm,
             listener: Some(listener),
             link,
             bell,
@@ -156,6 +163,7 @@ impl Reactor {
             to_read: VecDeque::new(),
             stalled: false,
             posted: false,
+            had_commands: false,
             replies_owed: 0,
             next_generation: 1,
             next_epoch: 1,
@@ -189,7 +197,7 @@ impl Reactor {
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(),
-                    WAKER => {}
+                    ALARM => self.alarm.silence(),
                     Token(slot) => {
                         let slot = u32::try_from(slot).expect("tokens are slots");
                         if event.is_writable() {
@@ -215,8 +223,9 @@ impl Reactor {
             }
             self.post_pending();
             self.flush_all();
-            if std::mem::take(&mut self.posted) && (self.hub_bell)() {
-                self.counters().wakeups.add(1);
+            if std::mem::take(&mut self.posted) {
+                self.had_commands = true;
+                self.counters().wakeups.add(u64::from((self.hub_bell)()));
             }
         }
     }
@@ -236,6 +245,9 @@ impl Reactor {
         } else {
             TICK
         };
+        if !busy && !self.leaving && self.link.hub_gathers() && std::mem::take(&mut self.had_commands) {
+            self.alarm.wait(GATHER);
+        }
         let polled = self.poll.poll(events, Some(timeout));
         self.bell.withdraw();
         match polled {

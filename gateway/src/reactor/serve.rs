@@ -28,10 +28,10 @@ impl Reactor {
             if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > UNSENT_LEN_MAX {
                 if connection.blocked {
                     // It does not read either. This turn's flush may help; if not, `writable` reads on.
-                if !connection.blocked {
-                    self.read_later(slot);
-                }
-                return;
+                    if !connection.blocked {
+                        self.read_later(slot);
+                    }
+                    return;
                 }
                 // All of it may go out at the end of this turn, and then nothing would say so.
                 break;

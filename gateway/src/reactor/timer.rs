@@ -95,3 +95,6 @@ impl Wheel {
         self.heads.get_mut((tick % BUCKETS) as usize).expect("as many heads as buckets")
     }
 }
+
+#[cfg(test)]
+mod tests;
