@@ -124,6 +124,8 @@ pub struct Reactor {
     next_generation: u32,
     next_epoch: u32,
     started: Instant,
+    /// Seconds from then to the start of this turn. The wheel follows at the turn's end.
+    now: u32,
     leaving: bool,
 }
 
@@ -168,6 +170,7 @@ impl Reactor {
             next_generation: 1,
             next_epoch: 1,
             started: Instant::now(),
+            now: 0,
             leaving: false,
         })
     }
@@ -193,6 +196,7 @@ impl Reactor {
         let mut left_at = None;
         loop {
             self.wait(&mut events)?;
+            self.now = self.seconds();
             self.counters().turns.add(1);
             for event in &events {
                 match event.token() {
@@ -274,13 +278,19 @@ impl Reactor {
         mailbox.min((REPLIES_MAX - self.replies_owed).saturating_sub(ROOM_KEPT))
     }
 
-    /// Seconds since the reactor started.
-    fn now_ticks(&self) -> u32 {
+    fn seconds(&self) -> u32 {
         u32::try_from(self.started.elapsed().as_secs()).expect("136 years of seconds fit")
     }
 
+    /// Has a connection, which is not in the wheel, looked at after so many seconds and never earlier: of the
+    /// present one a part is over.
+    fn watch(&mut self, slot: u32, seconds: u32) {
+        let due = self.now.saturating_add(seconds).saturating_add(1);
+        self.wheel.insert(&mut self.connections, slot, due - self.wheel.now());
+    }
+
     fn accept(&mut self) {
-        let now = self.wheel.now();
+        let now = self.now;
         let mut accepted = 0;
         while let Some(listener) = &self.listener {
             let mut stream = match listener.accept() {
@@ -309,7 +319,7 @@ impl Reactor {
                 continue;
             }
             let login_s = u32::try_from(self.around.config.login_timeout_s).unwrap_or(u32::MAX);
-            self.wheel.insert(&mut self.connections, slot, login_s);
+            self.watch(slot, login_s);
             self.counters().connections.add(1);
             accepted += 1;
             if accepted == ACCEPTS_A_TURN {

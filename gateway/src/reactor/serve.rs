@@ -60,7 +60,7 @@ impl Reactor {
 
     /// Handles a partial frame's bytes and those behind them. Whether the socket may be read on.
     fn ingest(&mut self, slot: u32, bytes: &mut [u8]) -> bool {
-        let now = self.wheel.now();
+        let now = self.now;
         let room = self.room();
         let number = self.number;
         let keep_alive = self.keep_alive();
@@ -103,7 +103,7 @@ impl Reactor {
         }
         if greeted {
             self.wheel.remove(&mut self.connections, slot);
-            self.wheel.insert(&mut self.connections, slot, patience(keep_alive_s));
+            self.watch(slot, patience(keep_alive_s));
         }
         self.post_commands();
         self.post_later(slot);
@@ -292,7 +292,7 @@ impl Reactor {
 
     /// Time passes: connections whose deadline has come are looked at.
     pub(super) fn tick(&mut self) {
-        let now = self.now_ticks();
+        let now = self.now;
         if now == self.wheel.now() {
             return;
         }
@@ -306,11 +306,11 @@ impl Reactor {
                 Life::Open if !connection.session.is_greeted() => self.time_out(slot, ErrorCode::LoginTimeout),
                 Life::Open => {
                     let patience = patience(u32::from(connection.session.keep_alive_s()));
-                    let until = connection.heard + patience;
-                    if until <= now {
+                    let silent = now - connection.heard;
+                    if silent > patience {
                         self.time_out(slot, ErrorCode::KeepAliveTimeout);
                     } else {
-                        self.wheel.insert(&mut self.connections, slot, until - now);
+                        self.watch(slot, patience - silent);
                     }
                 }
             }
@@ -368,7 +368,7 @@ impl Reactor {
         connection.close_pending = connection.session.is_logged_in();
         self.buffers.release(&mut connection.partial);
         self.wheel.remove(&mut self.connections, slot);
-        self.wheel.insert(&mut self.connections, slot, ENDING_S);
+        self.watch(slot, ENDING_S);
         self.post_later(slot);
     }
 

@@ -1,6 +1,6 @@
 //! Logging in, and every way to be refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
 use std::time::Instant;
 
@@ -184,6 +184,31 @@ fn a_login_that_never_completes_is_ended() {
     }
     drop(peers);
     server.wait_for("culver_connections", |connections| connections == 0);
+}
+
+#[test]
+fn nobody_is_ended_before_the_time_is_over() {
+    const PEERS: usize = 20;
+    const PINGS_BETWEEN: usize = 2000;
+    let home = Home::new();
+    home.configure("login_timeout_s = 1\n");
+    let server = home.start();
+    let mut lively = Peer::online(&home, &server, 7);
+    let mut waiting = VecDeque::new();
+    // They come at all times of the server's second, which never sleeps meanwhile.
+    for pings in 0.. {
+        lively.ping();
+        if pings % PINGS_BETWEEN == 0 && pings < PEERS * PINGS_BETWEEN {
+            waiting.push_back((Instant::now(), Peer::connect(server.listen)));
+        }
+        let Some((since, peer)) = waiting.front_mut() else { break };
+        if peer.is_readable() {
+            let elapsed = since.elapsed();
+            peer.refused(ErrorCode::LoginTimeout);
+            assert!(elapsed.as_secs() >= 1, "ended after {elapsed:?}");
+            waiting.pop_front();
+        }
+    }
 }
 
 #[test]

@@ -181,6 +181,14 @@ impl Peer {
         self.wait_for(|got| *got == Got::Pong(nonce));
     }
 
+    /// Whether something has come, or the end.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket");
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).expect("a socket");
+        !matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// What has come so far and was not asked for.
     pub(crate) fn kept(&mut self) -> Vec<Got> {
         self.kept.drain(..).collect()
