@@ -191,10 +191,19 @@ impl Life {
         self.building.push(record);
     }
 
+    /// Without cursors, those that have no other reason to be written stay for a later batch.
     fn seal(&mut self) {
         if self.under_way.is_none() && !self.building.is_empty() {
-            let batch = self.shards.seal(self.engine.sequence_synced(), true);
-            self.under_way = Some((batch, std::mem::take(&mut self.building)));
+            let with_cursors = self.random.random_bool(0.5);
+            let batch = self.shards.seal(self.engine.sequence_synced(), with_cursors);
+            let stays = |record: &Record| match record {
+                Record::CursorMoved { user, .. } => self.shards.users.peek(user).is_some_and(|user| user.moved),
+                Record::Message(_) => false,
+            };
+            let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.building).into_iter().partition(stays);
+            assert!(stay.is_empty() || !with_cursors);
+            self.building = stay;
+            self.under_way = Some((batch, go));
         }
     }
 
@@ -457,6 +466,32 @@ fn the_head_hint_is_never_far_behind() {
         let view = recover(&engine, 0).user(&engine, UserId(2), DeviceId(1)).expect("memory reads");
         assert_eq!(view, View::Known(UserView { head: InboxSeq(id), cursor: InboxSeq(0) }));
     }
+}
+
+#[test]
+fn cursors_that_wait_for_a_later_batch_are_in_memory_until_then() {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 0);
+    accept(&mut shards, &engine, &send(1, 2, 1), 5);
+    commit(&mut shards, &engine);
+    let decision = shards.decide_ack(&engine, UserId(2), DeviceId(1), InboxSeq(1), 5).expect("memory reads");
+    let Decision::Apply(record) = decision else { panic!("{decision:?}") };
+    shards.apply(&record);
+    let cursor = |shards: &mut Shards| match shards.user(&engine, UserId(2), DeviceId(1)) {
+        Ok(View::Known(view)) => view.cursor.0,
+        other => panic!("{other:?}"),
+    };
+    for round in 2..5 {
+        accept(&mut shards, &engine, &send(3, 4, round), 5);
+        let batch = shards.seal(engine.sequence_synced(), false);
+        engine.write(&batch).expect("memory writes");
+        shards.durable(batch.number());
+        assert_eq!((cursor(&mut shards), cursor(&mut recover(&engine, 0))), (1, 0));
+        assert!(!shards.is_batch_empty(), "something waits to be written");
+    }
+    commit(&mut shards, &engine);
+    assert_eq!((cursor(&mut shards), cursor(&mut recover(&engine, 0))), (1, 1));
+    assert!(shards.is_batch_empty());
 }
 
 #[test]
