@@ -81,7 +81,8 @@ impl DataDir {
             file.write_all(b"\n")?;
             file.sync_all()?;
             fs::rename(&aside, &marker_path)?;
-            File::open(path)?.sync_all()
+            File::open(path)?.sync_all()?;
+            File::open(path.canonicalize()?.parent().unwrap_or(path))?.sync_all()
         };
         write().map_err(unwritable("write", &marker_path))
     }
@@ -258,6 +259,25 @@ mod tests {
         assert!(fs::write(directory.path().join("culver.toml"), "").is_ok());
         assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
         DataDir::create(directory.path(), Incarnation(1)).expect("a settings file is no obstacle");
+    }
+
+    #[test]
+    fn a_creation_that_was_cut_short_is_made_good() {
+        let directory = directory();
+        fs::create_dir(directory.path().join("volume-0")).expect("it can be made");
+        fs::write(directory.path().join("CULVER.new"), "{\"for").expect("it can be written");
+        assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
+        DataDir::create(directory.path(), Incarnation(1)).expect("what is left of a creation is no obstacle");
+        DataDir::open(directory.path()).expect("it was just created");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made() {
+        let directory = directory();
+        let file = directory.path().join("file");
+        fs::write(&file, "x").expect("it can be written");
+        let made = DataDir::create(&file.join("below"), Incarnation(1));
+        assert!(matches!(made, Err(OpenError::Unwritable { .. })), "{made:?}");
     }
 
     #[test]

@@ -289,6 +289,21 @@ fn a_torn_later_file_is_cut() {
 }
 
 #[test]
+fn a_cut_that_was_cut_short_is_made_good() {
+    let volume = Volume::new(Synced::Before, 5_000);
+    let (first, end) = *volume.records().last().expect("there are records");
+    volume.change(|bytes| bytes.truncate(end - 1));
+    // The copy was begun, and the machine failed.
+    let stem = volume.log_file().file_stem().expect("a log has a name").to_string_lossy().into_owned();
+    fs::write(volume.path.join(format!("cut-1-{stem}-{first}")), "beg").expect("the volume can be written");
+    let cuts = culver_storage::wal::mend(&volume.path).expect("a torn end is cut");
+    assert_eq!(cuts.len(), 1);
+    let copy = cuts.first().map(|cut| fs::read(&cut.copy).expect("the copy is there").len());
+    assert_eq!(copy, Some(end - 1 - first), "the copy is whole");
+    volume.opens_with(BATCHES - 1, false);
+}
+
+#[test]
 fn unsynced_damage_in_an_earlier_file_cuts_the_later_too() {
     let volume = with_second_log(Synced::Nothing);
     let files = log_files(&volume.path);
