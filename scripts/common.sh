@@ -19,6 +19,10 @@ use_ccache() {
   fi
 }
 use_ccache
+# RocksDB's checksums are several times faster with these; processors have had them since 2011.
+if [[ $(uname -m) == x86_64 ]]; then
+  export CXXFLAGS=${CXXFLAGS:--msse4.2 -mpclmul}
+fi
 
 binaries=$CARGO_TARGET_DIR/release
 

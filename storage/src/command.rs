@@ -5,7 +5,7 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
 use culver_protocol::message::Accepted;
 
-pub use crate::key::DedupKey;
+pub use crate::key::{DedupKey, SenderKey};
 use crate::record::Record;
 
 /// A message to be accepted.
@@ -45,6 +45,8 @@ pub enum Load {
     Conversation(ConversationId),
     /// Whether a message was accepted before.
     Dedup(DedupKey),
+    /// The greatest id that was ever accepted from a sender.
+    Newest(SenderKey),
 }
 
 /// What became of a command.

@@ -142,6 +142,12 @@ pub trait Engine: Send + Sync {
     /// The engine cannot read.
     fn get(&self, family: Family, key: &[u8], tier: Tier) -> Result<Lookup<Vec<u8>>, EngineError>;
 
+    /// The greatest key of a family from `from` to `to`, both inclusive.
+    ///
+    /// # Errors
+    /// The engine cannot read.
+    fn last(&self, family: Family, from: &[u8], to: &[u8], tier: Tier) -> Result<Lookup<Vec<u8>>, EngineError>;
+
     /// Shows the rows from `from` (inclusive) to `to` (exclusive) in order, until the visitor breaks.
     ///
     /// # Errors

@@ -75,6 +75,33 @@ pub struct DedupKey {
     pub client_message_id: ClientMessageId,
 }
 
+/// One device's messages to one conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SenderKey {
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// Who sends.
+    pub sender: UserId,
+    /// From which device.
+    pub device: DeviceId,
+}
+
+impl DedupKey {
+    /// Whose message it is.
+    #[must_use]
+    pub fn sender_key(&self) -> SenderKey {
+        SenderKey { conversation: self.conversation, sender: self.sender, device: self.device }
+    }
+}
+
+/// The least and the greatest `dedup` key that a sender's messages can have.
+#[must_use]
+pub fn dedup_range(shard: ShardId, of: SenderKey) -> ([u8; DEDUP_KEY_LEN], [u8; DEDUP_KEY_LEN]) {
+    let SenderKey { conversation, sender, device } = of;
+    let with = |id| DedupKey { conversation, sender, device, client_message_id: ClientMessageId([id; 16]) };
+    (dedup(shard, &with(0)), dedup(shard, &with(u8::MAX)))
+}
+
 /// A key of the `meta` family.
 #[must_use]
 pub fn meta(shard: ShardId, kind: MetaKind, id: u64) -> [u8; META_KEY_LEN] {

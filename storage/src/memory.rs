@@ -132,6 +132,16 @@ impl Engine for MemoryEngine {
         Ok(state.rows.get(&(family, key.to_vec())).map_or(Lookup::Absent, |value| Lookup::Present(value.clone())))
     }
 
+    fn last(&self, family: Family, from: &[u8], to: &[u8], tier: Tier) -> Result<Lookup<Vec<u8>>, EngineError> {
+        let state = self.state.lock();
+        if state.is_cold && tier == Tier::Memory {
+            return Ok(Lookup::Unknown);
+        }
+        let range = (Bound::Included((family, from.to_vec())), Bound::Included((family, to.to_vec())));
+        let last = state.rows.range(range).next_back();
+        Ok(last.map_or(Lookup::Absent, |((_, key), _)| Lookup::Present(key.clone())))
+    }
+
     fn scan(
         &self,
         family: Family,

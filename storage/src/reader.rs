@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam::channel::{self, Receiver, Sender};
-use culver_protocol::id::{ConversationId, InboxSeq, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
 use culver_protocol::limits::ENTRY_OVERHEAD;
 
 use crate::command::Load;
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::EngineError;
-use crate::key::{self, DedupKey, ShardId};
+use crate::key::{self, DedupKey, SenderKey, ShardId};
 use crate::record::InboxEntry;
 use crate::shard::HEAD_HINT_LAG_MAX;
 use crate::value::{self, ConversationRow, DecodeError, DedupRow, UserRow};
@@ -67,6 +67,7 @@ pub(crate) enum LoadedRow {
     User(UserId, Option<(UserRow, InboxSeq)>),
     Conversation(ConversationId, Option<ConversationRow>),
     Dedup(DedupKey, Option<DedupRow>),
+    Newest(SenderKey, Option<ClientMessageId>),
 }
 
 impl Loaded {
@@ -82,6 +83,7 @@ impl Loaded {
                 LoadedRow::Conversation(id, settled(read_conversation(engine, shard_count, id, Tier::Disk)?))
             }
             Load::Dedup(key) => LoadedRow::Dedup(key, settled(read_dedup(engine, shard_count, &key, Tier::Disk)?)),
+            Load::Newest(key) => LoadedRow::Newest(key, settled(read_newest(engine, shard_count, key, Tier::Disk)?)),
         };
         Ok(Self { as_of, row })
     }
@@ -93,6 +95,7 @@ impl Loaded {
             LoadedRow::User(user, _) => Load::User(*user),
             LoadedRow::Conversation(id, _) => Load::Conversation(*id),
             LoadedRow::Dedup(key, _) => Load::Dedup(*key),
+            LoadedRow::Newest(key, _) => Load::Newest(*key),
         }
     }
 
@@ -103,6 +106,27 @@ impl Loaded {
     pub(crate) fn into_row(self) -> LoadedRow {
         self.row
     }
+}
+
+/// The greatest client message id that a sender's durable messages have.
+pub(crate) fn read_newest(
+    engine: &dyn Engine,
+    shard_count: u16,
+    of: SenderKey,
+    tier: Tier,
+) -> Result<Lookup<ClientMessageId>, EngineError> {
+    let home = ShardId::of_conversation(of.conversation, shard_count);
+    let (from, to) = key::dedup_range(home, of);
+    Ok(match engine.last(Family::Dedup, &from, &to, tier)? {
+        Lookup::Absent => Lookup::Absent,
+        Lookup::Unknown => Lookup::Unknown,
+        Lookup::Present(last) => {
+            let Some((_, decoded)) = key::decode_dedup(&last) else {
+                return Err(EngineError::Row { family: Family::Dedup, key: last, source: DecodeError::Length });
+            };
+            Lookup::Present(decoded.client_message_id)
+        }
+    })
 }
 
 fn settled<T>(lookup: Lookup<T>) -> Option<T> {

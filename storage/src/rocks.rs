@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    ErrorKind, MemtableFactory, Options, ReadOptions, ReadTier, SliceTransform, WriteBatch, WriteBufferManager,
-    WriteOptions, properties,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
+    DBRecoveryMode, Env, ErrorKind, MemtableFactory, Options, ReadOptions, ReadTier, SliceTransform, WriteBatch,
+    WriteBufferManager, WriteOptions, properties,
 };
 
 use crate::batch::{self, Batch};
@@ -48,6 +48,11 @@ impl Default for RocksOptions {
 /// Buckets of a hashed memtable: 8 bytes each.
 const HASH_BUCKETS: usize = 64 * 1024;
 
+/// Files of inboxes before they are merged. Readers ask for one inbox, and the filter of its prefix passes few files.
+const INBOX_RUNS_MAX: i32 = 32;
+/// Files of another family before they are merged: dedup is looked up in every one of them for every message.
+const RUNS_MAX: i32 = 8;
+
 /// A volume on RocksDB.
 pub struct RocksEngine {
     database: DB,
@@ -68,9 +73,13 @@ impl RocksEngine {
         let cuts = wal::mend(path)?;
         let failed = |source: rocksdb::Error| OpenError::Engine { path: path.to_owned(), source: source.into() };
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        // Writing and merging files can wait; a message cannot.
+        let mut env = Env::new().map_err(failed)?;
+        env.lower_thread_pool_cpu_priority();
+        env.lower_high_priority_thread_pool_cpu_priority();
         let families = Family::ALL
             .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, &options)));
-        let database = DB::open_cf_descriptors(&volume_options(&options), path, families).map_err(failed)?;
+        let database = DB::open_cf_descriptors(&volume_options(&options, &env), path, families).map_err(failed)?;
         assert_numbers(&database);
         let mut from_memory = ReadOptions::default();
         from_memory.set_read_tier(ReadTier::BlockCache);
@@ -111,7 +120,7 @@ fn assert_numbers(database: &DB) {
     }
 }
 
-fn volume_options(options: &RocksOptions) -> Options {
+fn volume_options(options: &RocksOptions, env: &Env) -> Options {
     let mut volume = Options::default();
     volume.create_if_missing(true);
     volume.create_missing_column_families(true);
@@ -119,8 +128,11 @@ fn volume_options(options: &RocksOptions) -> Options {
     volume.set_max_total_wal_size(options.log_bytes_max);
     volume.set_allow_concurrent_memtable_write(false);
     volume.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(options.memtables_bytes, false));
+    volume.set_env(env);
     volume.increase_parallelism(options.background_threads);
     volume.set_compaction_readahead_size(2 << 20);
+    // Files go to the disk as they are written, not in one burst that the log would have to wait behind.
+    volume.set_bytes_per_sync(1 << 20);
     volume.set_max_open_files(options.open_files_max);
     volume.set_stats_dump_period_sec(0);
     volume.set_stats_persist_period_sec(0);
@@ -139,13 +151,13 @@ fn family_options(family: Family, cache: &Cache, options: &RocksOptions) -> Opti
     table.set_bloom_filter(if family == Family::Dedup { 16.0 } else { 10.0 }, false);
     table.set_index_type(BlockBasedIndexType::BinarySearch);
     table.set_format_version(6);
+    table.set_block_size(16 << 10);
     let mut of = Options::default();
     of.set_write_buffer_size(options.memtable_bytes);
     of.set_max_write_buffer_number(4);
     // Payloads are ciphertext, and what is in front of them differs from row to row: nothing to gain.
     of.set_compression_type(DBCompressionType::None);
-    of.set_level_zero_file_num_compaction_trigger(8);
-    of.set_max_bytes_for_level_base(8 * options.memtable_bytes as u64);
+    merge_rarely(&mut of, if family == Family::Inbox { INBOX_RUNS_MAX } else { RUNS_MAX });
     // See docs/decisions/002-memtables.md.
     match family {
         // Rows that are overwritten and looked up, never scanned.
@@ -161,6 +173,15 @@ fn family_options(family: Family, cache: &Cache, options: &RocksOptions) -> Opti
     }
     of.set_block_based_table_factory(&table);
     of
+}
+
+/// Files are merged by size, and only when there are many: a pass over all rows costs about a microsecond a message,
+/// and filters keep lookups away from files that do not have their key.
+fn merge_rarely(of: &mut Options, runs: i32) {
+    of.set_compaction_style(DBCompactionStyle::Universal);
+    of.set_level_zero_file_num_compaction_trigger(runs);
+    of.set_level_zero_slowdown_writes_trigger(runs * 2);
+    of.set_level_zero_stop_writes_trigger(runs * 3);
 }
 
 /// A memtable that finds whole keys by hash.
@@ -184,6 +205,22 @@ impl Engine for RocksEngine {
             Ok(Some(value)) => Ok(Lookup::Present(value.to_vec())),
             Err(error) if tier == Tier::Memory && error.kind() == ErrorKind::Incomplete => Ok(Lookup::Unknown),
             Err(error) => Err(failed("a read")(error)),
+        }
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8], tier: Tier) -> Result<Lookup<Vec<u8>>, EngineError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_total_order_seek(true);
+        if tier == Tier::Memory {
+            options.set_read_tier(ReadTier::BlockCache);
+        }
+        let mut rows = self.database.raw_iterator_cf_opt(self.handle(family), options);
+        rows.seek_for_prev(to);
+        match rows.status() {
+            Ok(()) => Ok(rows.key().map_or(Lookup::Absent, |key| Lookup::Present(key.to_vec()))),
+            Err(error) if tier == Tier::Memory && error.kind() == ErrorKind::Incomplete => Ok(Lookup::Unknown),
+            Err(error) => Err(failed("a look for the last row")(error)),
         }
     }
 

@@ -25,8 +25,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(500);
 
 /// Messages of a batch from which on the next one waits for company.
 const GATHER_MESSAGES_MIN: u64 = 4;
-/// Longest such wait for the sake of the disk: what the last write took.
-const GATHER_FOR_WRITE_MAX: Duration = Duration::from_micros(500);
+/// Longest such wait for the sake of the disk: twice what the last write took.
+const GATHER_FOR_WRITE_MAX: Duration = Duration::from_millis(1);
 /// Such a wait for the sake of what is around a message, by the last batch's messages: the more there are, the longer
 /// the whole takes anyway, and the more of each socket's messages share a read and a write.
 const GATHER_PER_MESSAGE: Duration = Duration::from_micros(4);
@@ -56,7 +56,7 @@ impl Gathering {
         let Some(submitted_at) = self.submitted_at.take() else { return false };
         self.write_took = now - submitted_at;
         let messages = std::mem::take(&mut self.messages);
-        let for_write = self.write_took.min(GATHER_FOR_WRITE_MAX);
+        let for_write = (self.write_took * 2).min(GATHER_FOR_WRITE_MAX);
         let for_messages = GATHER_PER_MESSAGE * u32::try_from(messages).unwrap_or(u32::MAX);
         let had_company = messages >= GATHER_MESSAGES_MIN;
         self.until = had_company.then(|| now + for_write.max(for_messages).min(GATHER_MAX));

@@ -51,8 +51,16 @@ impl Shards {
         }
 
         let (dedup_key, dedup_row) = (message.dedup_key(), message.dedup_row());
+        let sender = dedup_key.sender_key();
         if !self.awaited.is_empty() {
             self.awaited.remove(&Load::Dedup(dedup_key));
+            // What is being read for it does not hold this message.
+            self.awaited.remove(&Load::Newest(sender));
+        }
+        match self.newest.get_mut(&sender) {
+            Some(newest) => *newest = dedup_key.client_message_id.max(*newest),
+            None if entry.conversation_seq.0 == 1 => self.newest.insert(sender, dedup_key.client_message_id),
+            None => {}
         }
         let before = self.pending.insert(dedup_key, dedup_row);
         assert!(before.is_none(), "`decide` found no earlier copy");

@@ -1,15 +1,15 @@
 //! `decide`: from a command to a record, with all time, ids and places resolved. Changes nothing that is stored.
 
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::limits::PAYLOAD_LEN_MAX;
 
 use super::{AWAITED_MAX, Awaited, Conversation, Shards, User};
 use crate::command::{Decision, Load, Send, UserView, View};
 use crate::engine::{Engine, Lookup, Tier};
 use crate::error::EngineError;
-use crate::key::{DedupKey, ShardId};
-use crate::reader::{read_conversation, read_dedup, read_user};
+use crate::key::{DedupKey, SenderKey, ShardId};
+use crate::reader::{read_conversation, read_dedup, read_newest, read_user};
 use crate::record::{InboxEntry, MessageRecord, Record};
 use crate::value::{ConversationRow, DedupRow};
 
@@ -144,11 +144,36 @@ impl Shards {
         if let Some(Awaited::Dedup(row)) = self.awaited.get(&Load::Dedup(*of)) {
             return Ok(View::Known(*row));
         }
+        match self.newest(engine, of.sender_key())? {
+            View::Waits(load) => return Ok(View::Waits(load)),
+            // Ids that ascend, as clients are asked to choose them, need no lookup.
+            View::Known(Some(newest)) if of.client_message_id > newest => return Ok(View::Known(None)),
+            View::Known(_) => {}
+        }
         match read_dedup(engine, self.shard_count, of, Tier::Memory)? {
             Lookup::Absent => Ok(View::Known(None)),
             Lookup::Present(row) => Ok(View::Known(Some(row))),
             Lookup::Unknown => Ok(self.wait(engine, Load::Dedup(*of))),
         }
+    }
+
+    /// An id that no accepted message of this sender exceeds; `None`: not known, look the message up.
+    fn newest(&mut self, engine: &dyn Engine, of: SenderKey) -> Result<View<Option<ClientMessageId>>, EngineError> {
+        if let Some(newest) = self.newest.get_mut(&of) {
+            return Ok(View::Known(Some(*newest)));
+        }
+        if self.pending.keys().any(|pending| pending.sender_key() == of) {
+            // What is durable is not all, and will be something else when it has been read.
+            return Ok(View::Known(None));
+        }
+        let newest = match read_newest(engine, self.shard_count, of, Tier::Memory)? {
+            Lookup::Absent => ClientMessageId([0; 16]),
+            Lookup::Present(newest) => newest,
+            Lookup::Unknown => return Ok(self.wait(engine, Load::Newest(of))),
+        };
+        self.awaited.remove(&Load::Newest(of));
+        self.newest.insert(of, newest);
+        Ok(View::Known(Some(newest)))
     }
 
     fn wait<T>(&mut self, engine: &dyn Engine, load: Load) -> View<T> {

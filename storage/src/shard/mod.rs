@@ -16,16 +16,18 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use hashbrown::HashMap;
 
 use self::cache::Cache;
 use crate::batch::{Batch, BatchNumber};
 use crate::command::Load;
-use crate::key::{DedupKey, ShardId};
+use crate::key::{DedupKey, SenderKey, ShardId};
 pub use crate::reader::Loaded;
 use crate::value::{DedupRow, UserRow};
 
+/// Senders whose newest id is kept in memory.
+pub const SENDERS_CACHED_MAX: usize = 256 * 1024;
 /// Conversations kept in memory, beside those of batches not yet durable.
 pub const CONVERSATIONS_CACHED_MAX: usize = 256 * 1024;
 /// Users kept in memory, beside those of batches not yet durable.
@@ -49,6 +51,8 @@ pub struct Shards {
     clocks: Vec<ShardClock>,
     conversations: Cache<ConversationId, Conversation>,
     users: Cache<UserId, User>,
+    /// Of senders who sent lately: an id that none of their accepted messages exceeds, durable or not.
+    newest: Cache<SenderKey, ClientMessageId>,
     /// What batches that are not yet durable accepted.
     pending: HashMap<DedupKey, DedupRow>,
     awaited: HashMap<Load, Awaited>,
@@ -237,6 +241,10 @@ impl Shards {
                 self.awaited.remove(&load);
                 self.conversations.insert(id, Conversation::from(row));
             }
+            crate::reader::LoadedRow::Newest(of, newest) => {
+                self.awaited.remove(&load);
+                self.newest.insert(of, newest.unwrap_or(ClientMessageId([0; 16])));
+            }
             crate::reader::LoadedRow::Dedup(_, row) => {
                 self.awaited.insert(load, Awaited::Dedup(row));
             }
@@ -249,5 +257,6 @@ impl Shards {
         let durable = self.durable;
         self.conversations.turn(|conversation| conversation.touched > durable);
         self.users.turn(|user| user.touched > durable);
+        self.newest.turn(|_| false);
     }
 }

@@ -6,7 +6,7 @@ use culver_protocol::id::MessageId;
 use hashbrown::HashMap;
 
 use super::cache::Cache;
-use super::{Building, CONVERSATIONS_CACHED_MAX, ShardClock, Shards, USERS_CACHED_MAX};
+use super::{Building, CONVERSATIONS_CACHED_MAX, SENDERS_CACHED_MAX, ShardClock, Shards, USERS_CACHED_MAX};
 use crate::batch::BatchNumber;
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::{EngineError, Error};
@@ -39,6 +39,7 @@ impl Shards {
             clocks,
             conversations: Cache::new(CONVERSATIONS_CACHED_MAX),
             users: Cache::new(USERS_CACHED_MAX),
+            newest: Cache::new(SENDERS_CACHED_MAX),
             pending: HashMap::new(),
             awaited: HashMap::new(),
             applied: batch_row.applied,

@@ -90,6 +90,7 @@ struct Life {
     asked: Vec<Load>,
     begun: Vec<Loaded>,
     last_id_of_shard: BTreeMap<u64, MessageId>,
+    greatest_id: u32,
 }
 
 impl Life {
@@ -108,6 +109,7 @@ impl Life {
             asked: Vec::new(),
             begun: Vec::new(),
             last_id_of_shard: BTreeMap::new(),
+            greatest_id: 0,
         }
     }
 
@@ -141,12 +143,23 @@ impl Life {
         UserId(self.random.random_range(1..=USERS))
     }
 
+    /// Half of the ids ascend, as clients are asked to choose them; half were there before, or might have been.
+    fn any_id(&mut self) -> ClientMessageId {
+        if self.random.random_bool(0.5) {
+            self.greatest_id += 1;
+            return ClientMessageId(u128::from(self.greatest_id).to_be_bytes());
+        }
+        let (recent, any) = (self.greatest_id.saturating_sub(20), self.random.random_bool(0.5));
+        let id = self.random.random_range(if any { 0 } else { recent }..=self.greatest_id);
+        ClientMessageId(u128::from(id).to_be_bytes())
+    }
+
     fn send(&mut self) {
         let (sender, other) = (self.any_user(), self.any_user());
         let send = Send {
             sender,
             device: DeviceId(self.random.random_range(1..3)),
-            client_message_id: ClientMessageId(u128::from(self.random.random_range(0..400u32)).to_be_bytes()),
+            client_message_id: self.any_id(),
             conversation: ConversationId::direct(sender, other),
             payload: Bytes::from(vec![self.random.random(); self.random.random_range(0..40)]),
         };
