@@ -23,7 +23,7 @@ use culver_storage::rocks::{RocksEngine, RocksOptions};
 use culver_storage::shard::Shards;
 use culver_storage::writer::Writer;
 use socket2::Socket;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::auth::Authenticator;
 use crate::config::Config;
@@ -80,7 +80,12 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     let visible = Arc::new(Visible { engine: OnceLock::new(), ..Visible::default() });
     let ops = spawn_ops(ports.ops, &visible, &metrics)?;
 
-    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(&data_dir.volume_path(0), RocksOptions::default())?);
+    let rocks = RocksEngine::open(&data_dir.volume_path(0), RocksOptions::default())?;
+    for cut in rocks.cuts() {
+        warn!(file = %cut.file.display(), offset = cut.offset, copy = %cut.copy.display(), reason = cut.reason,
+            "the log ended in what was never synced: cut off, and nobody had been told of it");
+    }
+    let engine: Arc<dyn Engine> = Arc::new(rocks);
     let shards = Shards::recover(&*engine, data_dir.shard_count(), HUB, now_ms())?;
     visible.engine.get_or_init(|| Arc::downgrade(&engine));
     let inbox = Arc::new(Inbox::default());

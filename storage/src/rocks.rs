@@ -48,9 +48,10 @@ impl Default for RocksOptions {
 /// Buckets of a hashed memtable: 8 bytes each.
 const HASH_BUCKETS: usize = 64 * 1024;
 
-/// Files of inboxes before they are merged. Readers ask for one inbox, and the filter of its prefix passes few files.
-const INBOX_RUNS_MAX: i32 = 32;
-/// Files of another family before they are merged: dedup is looked up in every one of them for every message.
+/// Files of a family that grows with every message, before they are merged. Readers ask for one inbox, and the filter
+/// of its prefix passes few files; most messages need no look into dedup.
+const LOG_RUNS_MAX: i32 = 32;
+/// Files of another family before they are merged.
 const RUNS_MAX: i32 = 8;
 
 /// A volume on RocksDB.
@@ -149,6 +150,8 @@ fn family_options(family: Family, cache: &Cache, options: &RocksOptions) -> Opti
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     // A filter that errs sends a lookup to the disk, and dedup is asked for every message.
     table.set_bloom_filter(if family == Family::Dedup { 16.0 } else { 10.0 }, false);
+    // Inboxes are scanned, never asked for one row.
+    table.set_whole_key_filtering(family != Family::Inbox);
     table.set_index_type(BlockBasedIndexType::BinarySearch);
     table.set_format_version(6);
     table.set_block_size(16 << 10);
@@ -157,7 +160,7 @@ fn family_options(family: Family, cache: &Cache, options: &RocksOptions) -> Opti
     of.set_max_write_buffer_number(4);
     // Payloads are ciphertext, and what is in front of them differs from row to row: nothing to gain.
     of.set_compression_type(DBCompressionType::None);
-    merge_rarely(&mut of, if family == Family::Inbox { INBOX_RUNS_MAX } else { RUNS_MAX });
+    merge_rarely(&mut of, if matches!(family, Family::Inbox | Family::Dedup) { LOG_RUNS_MAX } else { RUNS_MAX });
     // See docs/decisions/002-memtables.md.
     match family {
         // Rows that are overwritten and looked up, never scanned.

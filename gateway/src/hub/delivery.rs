@@ -13,7 +13,7 @@ use culver_storage::record::InboxEntry;
 
 use super::Hub;
 use super::command::Credit;
-use super::directory::Online;
+use super::directory::{NO_WINDOW, Online};
 use super::effect::{Effect, EffectKind};
 
 /// Free window lists kept for the next session that needs one.
@@ -27,12 +27,9 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// No list.
-    pub const NONE: u32 = u32::MAX;
-
     /// Notes an entry that is on its way.
     pub fn push(&mut self, online: &mut Online, seq: InboxSeq, bytes: u32) {
-        if online.window == Self::NONE {
+        if online.window == NO_WINDOW {
             online.window = self.free.pop().unwrap_or_else(|| {
                 self.lists.push(VecDeque::new());
                 u32::try_from(self.lists.len() - 1).expect("fewer lists than sessions")
@@ -46,7 +43,7 @@ impl Windows {
     /// Forgets what the client has persisted.
     pub fn acknowledge(&mut self, online: &mut Online, through: InboxSeq) {
         online.acked = through;
-        if online.window == Self::NONE {
+        if online.window == NO_WINDOW {
             return;
         }
         let list = self.list(online.window);
@@ -60,7 +57,7 @@ impl Windows {
     /// Takes back what did not reach the client: everything beyond `sent`.
     pub fn rewind(&mut self, online: &mut Online, sent: InboxSeq) {
         online.sent = sent;
-        if online.window == Self::NONE {
+        if online.window == NO_WINDOW {
             return;
         }
         let list = self.list(online.window);
@@ -74,12 +71,12 @@ impl Windows {
     /// Entries on their way.
     #[must_use]
     pub fn len(&self, online: &Online) -> usize {
-        if online.window == Self::NONE { 0 } else { self.lists.get(online.window as usize).map_or(0, VecDeque::len) }
+        if online.window == NO_WINDOW { 0 } else { self.lists.get(online.window as usize).map_or(0, VecDeque::len) }
     }
 
     /// Gives the session's list back.
     pub fn release(&mut self, online: &mut Online) {
-        if online.window != Self::NONE {
+        if online.window != NO_WINDOW {
             self.list(online.window).clear();
             online.used_bytes = 0;
             self.release_if_empty(online);
@@ -94,7 +91,7 @@ impl Windows {
                 *list = VecDeque::new();
             }
             self.free.push(online.window);
-            online.window = Self::NONE;
+            online.window = NO_WINDOW;
             assert!(online.used_bytes == 0, "an empty window uses no bytes");
         }
     }

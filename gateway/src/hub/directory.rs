@@ -11,6 +11,9 @@ use crate::slab::Slab;
 /// Index tables, so that growth comes in small steps instead of doubling one large table.
 const TABLES: usize = 64;
 
+/// Nothing is on its way to the session.
+pub const NO_WINDOW: u32 = u32::MAX;
+
 /// One session that is online.
 #[derive(Debug)]
 pub struct Online {
@@ -28,7 +31,7 @@ pub struct Online {
     pub credit_bytes: u32,
     /// Bytes of the window in use.
     pub used_bytes: u32,
-    /// Index of the pooled list of sizes between `acked` and `sent`; `Windows::NONE`: nothing is between.
+    /// Index of the pooled list of sizes between `acked` and `sent`; [`NO_WINDOW`]: nothing is between.
     pub window: u32,
     /// Window beyond `acked`, in entries.
     pub credit_entries: u16,
@@ -125,7 +128,7 @@ impl Directory {
             sent: acked,
             credit_bytes: 0,
             used_bytes: 0,
-            window: super::delivery::Windows::NONE,
+            window: NO_WINDOW,
             credit_entries: 0,
             behind: false,
             reading: false,

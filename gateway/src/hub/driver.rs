@@ -266,16 +266,16 @@ impl Driver {
         for effect in earlier.into_iter().chain(released) {
             let reactor = usize::from(effect.session.reactor);
             let port = self.reactors.get(reactor).expect("addresses name reactors");
-            if let Some(touched) = touched.get_mut(reactor) {
-                *touched = true;
-            }
-            if effect.kind.is_reply() {
+            let posted = if effect.kind.is_reply() {
                 port.link.post_reply(effect);
-            } else if let Err(refused) = port.link.post_delivery(effect) {
-                match refused.kind {
-                    EffectKind::Replaced => notices.push(refused),
-                    _ => self.hub.handle_refused(&refused),
-                }
+                Ok(())
+            } else {
+                port.link.post_delivery(effect)
+            };
+            match posted {
+                Ok(()) => touched.get_mut(reactor).into_iter().for_each(|touched| *touched = true),
+                Err(notice) if matches!(notice.kind, EffectKind::Replaced) => notices.push(notice),
+                Err(refused) => self.hub.handle_refused(&refused),
             }
         }
         let mut busy = false;

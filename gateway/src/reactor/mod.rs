@@ -30,14 +30,19 @@ use crate::config::{Config, KeepAlive};
 use crate::hub::command::Command;
 use crate::mailbox::{Doorbell, Link, REPLIES_MAX};
 use crate::metrics::{Counters, Metrics};
+use crate::session::UNFINISHED_LEN_MAX;
 use crate::slab::Slab;
 
 /// The one buffer that a reactor reads into.
 pub const READ_LEN: usize = 128 * 1024;
-/// Events taken from the kernel at once.
-const EVENTS_MAX: usize = 1024;
-/// Connections accepted in one turn.
-const ACCEPTS_A_TURN: usize = 256;
+const _: () = assert!(UNFINISHED_LEN_MAX < READ_LEN);
+/// Events taken from the kernel at once: however dear each may be (a login with a token costs as much as ten messages),
+/// what is ready to be written waits no longer than for these.
+const EVENTS_MAX: usize = 128;
+/// Connections accepted in one turn, for the same reason.
+const ACCEPTS_A_TURN: usize = 16;
+/// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at once.
+const DUE_A_TURN: usize = 32;
 /// Effects taken in one turn.
 const EFFECTS_A_TURN: usize = 8192;
 /// Reads of one connection in one turn.
@@ -114,6 +119,8 @@ pub struct Reactor {
     to_post: VecDeque<u32>,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
     to_read: VecDeque<u32>,
+    /// Connections whose time has come.
+    due: VecDeque<u32>,
     /// The reads wait for room in the hub's mailbox, not just for the next turn.
     stalled: bool,
     /// Commands were posted in this turn: the hub is to be woken.
@@ -163,6 +170,7 @@ impl Reactor {
             to_flush: Vec::new(),
             to_post: VecDeque::new(),
             to_read: VecDeque::new(),
+            due: VecDeque::new(),
             stalled: false,
             posted: false,
             had_commands: false,
@@ -236,7 +244,7 @@ impl Reactor {
 
     /// Waits for events; not at all where there is something to do already.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let ready = !self.to_read.is_empty() && !self.stalled;
+        let ready = (!self.to_read.is_empty() && !self.stalled) || !self.due.is_empty();
         self.bell.announce();
         let busy = ready
             || self.link.has_effects()

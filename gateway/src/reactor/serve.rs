@@ -4,7 +4,7 @@ use culver_protocol::error::ErrorCode;
 
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
-use super::{EFFECTS_A_TURN, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
+use super::{DUE_A_TURN, EFFECTS_A_TURN, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
 use crate::hub::command::{Address, Command};
 use crate::hub::driver::now_ms;
 use crate::hub::effect::{Effect, EffectKind};
@@ -293,13 +293,15 @@ impl Reactor {
     /// Time passes: connections whose deadline has come are looked at.
     pub(super) fn tick(&mut self) {
         let now = self.now;
-        if now == self.wheel.now() {
-            return;
+        if now != self.wheel.now() {
+            self.wheel.advance(&mut self.connections, now, &mut self.due);
         }
-        let mut due = Vec::new();
-        self.wheel.advance(&mut self.connections, now, &mut due);
-        for slot in due {
+        for _ in 0..DUE_A_TURN {
+            let Some(slot) = self.due.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(slot) else { continue };
+            if connection.timer.due > now {
+                continue; // it has another deadline by now, or is another connection
+            }
             match connection.life {
                 Life::Closed => {}
                 Life::Ending => self.gone(slot),

@@ -76,7 +76,7 @@ impl Wheel {
     }
 
     /// Goes on to `now` and takes out all connections that are due.
-    pub fn advance(&mut self, connections: &mut Slab<Connection>, now: u32, due: &mut Vec<u32>) {
+    pub fn advance(&mut self, connections: &mut Slab<Connection>, now: u32, due: &mut impl Extend<u32>) {
         while self.now < now {
             self.now += 1;
             let mut slot = *self.head(self.now);
@@ -84,7 +84,7 @@ impl Wheel {
                 let next = connection.timer.next;
                 if connection.timer.due <= self.now {
                     self.remove(connections, slot);
-                    due.push(slot);
+                    due.extend([slot]);
                 }
                 slot = next;
             }

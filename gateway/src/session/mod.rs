@@ -252,8 +252,10 @@ fn frame_error(error: FrameError) -> ErrorCode {
     }
 }
 
-const _: () = assert!(LENGTH_LEN + CLIENT_BODY_LEN_MAX < crate::reactor::READ_LEN);
-const _: () = assert!(PREAMBLE_LEN + LENGTH_LEN + HANDSHAKE_LEN_MAX < crate::reactor::READ_LEN);
+/// Longest run of bytes of which a session can make nothing yet: one byte less than the longest frame.
+pub const UNFINISHED_LEN_MAX: usize = LENGTH_LEN + CLIENT_BODY_LEN_MAX - 1;
+
+const _: () = assert!(HANDSHAKE_LEN_MAX <= CLIENT_BODY_LEN_MAX);
 
 #[cfg(test)]
 mod tests;
