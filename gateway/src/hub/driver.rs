@@ -24,7 +24,7 @@ const COMPANY_WAIT: Duration = Duration::from_millis(5);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
 /// Messages of a batch from which on the next one waits for company.
-const GATHER_MESSAGES_MIN: u64 = 4;
+const GATHER_MESSAGES_MIN: u64 = 16;
 /// Longest such wait for the sake of the disk: twice what the last write took.
 const GATHER_FOR_WRITE_MAX: Duration = Duration::from_millis(1);
 /// Such a wait for the sake of what is around a message, by the last batch's messages: the more there are, the longer

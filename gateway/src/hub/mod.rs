@@ -32,7 +32,7 @@ use self::command::{Address, Command, Credit, Device};
 use self::delivery::Windows;
 use self::directory::Directory;
 use self::effect::{Effect, EffectKind};
-use self::parking::Parking;
+use self::parking::{Parked, Parking};
 
 /// Reads a hub may have under way: as many as the queue their results come back on holds.
 pub const READS_OUTSTANDING_MAX: usize = 1024;
@@ -167,8 +167,14 @@ impl Hub {
     /// # Errors
     /// The engine could not be read.
     pub fn retry_parked(&mut self, now_ms: u64) -> Result<(), EngineError> {
-        for (arrival, command) in self.parking.take() {
-            self.handle_arrived(arrival, command, now_ms)?;
+        for Parked { arrival, command, load } in self.parking.take() {
+            let still_waits = load.is_some_and(|load| self.loads.contains(&load));
+            if still_waits && !self.parking.holds_back(&command) {
+                // Its read is under way: to decide again would find nothing new, and looks at cold state are dear.
+                self.parking.park(Parked { arrival, command, load });
+            } else {
+                self.handle_arrived(arrival, command, now_ms)?;
+            }
         }
         Ok(())
     }
@@ -276,17 +282,17 @@ impl Hub {
 
     fn handle_arrived(&mut self, arrival: u64, command: Command, now_ms: u64) -> Result<(), EngineError> {
         if self.parking.holds_back(&command) {
-            self.park(arrival, command);
+            self.park(Parked { arrival, command, load: None });
             return Ok(());
         }
         self.try_command(arrival, command, now_ms)
     }
 
-    fn park(&mut self, arrival: u64, command: Command) {
-        if self.parking.has_room_for(&command) {
-            self.parking.park(arrival, command);
-        } else if let Command::Send { session, send } = command {
-            self.reject(session, arrival, &send, ErrorCode::Busy);
+    fn park(&mut self, parked: Parked) {
+        if self.parking.has_room_for(&parked.command) {
+            self.parking.park(parked);
+        } else if let Command::Send { session, send } = parked.command {
+            self.reject(session, parked.arrival, &send, ErrorCode::Busy);
         }
     }
 
@@ -311,7 +317,7 @@ impl Hub {
             }
         };
         if let Tried::Waits(load) = tried {
-            self.park(arrival, command);
+            self.park(Parked { arrival, command, load: Some(load) });
             self.request(load);
         }
         Ok(())

@@ -7,6 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use culver_protocol::id::{ConversationId, UserId};
+use culver_storage::command::Load;
 
 use super::command::{Command, Device};
 
@@ -25,10 +26,21 @@ enum Key {
 #[derive(Default)]
 pub struct Parking {
     /// With the number of its arrival.
-    commands: VecDeque<(u64, Command)>,
+    commands: VecDeque<Parked>,
     /// Keys of all parked commands; rebuilt when they are retried.
     keys: HashSet<Key>,
     sends: usize,
+}
+
+/// A command that waits.
+#[derive(Debug)]
+pub struct Parked {
+    /// The number of its arrival.
+    pub arrival: u64,
+    /// The command.
+    pub command: Command,
+    /// The read it waits for; `None`: it is held back behind another.
+    pub load: Option<Load>,
 }
 
 impl Parking {
@@ -56,15 +68,15 @@ impl Parking {
         !matches!(command, Command::Send { .. }) || self.sends < PARKED_SENDS_MAX
     }
 
-    /// Parks a command behind those that are there, with the number of its arrival.
-    pub fn park(&mut self, arrival: u64, command: Command) {
-        self.keys.extend(keys(&command).into_iter().flatten());
-        self.sends += usize::from(matches!(command, Command::Send { .. }));
-        self.commands.push_back((arrival, command));
+    /// Parks a command behind those that are there.
+    pub fn park(&mut self, parked: Parked) {
+        self.keys.extend(keys(&parked.command).into_iter().flatten());
+        self.sends += usize::from(matches!(parked.command, Command::Send { .. }));
+        self.commands.push_back(parked);
     }
 
     /// Takes all commands out, to be retried in order; those that must go on waiting are parked again.
-    pub fn take(&mut self) -> VecDeque<(u64, Command)> {
+    pub fn take(&mut self) -> VecDeque<Parked> {
         self.keys.clear();
         self.sends = 0;
         std::mem::take(&mut self.commands)
@@ -114,7 +126,7 @@ mod tests {
     fn holds_back_same_device_conversation_and_recipient_only() {
         let mut parking = Parking::default();
         assert!(!parking.holds_back(&send(1, 2)));
-        parking.park(1, send(1, 2));
+        parking.park(Parked { arrival: 1, command: send(1, 2), load: None });
         for held in [send(1, 2), send(1, 3), send(2, 1), send(9, 2), close(1), close(2)] {
             assert!(parking.holds_back(&held), "{held:?}");
         }
@@ -130,7 +142,7 @@ mod tests {
         let mut parking = Parking::default();
         for _ in 0..PARKED_SENDS_MAX {
             assert!(parking.has_room_for(&send(1, 2)));
-            parking.park(1, send(1, 2));
+            parking.park(Parked { arrival: 1, command: send(1, 2), load: None });
         }
         assert!(!parking.has_room_for(&send(1, 2)));
         assert!(parking.has_room_for(&close(1)));

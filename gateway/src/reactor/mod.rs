@@ -38,11 +38,11 @@ pub const READ_LEN: usize = 128 * 1024;
 const _: () = assert!(UNFINISHED_LEN_MAX < READ_LEN);
 /// Events taken from the kernel at once: however dear each may be (a login with a token costs as much as ten messages),
 /// what is ready to be written waits no longer than for these.
-const EVENTS_MAX: usize = 128;
+const EVENTS_MAX: usize = 32;
 /// Connections accepted in one turn, for the same reason.
-const ACCEPTS_A_TURN: usize = 16;
+const ACCEPTS_A_TURN: usize = 8;
 /// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at once.
-const DUE_A_TURN: usize = 32;
+const DUE_A_TURN: usize = 8;
 /// Effects taken in one turn.
 const EFFECTS_A_TURN: usize = 8192;
 /// Reads of one connection in one turn.
