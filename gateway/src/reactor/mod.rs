@@ -38,7 +38,7 @@ pub const READ_LEN: usize = 128 * 1024;
 const _: () = assert!(UNFINISHED_LEN_MAX < READ_LEN);
 /// Events taken from the kernel at once: however dear each may be (a login with a token costs as much as ten messages),
 /// what is ready to be written waits no longer than for these.
-const EVENTS_MAX: usize = 32;
+const EVENTS_MAX: usize = 64;
 /// Connections accepted in one turn, for the same reason.
 const ACCEPTS_A_TURN: usize = 8;
 /// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at once.
@@ -125,6 +125,8 @@ pub struct Reactor {
     stalled: bool,
     /// Commands were posted in this turn: the hub is to be woken.
     posted: bool,
+    /// The kernel has more events than were taken.
+    more_events: bool,
     /// Commands were posted since the sockets last gathered.
     had_commands: bool,
     replies_owed: usize,
@@ -173,6 +175,7 @@ impl Reactor {
             due: VecDeque::new(),
             stalled: false,
             posted: false,
+            more_events: false,
             had_commands: false,
             replies_owed: 0,
             next_generation: 1,
@@ -206,7 +209,9 @@ impl Reactor {
             self.wait(&mut events)?;
             self.now = self.seconds();
             self.counters().turns.add(1);
+            let mut seen = 0;
             for event in &events {
+                seen += 1;
                 match event.token() {
                     LISTENER => self.accept(),
                     ALARM => self.alarm.silence(),
@@ -221,6 +226,7 @@ impl Reactor {
                     }
                 }
             }
+            self.more_events = seen == EVENTS_MAX;
             self.read_again();
             self.take_effects();
             self.tick();
@@ -244,7 +250,7 @@ impl Reactor {
 
     /// Waits for events; not at all where there is something to do already.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let ready = (!self.to_read.is_empty() && !self.stalled) || !self.due.is_empty();
+        let ready = self.more_events || (!self.to_read.is_empty() && !self.stalled) || !self.due.is_empty();
         self.bell.announce();
         let busy = ready
             || self.link.has_effects()
