@@ -38,7 +38,7 @@ pub const READ_LEN: usize = 128 * 1024;
 const _: () = assert!(UNFINISHED_LEN_MAX < READ_LEN);
 /// Events taken from the kernel at once: however dear each may be (a login with a token costs as much as ten messages),
 /// what is ready to be written waits no longer than for these.
-const EVENTS_MAX: usize = 64;
+const EVENTS_MAX: usize = 16;
 /// Connections accepted in one turn, for the same reason.
 const ACCEPTS_A_TURN: usize = 8;
 /// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at once.
