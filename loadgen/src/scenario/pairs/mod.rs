@@ -118,7 +118,7 @@ impl SlotLatencies {
 }
 
 impl PairRun {
-    /// Starts the workers; their clients log in at once and then wait for [`PairRun::go`].
+    /// Starts the workers; their clients log in at once and then wait for [`Shared::go`].
     pub(crate) fn start(target: &dyn Target, load: &PairLoad, slots: u8, clock: Clock) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut workers = Vec::new();
