@@ -7,8 +7,8 @@
 //!  BackingOff ←─────────────────disconnected──────── Closing ──→ Stopped, or waiting for a credential
 //! ```
 //!
-//! Owns what must outlive a connection: the messages under way ([`outbox`]), the cursor and what was seen
-//! ([`inbox`]), the credential and the backoff. [`link`] owns what dies with one. Never reads a clock, never makes
+//! Owns what must outlive a connection: the messages under way (`outbox`), the cursor and what was seen
+//! (`inbox`), the credential and the backoff. `link` owns what dies with one. Never reads a clock, never makes
 //! a random number that its seed does not determine, never blocks. All times are microseconds on a monotonic clock
 //! of the caller's.
 
