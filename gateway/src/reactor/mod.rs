@@ -42,7 +42,9 @@ const EVENTS_MAX: usize = 16;
 /// Connections accepted in one turn, for the same reason.
 const ACCEPTS_A_TURN: usize = 8;
 /// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at once.
-const DUE_A_TURN: usize = 8;
+const DUE_A_TURN: usize = 16;
+/// And the time until the next ones: they have waited for seconds already.
+const DUE_PACE: Duration = Duration::from_millis(1);
 /// Effects taken in one turn.
 const EFFECTS_A_TURN: usize = 8192;
 /// Reads of one connection in one turn.
@@ -121,6 +123,7 @@ pub struct Reactor {
     to_read: VecDeque<u32>,
     /// Connections whose time has come.
     due: VecDeque<u32>,
+    looked_at_due: Instant,
     /// The reads wait for room in the hub's mailbox, not just for the next turn.
     stalled: bool,
     /// Commands were posted in this turn: the hub is to be woken.
@@ -173,6 +176,7 @@ impl Reactor {
             to_post: VecDeque::new(),
             to_read: VecDeque::new(),
             due: VecDeque::new(),
+            looked_at_due: Instant::now(),
             stalled: false,
             posted: false,
             more_events: false,
@@ -250,7 +254,7 @@ impl Reactor {
 
     /// Waits for events; not at all where there is something to do already.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let ready = self.more_events || (!self.to_read.is_empty() && !self.stalled) || !self.due.is_empty();
+        let ready = self.more_events || (!self.to_read.is_empty() && !self.stalled);
         self.bell.announce();
         let busy = ready
             || self.link.has_effects()
@@ -258,6 +262,8 @@ impl Reactor {
             || (!self.to_post.is_empty() && self.has_reply_room() && self.link.wait_for_room(0));
         let timeout = if busy {
             Duration::ZERO
+        } else if !self.due.is_empty() {
+            DUE_PACE
         } else if self.leaving {
             Duration::from_millis(20)
         } else {

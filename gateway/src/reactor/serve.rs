@@ -1,10 +1,12 @@
 //! What a reactor does for its connections within a turn.
 
+use std::time::Instant;
+
 use culver_protocol::error::ErrorCode;
 
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
-use super::{DUE_A_TURN, EFFECTS_A_TURN, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
+use super::{DUE_A_TURN, DUE_PACE, EFFECTS_A_TURN, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
 use crate::hub::command::{Address, Command};
 use crate::hub::driver::now_ms;
 use crate::hub::effect::{Effect, EffectKind};
@@ -296,6 +298,10 @@ impl Reactor {
         if now != self.wheel.now() {
             self.wheel.advance(&mut self.connections, now, &mut self.due);
         }
+        if self.due.is_empty() || self.looked_at_due.elapsed() < DUE_PACE {
+            return;
+        }
+        self.looked_at_due = Instant::now();
         for _ in 0..DUE_A_TURN {
             let Some(slot) = self.due.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(slot) else { continue };
