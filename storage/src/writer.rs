@@ -64,10 +64,16 @@ fn commit(engine: &dyn Engine, batch: &Batch, done: &dyn Fn(BatchNumber)) -> Res
     Ok(())
 }
 
+/// How long the wrong build leaves what it answered unwritten: on a fast disk the gap would be too short for a kill to
+/// hit within a few rounds.
+#[cfg(feature = "answer-before-write")]
+const ANSWERED_UNWRITTEN: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Test-only: wrong on purpose, so that the checks can be seen to fail.
 #[cfg(feature = "answer-before-write")]
 fn commit(engine: &dyn Engine, batch: &Batch, done: &dyn Fn(BatchNumber)) -> Result<(), EngineError> {
     done(batch.number());
+    thread::sleep(ANSWERED_UNWRITTEN);
     engine.write(batch)
 }
 
