@@ -7,9 +7,11 @@
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
+use culver_storage::topology::HubId;
 
 use crate::hub::command::Command;
 use crate::hub::effect::Effect;
+use crate::hub::mail::HubMail;
 
 /// Commands on their way from one reactor to one hub.
 pub const COMMANDS_MAX: usize = 4096;
@@ -17,6 +19,8 @@ pub const COMMANDS_MAX: usize = 4096;
 pub const REPLIES_MAX: usize = 8192;
 /// Deliveries on their way from one hub to one reactor.
 pub const DELIVERIES_MAX: usize = 8192;
+/// Mail on its way from one hub to another.
+pub const HUB_MAIL_MAX: usize = 8192;
 
 const _: () = assert!(COMMANDS_MAX <= REPLIES_MAX);
 
@@ -201,6 +205,46 @@ impl Link {
     /// Reactor: whether effects wait.
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
+    }
+}
+
+/// The two queues between two hubs. Each has one producer and one consumer. One link serves both hubs: which queue is
+/// meant follows from who speaks to whom.
+pub struct HubLink {
+    to_greater: ArrayQueue<HubMail>,
+    to_lesser: ArrayQueue<HubMail>,
+}
+
+impl Default for HubLink {
+    fn default() -> Self {
+        Self { to_greater: ArrayQueue::new(HUB_MAIL_MAX), to_lesser: ArrayQueue::new(HUB_MAIL_MAX) }
+    }
+}
+
+impl HubLink {
+    /// Posts mail from one of the two hubs to the other, if there is room.
+    ///
+    /// # Errors
+    /// The mail, when there is none.
+    #[expect(clippy::result_large_err, reason = "the mail is given back to be dropped or kept")]
+    pub fn post(&self, from: HubId, to: HubId, mail: HubMail) -> Result<(), HubMail> {
+        self.queue(from, to).push(mail)
+    }
+
+    /// The next mail from one of the two hubs to the other.
+    #[must_use]
+    pub fn take(&self, from: HubId, to: HubId) -> Option<HubMail> {
+        self.queue(from, to).pop()
+    }
+
+    /// Whether there is any.
+    #[must_use]
+    pub fn has_mail(&self, from: HubId, to: HubId) -> bool {
+        !self.queue(from, to).is_empty()
+    }
+
+    fn queue(&self, from: HubId, to: HubId) -> &ArrayQueue<HubMail> {
+        if from < to { &self.to_greater } else { &self.to_lesser }
     }
 }
 

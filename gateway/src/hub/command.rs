@@ -1,6 +1,6 @@
 //! What a reactor asks of a hub.
 
-use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
+use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, Incarnation, UserId};
 use culver_storage::command::Send;
 
 /// One session, for ever: no two sessions of a process share an address.
@@ -37,7 +37,8 @@ pub struct Credit {
 /// A command. Those that say so are answered by exactly one reply.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// A session begins: it replaces the device's older one, and delivery starts. Answered by `LoggedIn`.
+    /// A session begins: it replaces the device's older one, and delivery starts. Answered by `LoggedIn` or
+    /// `Refused`.
     Login {
         /// The session.
         session: Address,
@@ -49,6 +50,10 @@ pub enum Command {
         incarnation: Incarnation,
         /// Its window.
         credit: Credit,
+        /// It comes for the backlog beside the device's live session, and replaces only older ones of its kind.
+        fetch: bool,
+        /// The highest version of receipts it has persisted; 0: none.
+        receipts: u64,
     },
     /// A message. Answered by `Accepted` or `Rejected`.
     Send {
@@ -77,12 +82,49 @@ pub enum Command {
         /// The last entry that went to the client.
         sent: InboxSeq,
     },
+    /// A question, or a wish that is none of the above. Answered by `Answer`.
+    Rpc {
+        /// The session.
+        session: Address,
+        /// Whose it is.
+        device: Device,
+        /// The client's number for it.
+        id: u64,
+        /// What it asks.
+        request: Request,
+    },
     /// The session is over. Answered by `Closed`, after which the slot may be used again.
     Close {
         /// The session.
         session: Address,
         /// Whose it was.
         device: Device,
+    },
+}
+
+/// What a session asks of its user's hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The user's conversations, most recent first.
+    Conversations {
+        /// At most so many.
+        limit: u16,
+        /// Where the page before said that this one begins; empty: at the most recent.
+        page: Vec<u8>,
+    },
+    /// The user has read a conversation up to here.
+    MarkRead {
+        /// Which.
+        conversation: ConversationId,
+        /// Up to here.
+        seq: ConversationSeq,
+    },
+    /// The user's devices.
+    Devices,
+    /// Whether others are told what the user has read; who does not tell is not told.
+    SetReadReceipts {
+        /// Whether they are.
+        on: bool,
     },
 }
 
@@ -95,6 +137,7 @@ impl Command {
             | Self::Send { session, .. }
             | Self::Ack { session, .. }
             | Self::Resume { session, .. }
+            | Self::Rpc { session, .. }
             | Self::Close { session, .. } => *session,
         }
     }
@@ -107,6 +150,7 @@ impl Command {
             Self::Login { device, .. }
             | Self::Ack { device, .. }
             | Self::Resume { device, .. }
+            | Self::Rpc { device, .. }
             | Self::Close { device, .. } => *device,
         }
     }

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam::queue::ArrayQueue;
 use culver_storage::batch::BatchNumber;
 use culver_storage::error::EngineError;
+use culver_storage::filter::Retention;
 use culver_storage::reader::{ReadResult, Readers};
 use culver_storage::writer::Writer;
 
 use super::effect::{Effect, EffectKind};
 use super::{Counts, Hub, READS_OUTSTANDING_MAX};
-use crate::mailbox::{Doorbell, Link};
+use crate::mailbox::{Doorbell, HubLink, Link};
 use crate::metrics::Counters;
 
 /// Commands taken from one reactor before the others have their turn.
@@ -133,6 +134,14 @@ pub struct ReactorPort {
     pub bell: Arc<Doorbell>,
 }
 
+/// Another hub, as a hub sees it.
+pub struct HubPort {
+    /// The queues between the two.
+    pub link: Arc<HubLink>,
+    /// Wakes the other hub.
+    pub bell: Arc<dyn Fn() + Send + Sync>,
+}
+
 /// What the hub's thread works with.
 pub struct Driver {
     /// The hub.
@@ -145,6 +154,10 @@ pub struct Driver {
     pub inbox: Arc<Inbox>,
     /// The reactors, by number.
     pub reactors: Vec<ReactorPort>,
+    /// The hubs, by number; the own place is never used.
+    pub hubs: Vec<HubPort>,
+    /// What the volume's compaction goes by.
+    pub retention: Arc<Retention>,
 }
 
 /// What the thread remembers between turns.

@@ -1,8 +1,9 @@
 //! What a hub tells a reactor, and only once it is durable.
 
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, InboxSeq};
-use culver_protocol::message::Accepted;
+use culver_protocol::id::{ClientMessageId, ConversationSeq, DeviceId, InboxSeq};
+use culver_protocol::message::{Accepted, MarkView};
+use culver_storage::reader::ConversationView;
 use culver_storage::record::InboxEntry;
 
 use super::command::Address;
@@ -21,11 +22,17 @@ pub struct Effect {
 pub enum EffectKind {
     /// Reply: the session is current; delivery goes on behind `cursor`.
     LoggedIn {
-        /// The device's cursor.
+        /// Where the session starts.
         cursor: InboxSeq,
         /// What the client believed its cursor to be means nothing here.
         reset: bool,
+        /// What follows the client's cursor is no longer kept: it goes on at `cursor` + 1.
+        gap: bool,
+        /// Whether the user has other devices.
+        siblings: bool,
     },
+    /// Reply to a login: the session ends with this error.
+    Refused(ErrorCode),
     /// Reply: the message is durable.
     Accepted(Accepted),
     /// Reply: the message was not accepted.
@@ -34,6 +41,13 @@ pub enum EffectKind {
         client_message_id: ClientMessageId,
         /// Why.
         code: ErrorCode,
+    },
+    /// Reply: what became of an RPC.
+    Answer {
+        /// The client's number for it.
+        id: u64,
+        /// Boxed, for it is rare and large.
+        result: Result<Box<Answer>, ErrorCode>,
     },
     /// Reply: the hub has forgotten the session.
     Closed,
@@ -54,13 +68,103 @@ pub enum EffectKind {
         online: u32,
         /// How often its deliveries had been taken back by then.
         set_backs: u16,
-        /// The inbox seq before the first.
+        /// The inbox seq before the first, and before what was left out in front of it.
         previous: InboxSeq,
-        /// The entries, in order.
+        /// The entries, in order; what the device sent itself is left out.
         entries: Vec<InboxEntry>,
+        /// Up to here the session has been given everything; at or beyond the last entry.
+        through: InboxSeq,
     },
+    /// Delivery of nothing: what comes next the device sent itself.
+    Skipped {
+        /// The session's index in the hub's directory.
+        online: u32,
+        /// How often its deliveries had been taken back by then.
+        set_backs: u16,
+        /// The inbox seq before what is skipped.
+        previous: InboxSeq,
+        /// Up to here.
+        through: InboxSeq,
+    },
+    /// What came next is no longer kept: the session goes on at `start`.
+    Gap {
+        /// The session's index in the hub's directory.
+        online: u32,
+        /// How often its deliveries had been taken back by then.
+        set_backs: u16,
+        /// The inbox seq before, which the session was given last.
+        previous: InboxSeq,
+        /// The first seq that is kept.
+        start: InboxSeq,
+    },
+    /// A backlog begins.
+    SyncStart {
+        /// The session's index in the hub's directory.
+        online: u32,
+        /// Entries of it.
+        entries: u64,
+        /// The last of it.
+        through: InboxSeq,
+        /// The most recent conversations, most recent first.
+        conversations: Vec<ConversationView>,
+    },
+    /// The backlog is through.
+    SyncDone {
+        /// The session's index in the hub's directory.
+        online: u32,
+        /// The last of it.
+        through: InboxSeq,
+    },
+    /// What became of what the user sent.
+    Receipt {
+        /// The session's index in the hub's directory.
+        online: u32,
+        /// Who has persisted these marks and all before needs nothing up to here.
+        version: u64,
+        /// The marks.
+        marks: Vec<MarkView>,
+    },
+    /// Whether the user has other devices, from now on.
+    Siblings(bool),
     /// A newer session of the same device took over.
     Replaced,
+}
+
+/// What an RPC found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Conversations, most recent first.
+    Conversations {
+        /// The conversations.
+        items: Vec<ConversationView>,
+        /// Where the next page begins; empty: there is none.
+        next: Vec<u8>,
+    },
+    /// The user has read up to here.
+    MarkedRead {
+        /// Up to here; beyond what was asked if it had been beyond.
+        seq: ConversationSeq,
+    },
+    /// The user's devices, by ascending number.
+    Devices(Vec<DeviceInfo>),
+    /// Whether others are told what the user has read.
+    ReadReceiptsSet {
+        /// Whether they are.
+        on: bool,
+    },
+}
+
+/// One of a user's devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The device.
+    pub device: DeviceId,
+    /// The day it was last seen, in milliseconds since 1970.
+    pub last_seen_ms: u64,
+    /// Whether it has a session.
+    pub online: bool,
+    /// Entries it has not acknowledged.
+    pub waiting: u64,
 }
 
 impl EffectKind {
@@ -68,8 +172,27 @@ impl EffectKind {
     #[must_use]
     pub fn is_reply(&self) -> bool {
         match self {
-            Self::LoggedIn { .. } | Self::Accepted(_) | Self::Rejected { .. } | Self::Closed => true,
-            Self::Deliver { .. } | Self::DeliverPage { .. } | Self::Replaced => false,
+            Self::LoggedIn { .. }
+            | Self::Refused(_)
+            | Self::Accepted(_)
+            | Self::Rejected { .. }
+            | Self::Answer { .. }
+            | Self::Closed => true,
+            Self::Deliver { .. }
+            | Self::DeliverPage { .. }
+            | Self::Skipped { .. }
+            | Self::Gap { .. }
+            | Self::SyncStart { .. }
+            | Self::SyncDone { .. }
+            | Self::Receipt { .. }
+            | Self::Siblings(_)
+            | Self::Replaced => false,
         }
+    }
+
+    /// Whether it must not be lost: what finds no room is posted again later.
+    #[must_use]
+    pub fn is_notice(&self) -> bool {
+        matches!(self, Self::Siblings(_) | Self::Replaced)
     }
 }

@@ -13,6 +13,7 @@ pub mod delivery;
 pub mod directory;
 pub mod driver;
 pub mod effect;
+pub mod mail;
 pub mod parking;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -27,6 +28,7 @@ use culver_storage::error::EngineError;
 use culver_storage::reader::{Read, ReadResult};
 use culver_storage::record::Record;
 use culver_storage::shard::Shards;
+use culver_storage::topology::{HubId, Topology};
 
 use self::command::{Address, Command, Credit, Device};
 use self::delivery::Windows;
@@ -77,6 +79,8 @@ pub struct Counts {
 pub struct Hub {
     engine: Arc<dyn Engine>,
     incarnation: Incarnation,
+    topology: Arc<Topology>,
+    hub: HubId,
     shards: Shards,
     directory: Directory,
     windows: Windows,
@@ -110,10 +114,18 @@ const CURSORS_WAIT_MS: u64 = 20;
 impl Hub {
     /// A hub over recovered shards.
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, shards: Shards, incarnation: Incarnation) -> Self {
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        shards: Shards,
+        incarnation: Incarnation,
+        topology: Arc<Topology>,
+        hub: HubId,
+    ) -> Self {
         Self {
             engine,
             incarnation,
+            topology,
+            hub,
             shards,
             directory: Directory::default(),
             windows: Windows::default(),
