@@ -46,8 +46,8 @@ pub enum EffectKind {
     Answer {
         /// The client's number for it.
         id: u64,
-        /// Boxed, for it is rare and large.
-        result: Result<Box<Answer>, ErrorCode>,
+        /// What was found, or why nothing was.
+        result: Result<Answer, ErrorCode>,
     },
     /// Reply: the hub has forgotten the session.
     Closed,
@@ -70,10 +70,9 @@ pub enum EffectKind {
         set_backs: u16,
         /// The inbox seq before the first, and before what was left out in front of it.
         previous: InboxSeq,
-        /// The entries, in order; what the device sent itself is left out.
+        /// The entries, in order; what the device sent itself is left out, and where that is at the end, `Skipped`
+        /// follows.
         entries: Vec<InboxEntry>,
-        /// Up to here the session has been given everything; at or beyond the last entry.
-        through: InboxSeq,
     },
     /// Delivery of nothing: what comes next the device sent itself.
     Skipped {
