@@ -80,7 +80,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     let visible = Arc::new(Visible { engine: OnceLock::new(), ..Visible::default() });
     let ops = spawn_ops(ports.ops, &visible, &metrics)?;
 
-    let rocks = RocksEngine::open(&data_dir.volume_path(0), RocksOptions::default())?;
+    let rocks = RocksEngine::open(&data_dir.volume_path(0), RocksOptions::default(), Arc::default())?;
     for cut in rocks.cuts() {
         warn!(file = %cut.file.display(), offset = cut.offset, copy = %cut.copy.display(), reason = cut.reason,
             "the log ended in what was never synced: cut off, and nobody had been told of it");

@@ -27,7 +27,8 @@ fn main() {
     let directory = tempfile::tempdir_in(std::env::var_os("APPEND_DIR").unwrap_or_else(|| ".".into()))
         .expect("a directory can be made here");
     let engine: Arc<dyn Engine> = Arc::new(
-        RocksEngine::open(&directory.path().join("volume"), RocksOptions::default()).expect("a new volume opens"),
+        RocksEngine::open(&directory.path().join("volume"), RocksOptions::default(), Arc::default())
+            .expect("a new volume opens"),
     );
     let (done, finished) = crossbeam::channel::unbounded();
     let writer = Writer::spawn(

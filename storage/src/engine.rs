@@ -186,4 +186,11 @@ pub trait Engine: Send + Sync {
 
     /// What it holds in memory.
     fn memory(&self) -> EngineMemory;
+
+    /// Merges all rows of all families, and drops those that nothing needs any more ([`crate::filter`]). Takes as long
+    /// as it takes: for tests, measurements and operators.
+    ///
+    /// # Errors
+    /// The engine cannot merge.
+    fn compact(&self) -> Result<(), EngineError>;
 }

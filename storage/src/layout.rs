@@ -54,9 +54,12 @@ impl DataDir {
     /// Makes a data directory of a missing or empty one, or of one that holds only other files of `culver init`
     /// (`culver.toml`, `keys`, `dev-credentials.json`).
     ///
+    /// `volumes` are the folders that its rows lie in, one a disk; none: `volume-0` below it.
+    ///
     /// # Errors
     /// It is a data directory already, belongs to something else, or cannot be written.
-    pub fn create(path: &Path, incarnation: Incarnation) -> Result<(), OpenError> {
+    pub fn create(path: &Path, incarnation: Incarnation, volumes: &[PathBuf]) -> Result<(), OpenError> {
+        assert!(volumes.is_empty(), "several volumes are not there yet");
         fs::create_dir_all(path).map_err(unwritable("create", path))?;
         match content(path)? {
             Content::Marked => return Err(OpenError::Exists { path: path.to_owned() }),
@@ -114,6 +117,21 @@ impl DataDir {
             volumes: marker.volumes,
             _lock: lock,
         })
+    }
+
+    /// Opens and locks a data directory that must have exactly these volumes, in this order; none: whichever it has.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: each says how to mend it.
+    pub fn open_with(path: &Path, volumes: &[PathBuf]) -> Result<Self, OpenError> {
+        assert!(volumes.is_empty(), "several volumes are not there yet");
+        Self::open(path)
+    }
+
+    /// The volume of each shard, fixed at creation.
+    #[must_use]
+    pub fn volume_of_shard(&self) -> Vec<u16> {
+        vec![0; usize::from(self.shard_count)]
     }
 
     /// Where it is.
@@ -245,12 +263,12 @@ mod tests {
     fn what_was_created_opens() {
         let directory = directory();
         let path = directory.path().join("data");
-        DataDir::create(&path, Incarnation(u64::MAX - 6)).expect("a missing directory is made");
+        DataDir::create(&path, Incarnation(u64::MAX - 6), &[]).expect("a missing directory is made");
         let data_dir = DataDir::open(&path).expect("it was just created");
         assert_eq!(data_dir.incarnation(), Incarnation(u64::MAX - 6));
         assert_eq!((data_dir.shard_count(), data_dir.volume_count()), (64, 1));
         assert_eq!(data_dir.volume_path(0), path.join("volume-0"));
-        assert!(matches!(DataDir::create(&path, Incarnation(1)), Err(OpenError::Exists { .. })));
+        assert!(matches!(DataDir::create(&path, Incarnation(1), &[]), Err(OpenError::Exists { .. })));
     }
 
     #[test]
@@ -258,7 +276,7 @@ mod tests {
         let directory = directory();
         assert!(fs::write(directory.path().join("culver.toml"), "").is_ok());
         assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
-        DataDir::create(directory.path(), Incarnation(1)).expect("a settings file is no obstacle");
+        DataDir::create(directory.path(), Incarnation(1), &[]).expect("a settings file is no obstacle");
     }
 
     #[test]
@@ -267,7 +285,7 @@ mod tests {
         fs::create_dir(directory.path().join("volume-0")).expect("it can be made");
         fs::write(directory.path().join("CULVER.new"), "{\"for").expect("it can be written");
         assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
-        DataDir::create(directory.path(), Incarnation(1)).expect("what is left of a creation is no obstacle");
+        DataDir::create(directory.path(), Incarnation(1), &[]).expect("what is left of a creation is no obstacle");
         DataDir::open(directory.path()).expect("it was just created");
     }
 
@@ -276,7 +294,7 @@ mod tests {
         let directory = directory();
         let file = directory.path().join("file");
         fs::write(&file, "x").expect("it can be written");
-        let made = DataDir::create(&file.join("below"), Incarnation(1));
+        let made = DataDir::create(&file.join("below"), Incarnation(1), &[]);
         assert!(matches!(made, Err(OpenError::Unwritable { .. })), "{made:?}");
     }
 
@@ -296,7 +314,7 @@ mod tests {
         let directory = directory();
         fs::write(directory.path().join("thesis.tex"), "x").expect("it can be written");
         assert!(matches!(refused(directory.path(), "name another directory"), OpenError::Foreign { .. }));
-        assert!(matches!(DataDir::create(directory.path(), Incarnation(1)), Err(OpenError::Foreign { .. })));
+        assert!(matches!(DataDir::create(directory.path(), Incarnation(1), &[]), Err(OpenError::Foreign { .. })));
         let file = directory.path().join("thesis.tex");
         assert!(matches!(refused(&file, "name another directory"), OpenError::Foreign { .. }));
     }
@@ -327,7 +345,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_held() {
         let directory = directory();
-        DataDir::create(directory.path(), Incarnation(1)).expect("an empty directory is made");
+        DataDir::create(directory.path(), Incarnation(1), &[]).expect("an empty directory is made");
         let held = DataDir::open(directory.path()).expect("it was just created");
         let pid = std::process::id();
         let error = refused(directory.path(), &format!("process {pid}: stop that process first"));
@@ -339,7 +357,7 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_written() {
         let directory = directory();
-        DataDir::create(directory.path(), Incarnation(1)).expect("an empty directory is made");
+        DataDir::create(directory.path(), Incarnation(1), &[]).expect("an empty directory is made");
         // Not by permissions, for root may write anywhere.
         fs::create_dir(directory.path().join(LOCK)).expect("it can be made");
         assert!(matches!(refused(directory.path(), "belongs to the user"), OpenError::Unwritable { .. }));

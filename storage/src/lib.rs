@@ -19,6 +19,7 @@ pub mod batch;
 pub mod command;
 pub mod engine;
 pub mod error;
+pub mod filter;
 pub mod key;
 pub mod layout;
 pub mod log;
@@ -28,6 +29,7 @@ pub mod record;
 #[cfg(feature = "rocks")]
 pub mod rocks;
 pub mod shard;
+pub mod topology;
 pub mod value;
 pub mod verify;
 pub mod wal;

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
 use crate::error::EngineError;
+use crate::filter::Retention;
 
 type Rows = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
 
@@ -28,6 +30,7 @@ pub enum WriteFault {
 #[derive(Debug, Default)]
 pub struct MemoryEngine {
     state: Mutex<State>,
+    retention: Arc<Retention>,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +52,12 @@ impl MemoryEngine {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What says which rows have outlived their time.
+    #[must_use]
+    pub fn retention(&self) -> Arc<Retention> {
+        Arc::clone(&self.retention)
     }
 
     /// The next write meets this fault.
@@ -199,5 +208,8 @@ impl Engine for MemoryEngine {
 
     fn memory(&self) -> EngineMemory {
         EngineMemory::default()
+    }
+    fn compact(&self) -> Result<(), EngineError> {
+        Ok(())
     }
 }

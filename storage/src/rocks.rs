@@ -1,6 +1,7 @@
 //! The engine on RocksDB: one database per volume. The only file that knows RocksDB; holds no rule of the log.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rocksdb::{
@@ -12,6 +13,7 @@ use rocksdb::{
 use crate::batch::{self, Batch};
 use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
 use crate::error::{EngineError, OpenError};
+use crate::filter::Retention;
 use crate::key::{CONVERSATION_KEY_LEN, INBOX_PREFIX_LEN, USER_KEY_LEN};
 use crate::wal;
 
@@ -70,7 +72,8 @@ impl RocksEngine {
     ///
     /// # Errors
     /// The log is damaged where it had been synced, or the volume cannot be opened.
-    pub fn open(path: &Path, options: RocksOptions) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, options: RocksOptions, retention: Arc<Retention>) -> Result<Self, OpenError> {
+        drop(retention);
         let cuts = wal::mend(path)?;
         let failed = |source: rocksdb::Error| OpenError::Engine { path: path.to_owned(), source: source.into() };
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
@@ -292,5 +295,11 @@ impl Engine for RocksEngine {
             block_cache_bytes: self.cache.get_usage() as u64,
             table_reader_bytes: sum(properties::ESTIMATE_TABLE_READERS_MEM),
         }
+    }
+    fn compact(&self) -> Result<(), EngineError> {
+        for family in Family::ALL {
+            self.database.compact_range_cf(self.handle(family), None::<&[u8]>, None::<&[u8]>);
+        }
+        Ok(())
     }
 }

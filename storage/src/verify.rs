@@ -63,7 +63,8 @@ impl Report {
 #[cfg(feature = "rocks")]
 pub fn verify(data_dir: &DataDir) -> Result<Report, Error> {
     let path = data_dir.volume_path(0);
-    let engine = crate::rocks::RocksEngine::open(&path, crate::rocks::RocksOptions::default())?;
+    let engine =
+        crate::rocks::RocksEngine::open(&path, crate::rocks::RocksOptions::default(), std::sync::Arc::default())?;
     verify_engine(&engine, data_dir.shard_count())
 }
 

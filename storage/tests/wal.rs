@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use culver_protocol::id::{ConversationId, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::EntryView;
@@ -35,7 +36,7 @@ impl Volume {
     fn new(synced: Synced, payload_len: usize) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let path = directory.path().join("volume");
-        let engine = RocksEngine::open(&path, RocksOptions::default()).expect("a new volume opens");
+        let engine = RocksEngine::open(&path, RocksOptions::default(), Arc::default()).expect("a new volume opens");
         for number in 1..=BATCHES {
             let synced_through = match synced {
                 Synced::Before => engine.sequence_synced(),
@@ -75,20 +76,20 @@ impl Volume {
 
     /// Opens it and sees that exactly the first `survivors` batches are there, then that it takes another and opens again.
     fn opens_with(&self, survivors: u64, cut: bool) {
-        let engine = RocksEngine::open(&self.path, RocksOptions::default()).expect("the volume opens");
+        let engine = RocksEngine::open(&self.path, RocksOptions::default(), Arc::default()).expect("the volume opens");
         assert_eq!(!engine.cuts().is_empty(), cut, "{:?}", engine.cuts());
         assert!(engine.cuts().iter().all(|cut| fs::metadata(&cut.copy).is_ok_and(|copy| copy.len() > 0)));
         assert_eq!(present(&engine), (1..=survivors).collect::<Vec<_>>());
         engine.write(&batch(survivors + 1, engine.sequence_synced(), 100)).expect("it can be written");
         drop(engine);
-        let engine = RocksEngine::open(&self.path, RocksOptions::default()).expect("it opens again");
+        let engine = RocksEngine::open(&self.path, RocksOptions::default(), Arc::default()).expect("it opens again");
         assert_eq!(present(&engine), (1..=survivors + 1).collect::<Vec<_>>());
         assert!(engine.cuts().is_empty());
     }
 
     fn refuses_at(&self, offset: usize) {
         let before = fs::read(self.log_file()).expect("the log can be read");
-        match RocksEngine::open(&self.path, RocksOptions::default()).map(|_| ()) {
+        match RocksEngine::open(&self.path, RocksOptions::default(), Arc::default()).map(|_| ()) {
             Err(OpenError::Damaged { file, offset: found, .. }) => {
                 assert_eq!((file, found), (self.log_file(), offset as u64));
             }
@@ -220,7 +221,7 @@ fn a_record_taken_out_is_refused() {
     // Whole blocks are taken out, so that only the sequence numbers tell.
     let before = volume.records();
     volume.change(|bytes| drop(bytes.drain(5 * 32 * 1024..7 * 32 * 1024)));
-    let opened = RocksEngine::open(&volume.path, RocksOptions::default()).map(|_| ());
+    let opened = RocksEngine::open(&volume.path, RocksOptions::default(), Arc::default()).map(|_| ());
     assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?} {before:?}");
 }
 
@@ -239,7 +240,7 @@ fn with_second_log(synced: Synced) -> Volume {
     // The first memtable is full before the last batches: those go to another file, and the first stays, for not all
     // families were written out.
     let options = RocksOptions { memtable_bytes: 256 << 10, ..RocksOptions::default() };
-    let engine = RocksEngine::open(&path, options).expect("a new volume opens");
+    let engine = RocksEngine::open(&path, options, Arc::default()).expect("a new volume opens");
     for number in 1..=BATCHES {
         let synced_through = match synced {
             Synced::Before => engine.sequence_synced(),
@@ -259,7 +260,7 @@ fn damage_in_an_earlier_file_is_seen_from_a_later() {
     let first = files.first().expect("there are two");
     let bytes = fs::read(first).expect("the log can be read");
     fs::write(first, bytes.get(..bytes.len() - 100).expect("it is longer")).expect("the log can be written");
-    let opened = RocksEngine::open(&volume.path, RocksOptions::default()).map(|_| ());
+    let opened = RocksEngine::open(&volume.path, RocksOptions::default(), Arc::default()).map(|_| ());
     let Err(OpenError::Damaged { file, .. }) = opened else { panic!("{opened:?}") };
     assert_eq!(file, *first);
 }
@@ -283,7 +284,7 @@ fn a_torn_later_file_is_cut() {
         let cuts = culver_storage::wal::mend(&volume.path).expect("a torn end is cut");
         assert_eq!(cuts.len(), 1, "{cuts:?}");
     }
-    let engine = RocksEngine::open(&volume.path, RocksOptions::default()).expect("the volume opens");
+    let engine = RocksEngine::open(&volume.path, RocksOptions::default(), Arc::default()).expect("the volume opens");
     let present = present(&engine);
     assert_eq!(present, (1..=present.len() as u64).collect::<Vec<_>>());
 }

@@ -60,7 +60,7 @@ pub(super) fn initialise(path: &Path) -> Result<(), OpenedOr> {
     getrandom::fill(&mut incarnation).context("the system has no randomness to give")?;
     // 0 is what a client sends that knows none.
     let incarnation = Incarnation(u64::from_ne_bytes(incarnation).max(1));
-    DataDir::create(path, incarnation)?;
+    DataDir::create(path, incarnation, &[])?;
     Ok(write_missing(path)?)
 }
 

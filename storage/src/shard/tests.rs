@@ -357,7 +357,7 @@ fn random_lives_on_rocks() {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let open = || {
             let options = crate::rocks::RocksOptions { memtable_bytes: 128 << 10, ..Default::default() };
-            Arc::new(crate::rocks::RocksEngine::open(directory.path(), options).expect("it opens"))
+            Arc::new(crate::rocks::RocksEngine::open(directory.path(), options, Arc::default()).expect("it opens"))
         };
         let mut life = Life::new(seed, open(), None);
         (0..STEPS / 2).for_each(|_| life.step());
