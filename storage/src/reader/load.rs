@@ -1,58 +1,15 @@
-//! Reads that may wait for a disk: a few threads, one bounded queue. Never writes.
+//! What decisions wait for: single rows, and a user's true head.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::{self, Receiver, Sender};
-use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
-use culver_protocol::limits::ENTRY_OVERHEAD;
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, UserId};
 
 use crate::command::Load;
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::EngineError;
 use crate::key::{self, DedupKey, SenderKey, ShardId};
-use crate::record::InboxEntry;
 use crate::shard::HEAD_HINT_LAG_MAX;
 use crate::value::{self, ConversationRow, DecodeError, DedupRow, UserRow};
-
-/// A read for the reader threads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// What a decision waits for.
-    Load(Load),
-    /// Entries of an inbox.
-    Inbox {
-        /// Comes back with the result.
-        tag: u64,
-        /// Whose.
-        user: UserId,
-        /// Only what follows this.
-        after: InboxSeq,
-        /// At most so many entries.
-        entries_max: usize,
-        /// At most so many bytes, payloads and [`ENTRY_OVERHEAD`] together; the first entry comes whatever its size.
-        bytes_max: usize,
-    },
-}
-
-/// What was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadResult {
-    /// For `Shards::loaded`.
-    Loaded(Loaded),
-    /// Entries of an inbox, in order, durable all of them; none: there are none after `after`.
-    Inbox {
-        /// As it was asked.
-        tag: u64,
-        /// As it was asked.
-        user: UserId,
-        /// As it was asked.
-        after: InboxSeq,
-        /// The entries.
-        entries: Vec<InboxEntry>,
-    },
-}
 
 /// The result of a [`Load`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +25,32 @@ pub(crate) enum LoadedRow {
     Conversation(ConversationId, Option<ConversationRow>),
     Dedup(DedupKey, Option<DedupRow>),
     Newest(SenderKey, Option<ClientMessageId>),
+    Talk(UserId, ConversationId, TalkRows),
+}
+
+/// The watermarks that a user has in one conversation; 0: none yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TalkRows {
+    /// Delivered to the user.
+    pub(crate) delivered: ConversationSeq,
+    /// Read by the user.
+    pub(crate) read: ConversationSeq,
+    /// The version of that.
+    pub(crate) read_version: u64,
+    /// Delivered to the peer.
+    pub(crate) peer_delivered: ConversationSeq,
+    /// The version of that.
+    pub(crate) peer_delivered_version: u64,
+    /// Read by the peer.
+    pub(crate) peer_read: ConversationSeq,
+    /// The version of that.
+    pub(crate) peer_read_version: u64,
+    /// Expired before any device of the peer had it: what follows this …
+    pub(crate) peer_expired_after: ConversationSeq,
+    /// … up to this.
+    pub(crate) peer_expired_through: ConversationSeq,
+    /// The version of that.
+    pub(crate) peer_expired_version: u64,
 }
 
 impl Loaded {
@@ -84,6 +67,11 @@ impl Loaded {
             }
             Load::Dedup(key) => LoadedRow::Dedup(key, settled(read_dedup(engine, shard_count, &key, Tier::Disk)?)),
             Load::Newest(key) => LoadedRow::Newest(key, settled(read_newest(engine, shard_count, key, Tier::Disk)?)),
+            Load::Talk(user, id) => LoadedRow::Talk(
+                user,
+                id,
+                settled(read_talk(engine, shard_count, user, id, Tier::Disk)?).unwrap_or_default(),
+            ),
         };
         Ok(Self { as_of, row })
     }
@@ -96,6 +84,7 @@ impl Loaded {
             LoadedRow::Conversation(id, _) => Load::Conversation(*id),
             LoadedRow::Dedup(key, _) => Load::Dedup(*key),
             LoadedRow::Newest(key, _) => Load::Newest(*key),
+            LoadedRow::Talk(user, id, _) => Load::Talk(*user, *id),
         }
     }
 
@@ -135,43 +124,6 @@ fn settled<T>(lookup: Lookup<T>) -> Option<T> {
         Lookup::Present(value) => Some(value),
         Lookup::Unknown => unreachable!("a lookup that may go to the disk always knows"),
     }
-}
-
-/// Reads entries of an inbox, as [`Read::Inbox`] says.
-///
-/// # Errors
-/// The engine failed, or a row cannot be read.
-pub fn read_inbox(
-    engine: &dyn Engine,
-    shard_count: u16,
-    user: UserId,
-    after: InboxSeq,
-    entries_max: usize,
-    bytes_max: usize,
-) -> Result<Vec<InboxEntry>, EngineError> {
-    let shard = ShardId::of_user(user, shard_count);
-    let Some(first) = after.0.checked_add(1) else { return Ok(Vec::new()) };
-    let (from, to) = (key::inbox(shard, user, InboxSeq(first)), key::inbox(shard, user, InboxSeq(u64::MAX)));
-    let (mut entries, mut bytes, mut failure) = (Vec::new(), 0, None);
-    engine.scan(Family::Inbox, &from, &to, Tier::Disk, &mut |key, value| {
-        let read =
-            key::decode_inbox(key).ok_or(DecodeError::Length).and_then(|(_, _, seq)| value::decode_inbox(seq, value));
-        match read {
-            Ok(view) => {
-                bytes += view.payload.len() + ENTRY_OVERHEAD;
-                if entries.len() >= entries_max || (bytes > bytes_max && !entries.is_empty()) {
-                    return ControlFlow::Break(());
-                }
-                entries.push(InboxEntry::from(view));
-                ControlFlow::Continue(())
-            }
-            Err(source) => {
-                failure = Some(EngineError::Row { family: Family::Inbox, key: key.to_vec(), source });
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    failure.map_or(Ok(entries), Err)
 }
 
 pub(crate) fn read_conversation(
@@ -237,71 +189,13 @@ fn get<T>(
     }
 }
 
-/// The reader threads. Dropping them ends them, after what they were asked.
-pub struct Readers {
-    queue: Option<Sender<Read>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Readers {
-    /// Starts `threads` threads behind a queue of at most `queue_len` reads. `done` is called on those threads.
-    ///
-    /// # Panics
-    /// If the system starts no thread.
-    pub fn spawn(
-        engine: Arc<dyn Engine>,
-        shard_count: u16,
-        threads: usize,
-        queue_len: usize,
-        done: Arc<dyn Fn(ReadResult) + Send + Sync>,
-    ) -> Self {
-        let (sender, receiver) = channel::bounded(queue_len);
-        let threads = (0..threads)
-            .map(|index| {
-                let (engine, done, receiver) = (Arc::clone(&engine), Arc::clone(&done), receiver.clone());
-                thread::Builder::new()
-                    .name(format!("reader-{index}"))
-                    .spawn(move || run(&*engine, shard_count, &receiver, &*done))
-                    .expect("the system starts a few threads at startup")
-            })
-            .collect();
-        Self { queue: Some(sender), threads }
-    }
-
-    /// Asks for a read.
-    ///
-    /// # Errors
-    /// The queue is full: here is the read back.
-    pub fn submit(&self, read: Read) -> Result<(), Read> {
-        let queue = self.queue.as_ref().expect("the queue is there until drop");
-        queue.try_send(read).map_err(channel::TrySendError::into_inner)
-    }
-}
-
-impl Drop for Readers {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        for thread in self.threads.drain(..) {
-            // A reader that failed has said why, and the process is ending.
-            drop(thread.join());
-        }
-    }
-}
-
-fn run(engine: &dyn Engine, shard_count: u16, queue: &Receiver<Read>, done: &dyn Fn(ReadResult)) {
-    for read in queue {
-        let result =
-            match read {
-                Read::Load(load) => Loaded::read(engine, shard_count, load).map(ReadResult::Loaded),
-                Read::Inbox { tag, user, after, entries_max, bytes_max } => {
-                    read_inbox(engine, shard_count, user, after, entries_max, bytes_max)
-                        .map(|entries| ReadResult::Inbox { tag, user, after, entries })
-                }
-            };
-        match result {
-            Ok(result) => done(result),
-            // What cannot be read cannot be served, and guessing would break promises.
-            Err(error) => crate::writer::abort("reading the log", &error),
-        }
-    }
+/// The watermarks that a user has in one conversation.
+pub(crate) fn read_talk(
+    engine: &dyn Engine,
+    shard_count: u16,
+    user: UserId,
+    conversation: ConversationId,
+    tier: Tier,
+) -> Result<Lookup<TalkRows>, EngineError> {
+    todo!("talk rows")
 }
