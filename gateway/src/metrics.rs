@@ -55,6 +55,22 @@ counters! {
     wakeups,
     /// Turns of an event loop.
     turns,
+    /// RECEIPTs written to clients.
+    receipts_written,
+    /// RPCs answered.
+    rpcs,
+    /// Items of streams that are durable and that their destinations have not taken: set by each hub.
+    outbox_behind,
+    /// Items pushed to other hubs, again and again those that were lost.
+    outbox_pushed,
+    /// Mail to other hubs that found no room.
+    mail_refused,
+    /// Floors of inboxes that rose.
+    floors_moved,
+    /// The hub's expiry clock, in milliseconds: set by each hub.
+    expiry_clock_ms,
+    /// 1 where expiry has stopped, for the machine's clock has jumped: set by each hub.
+    expiry_stopped,
 }
 
 /// One number that one thread writes and any thread reads.
@@ -84,35 +100,43 @@ impl Counter {
     }
 }
 
-/// The counters of every thread.
+/// The counters of every thread: the reactors' first, then the hubs'.
 #[derive(Debug, Default)]
 pub struct Metrics {
     threads: Vec<CachePadded<Counters>>,
+    reactors: usize,
 }
 
 impl Metrics {
     /// Blocks for so many threads.
     #[must_use]
-    pub fn new(threads: usize) -> Self {
-        Self { threads: (0..threads).map(|_| CachePadded::default()).collect() }
+    pub fn new(reactors: usize, hubs: usize) -> Self {
+        Self { threads: (0..reactors + hubs).map(|_| CachePadded::default()).collect(), reactors }
     }
 
-    /// The block of one thread.
+    /// The block of a reactor.
     ///
     /// # Panics
-    /// If there are fewer threads.
+    /// If there are fewer.
     #[must_use]
-    pub fn thread(&self, index: usize) -> &Counters {
-        self.threads.get(index).expect("as many blocks as threads")
+    pub fn reactor(&self, index: usize) -> &Counters {
+        assert!(index < self.reactors, "as many blocks as reactors");
+        self.threads.get(index).expect("just compared")
     }
 
-    /// The block of the last thread.
+    /// The block of a hub.
     ///
     /// # Panics
-    /// If there are no threads.
+    /// If there are fewer.
     #[must_use]
-    pub fn last_thread(&self) -> &Counters {
-        self.threads.last().expect("at least one thread")
+    pub fn hub(&self, index: usize) -> &Counters {
+        self.threads.get(self.reactors + index).expect("as many blocks as hubs")
+    }
+
+    /// The expiry clock that is the furthest behind, in milliseconds since 1970.
+    #[must_use]
+    pub fn expiry_clock_ms(&self) -> u64 {
+        self.threads.iter().skip(self.reactors).map(|hub| hub.expiry_clock_ms.get()).min().unwrap_or(0)
     }
 
     /// All blocks added up.

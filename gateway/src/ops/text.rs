@@ -46,6 +46,17 @@ snapshot! {
     counter "culver_log_reads" log_reads "Pages read from the log for delivery";
     counter "culver_turns" turns "Turns of the event loops";
     counter "culver_wakeups" wakeups "Times a sleeping thread was woken by another";
+    gauge "culver_reactors" reactors "Threads that own sockets";
+    gauge "culver_hubs" hubs "Threads that own shards";
+    gauge "culver_volumes" volumes "Databases, one a volume";
+    counter "culver_receipts" receipts "RECEIPTs written to clients";
+    counter "culver_rpcs" rpcs "RPCs answered";
+    gauge "culver_outbox_behind" outbox_behind "Durable items of streams that their destinations have not taken yet";
+    counter "culver_outbox_pushed" outbox_pushed "Items of streams pushed to other hubs, some more than once";
+    counter "culver_mail_refused" mail_refused "Mail between hubs that found no room and comes again";
+    counter "culver_floors_moved" floors_moved "Floors of inboxes that rose";
+    gauge "culver_expiry_clock_ms" expiry_clock_ms "The clock that entries expire by, in milliseconds since 1970";
+    gauge "culver_expiry_stopped" expiry_stopped "Hubs that expire nothing, for the machine's clock has jumped";
 }
 
 /// The whole page.
@@ -113,6 +124,17 @@ mod tests {
             "culver_turns_total 0",
             "culver_parked_commands 0",
             "culver_wakeups_total 0",
+            "culver_reactors 0",
+            "culver_hubs 0",
+            "culver_volumes 0",
+            "culver_receipts_total 0",
+            "culver_rpcs_total 0",
+            "culver_outbox_behind 0",
+            "culver_outbox_pushed_total 0",
+            "culver_mail_refused_total 0",
+            "culver_floors_moved_total 0",
+            "culver_expiry_clock_ms 0",
+            "culver_expiry_stopped 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
