@@ -85,6 +85,8 @@ error_codes! {
     KeepAliveTimeout = 2003, true, "nothing heard within the agreed keep-alive";
     /// No connection can be admitted now.
     ConnectionsFull = 2004, true, "no room for another connection";
+    /// Too much waits unread on this connection.
+    SlowReader = 2005, true, "too much waits unread on this connection";
     /// The token's `exp` has passed.
     TokenExpired = 3001, true, "the token has expired";
     /// The token's signature does not verify.
@@ -123,6 +125,10 @@ error_codes! {
     ConversationInvalid = 4009, false, "no such conversation";
     /// The sender is no party to the conversation.
     NotAMember = 4010, false, "not a party to this conversation";
+    /// A read mark beyond what a device of the user has acknowledged.
+    ReadBeyondDelivered = 4011, false, "marked as read what no device has acknowledged";
+    /// A request that is unknown here, or whose fields are wrong.
+    RequestInvalid = 4012, false, "the request is unknown, or a field of it is wrong";
     /// The connection did not open with `CV`.
     BadMagic = 4020, true, "a connection opens with the letters CV";
     /// No protocol version in common.
@@ -135,6 +141,8 @@ error_codes! {
     BadHandshake = 4024, true, "the login cannot be read";
     /// A newer connection of the same device has taken over.
     Replaced = 5001, true, "another connection of this device took over";
+    /// The user has as many devices as there may be.
+    DevicesFull = 5002, true, "the user has 8 devices already";
 }
 
 impl ErrorCode {

@@ -75,7 +75,7 @@ impl MessageId {
 pub struct ClientMessageId(pub [u8; 16]);
 
 /// A conversation: a direct one is its two users, lesser first; of any other the first half is the greater.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConversationId(pub [u8; 16]);
 
 impl ConversationId {

@@ -46,16 +46,38 @@ pub const TOKEN_LEN_MAX: usize = 2048;
 pub const CLIENT_SEEN_MAX: usize = 10_000;
 /// Messages a client keeps under way: sent, not yet answered.
 pub const CLIENT_IN_FLIGHT_MAX: usize = 1024;
+/// Devices a user may have linked.
+pub const DEVICES_MAX: usize = 8;
+/// Fetch sessions a device may have at once; a further one takes the place of the oldest.
+pub const FETCH_SESSIONS_MAX: usize = 2;
+/// Most conversations in a SYNC_START.
+pub const SYNC_CONVERSATIONS_MAX: usize = 50;
+/// Most bytes of a payload in a conversation list.
+pub const PREVIEW_LEN_MAX: usize = 256;
+/// Most conversations in one answer to ListConversations.
+pub const CONVERSATIONS_PAGE_MAX: usize = 50;
+/// Most marks in one RECEIPT.
+pub const RECEIPT_MARKS_MAX: usize = 500;
+/// RPCs that one session may have unanswered.
+pub const RPCS_IN_FLIGHT_MAX: usize = 16;
 /// Lowest protocol version this code speaks.
 pub const VERSION_MIN: u8 = 1;
 /// Highest protocol version this code speaks.
 pub const VERSION_MAX: u8 = 1;
+
+/// Bytes of a mark in a RECEIPT, at most: the conversation, five numbers, key and length.
+const MARK_LEN_MAX: usize = 18 + 5 * 11 + 2;
+/// Bytes of a conversation in a list, at most: the conversation, four numbers, the last entry.
+const ITEM_LEN_MAX: usize = 18 + 4 * 11 + PREVIEW_LEN_MAX + ENTRY_OVERHEAD + 8;
 
 const _: () = assert!(CLIENT_BODY_LEN_MAX <= BODY_LEN_MAX);
 const _: () = assert!(PAYLOAD_LEN_MAX + HEADER_LEN + 128 <= CLIENT_BODY_LEN_MAX);
 const _: () = assert!(PAYLOAD_LEN_MAX + ENTRY_OVERHEAD <= DELIVER_BYTES_MAX);
 const _: () = assert!(PAYLOAD_LEN_MAX + ENTRY_OVERHEAD <= CREDIT_BYTES_MIN as usize);
 const _: () = assert!(DELIVER_BYTES_MAX + DELIVER_ENTRIES_MAX * 8 + 64 <= BODY_LEN_MAX);
+const _: () = assert!(RECEIPT_MARKS_MAX * MARK_LEN_MAX + 64 <= BODY_LEN_MAX);
+const _: () = assert!(SYNC_CONVERSATIONS_MAX * ITEM_LEN_MAX + 64 <= BODY_LEN_MAX);
+const _: () = assert!(CONVERSATIONS_PAGE_MAX * ITEM_LEN_MAX + 1024 <= BODY_LEN_MAX);
 const _: () = assert!(TOKEN_LEN_MAX + TICKET_LEN_MAX + 256 <= HANDSHAKE_LEN_MAX);
 const _: () = assert!(CREDIT_BYTES_MIN <= CREDIT_BYTES_DEFAULT && CREDIT_BYTES_DEFAULT <= CREDIT_BYTES_MAX);
 const _: () = assert!(KEEP_ALIVE_S_MIN <= KEEP_ALIVE_S_DEFAULT && KEEP_ALIVE_S_DEFAULT <= KEEP_ALIVE_S_MAX);

@@ -131,6 +131,50 @@ impl EntryView<'_> {
     }
 }
 
+/// News of one conversation in a RECEIPT; 0: nothing new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkView {
+    /// Which.
+    pub conversation: ConversationId,
+    /// What the user sent up to here is persisted by a device of the other's.
+    pub delivered: ConversationSeq,
+    /// And read by the other.
+    pub read: ConversationSeq,
+    /// What the user sent beyond this …
+    pub expired_after: ConversationSeq,
+    /// … and up to here was dropped, undelivered.
+    pub expired_through: ConversationSeq,
+    /// The user has read up to here, on some device.
+    pub own_read: ConversationSeq,
+}
+
+/// Appends the protobuf of a RECEIPT. The caller keeps to `RECEIPT_MARKS_MAX`.
+pub fn encode_receipt(out: &mut Vec<u8>, version: u64, marks: impl IntoIterator<Item = MarkView>) {
+    put_varint(out, 1, version);
+    for mark in marks {
+        encode_key(2, WireType::LengthDelimited, out);
+        encode_varint(mark.encoded_len() as u64, out);
+        mark.encode(out);
+    }
+}
+
+impl MarkView {
+    fn numbers(&self) -> [u64; 5] {
+        [self.delivered, self.read, self.expired_after, self.expired_through, self.own_read].map(|seq| seq.0)
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_bytes(out, 1, &self.conversation.0);
+        for (tag, number) in (2..).zip(self.numbers()) {
+            put_varint(out, tag, number);
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        bytes_field_len(self.conversation.0.len()) + self.numbers().map(varint_field_len).iter().sum::<usize>()
+    }
+}
+
 /// Reads the protobuf of an ACK: inbox seq, credit in entries, credit in bytes.
 ///
 /// # Errors
@@ -185,7 +229,7 @@ fn put_bytes(out: &mut Vec<u8>, tag: u32, value: &[u8]) {
     }
 }
 
-// The fields of an entry have tags below 16: one byte each.
+// The fields of an entry and of a mark have tags below 16: one byte each.
 
 fn varint_field_len(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + prost::encoding::encoded_len_varint(value) }

@@ -41,13 +41,23 @@ pub enum RecordType {
     Deliver = 0x12,
     /// Client: persisted up to here.
     Ack = 0x13,
+    /// Server: what others have received and read.
+    Receipt = 0x14,
+    /// Server: this much waits, and these are the conversations.
+    SyncStart = 0x15,
+    /// Server: what had waited has all been sent.
+    SyncDone = 0x16,
     /// Server: entries are gone; delivery goes on from here.
     Gap = 0x17,
+    /// Client: a request.
+    Rpc = 0x30,
+    /// Server: its answer.
+    RpcResult = 0x31,
 }
 
 impl RecordType {
     /// All known types, ascending.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::Ready,
         Self::Welcome,
         Self::Ping,
@@ -58,7 +68,12 @@ impl RecordType {
         Self::SendResult,
         Self::Deliver,
         Self::Ack,
+        Self::Receipt,
+        Self::SyncStart,
+        Self::SyncDone,
         Self::Gap,
+        Self::Rpc,
+        Self::RpcResult,
     ];
 
     /// The type with this number, if it is known.

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::error::ErrorCode;
 use crate::id::{ClientMessageId, DeviceId, InboxSeq, Incarnation, UserId};
-use crate::limits::{CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX};
+use crate::limits::{CLIENT_BODY_LEN_MAX, CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX, RPCS_IN_FLIGHT_MAX};
 use crate::message::Accepted;
 use crate::proto;
 use crate::record::FrameError;
@@ -34,6 +34,10 @@ pub struct ClientConfig {
     pub cursor: InboxSeq,
     /// The server data that the cursor belongs to; 0: none known.
     pub incarnation: Incarnation,
+    /// The highest receipt version that the application has persisted; 0: none.
+    pub receipts: u64,
+    /// Logs in beside the device's session instead of in its place.
+    pub fetch: bool,
     /// Wanted seconds between keep-alives; 0: the server's default.
     pub keep_alive_s: u32,
     /// Wanted delivery window in entries; 0: the default.
@@ -60,6 +64,8 @@ impl Default for ClientConfig {
             credential: Credential::Token(String::new()),
             cursor: InboxSeq(0),
             incarnation: Incarnation(0),
+            receipts: 0,
+            fetch: false,
             keep_alive_s: 0,
             credit_entries: 0,
             credit_bytes: 0,
@@ -92,10 +98,29 @@ pub enum Event {
         /// For now: the client sends it again by itself, and another answer follows. Otherwise for good.
         retry: bool,
     },
-    /// An entry not seen before. Store it, then call `persisted`.
+    /// An entry not seen before, a copy of what another device of the user sent among them. Store it, then call
+    /// `persisted`.
     Delivered(proto::Entry),
     /// Entries are gone, or the cursor meant nothing to the server: see the schema.
     Gap(proto::Gap),
+    /// What became of messages, and what was read. Store each mark by maximum, then call `receipts_persisted`.
+    Receipt(proto::Receipt),
+    /// Entries wait: how many, and the conversations they belong to. They follow as `Delivered`.
+    SyncStart(proto::SyncStart),
+    /// What had waited has all come.
+    SyncDone(proto::SyncDone),
+    /// The answer to a `call`: what was asked for, or an error's code.
+    Answer {
+        /// As `call` gave it.
+        id: u64,
+        /// The error is one of [`ErrorCode`], or a number this code does not know.
+        result: Result<proto::rpc_result::Result, u32>,
+    },
+    /// The connection ended before the answer to a `call`: whether it was done is not known.
+    Cancelled {
+        /// As `call` gave it.
+        id: u64,
+    },
     /// The server asks to reconnect; the client does so by itself, within the span named.
     Goaway(proto::Goaway),
     /// An error the server told; what follows from it, the client does by itself.
@@ -126,6 +151,15 @@ pub enum ClientError {
     /// The same id is still unanswered.
     #[error("a message of this id is under way already")]
     IdUnderWay,
+    /// A request goes out on a connection that is logged in, or not at all.
+    #[error("not logged in")]
+    NotLoggedIn,
+    /// Call again when answers have come.
+    #[error("{RPCS_IN_FLIGHT_MAX} requests are under way already")]
+    CallsFull,
+    /// Nothing like it may be sent.
+    #[error("the request is longer than {CLIENT_BODY_LEN_MAX} bytes")]
+    RequestTooLong,
     /// The client was closed or stopped.
     #[error("the client is stopped")]
     Stopped,

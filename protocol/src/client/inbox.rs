@@ -61,16 +61,12 @@ impl Inbox {
         }
     }
 
-    /// Checks a DELIVER and leaves in it what the application has not seen. Gives the gap to tell of, if there is
-    /// one: the first DELIVER after a login starts beyond the login's cursor where the device has acknowledged
-    /// more than it remembers.
-    pub(super) fn handle_deliver(&mut self, deliver: &mut proto::Deliver) -> Result<Option<proto::Gap>, Violation> {
-        let mut forgotten = None;
-        if deliver.previous > self.position.0 && !self.is_joined {
-            let gap = proto::Gap { start: deliver.previous.saturating_add(1), reset: false, incarnation: 0 };
-            // Without a cursor nothing was expected, so nothing is missed.
-            forgotten = (self.cursor > InboxSeq(0)).then_some(gap);
-            self.handle_gap(&gap);
+    /// Checks a DELIVER and leaves in it what the application has not seen.
+    pub(super) fn handle_deliver(&mut self, deliver: &mut proto::Deliver) -> Result<(), Violation> {
+        if !self.is_joined {
+            // The first may start beyond the login's cursor: what lies between the device itself has sent, or
+            // acknowledged in another session.
+            self.skip_through(InboxSeq(deliver.previous));
         }
         self.is_joined = true;
         if deliver.previous > self.position.0 {
@@ -87,7 +83,7 @@ impl Inbox {
         deliver.entries.retain(|entry| self.is_new(entry));
         self.position = self.position.max(InboxSeq(last));
         self.received = self.received.max(self.position);
-        Ok(forgotten)
+        Ok(())
     }
 
     fn is_new(&mut self, entry: &proto::Entry) -> bool {
@@ -106,16 +102,23 @@ impl Inbox {
             self.seen.clear();
             self.cursor = before_start;
             self.received = before_start;
+            self.position = before_start;
+            self.acknowledged = before_start;
+            self.repeat_ack = false;
         }
         if gap.incarnation != 0 {
             self.incarnation = Incarnation(gap.incarnation);
         }
-        self.position = before_start;
-        self.acknowledged = before_start;
         self.is_joined = true;
-        self.cursor = self.cursor.max(before_start);
-        self.received = self.received.max(before_start);
-        self.repeat_ack = false;
+        self.skip_through(before_start);
+    }
+
+    /// Nothing up to here will come, and the server knows that nothing of it is missed here. What came beyond stays.
+    fn skip_through(&mut self, through: InboxSeq) {
+        self.cursor = self.cursor.max(through);
+        self.received = self.received.max(through);
+        self.position = self.position.max(through);
+        self.acknowledged = self.acknowledged.max(through);
     }
 
     /// The application has stored everything up to here. What never came cannot have been stored.

@@ -26,7 +26,7 @@ pub(super) struct Link {
     heard_us: u64,
     /// When bytes last went.
     sent_us: u64,
-    /// When the oldest message that may await an answer was written, at the earliest.
+    /// When the oldest message or request that may await an answer was written, at the earliest.
     awaiting_us: u64,
     /// As WELCOME said.
     keep_alive_us: u64,
@@ -116,15 +116,16 @@ impl Link {
     }
 
     pub(super) fn write_sends(&mut self, outbox: &mut Outbox, now_us: u64) {
-        if outbox.awaiting() == 0 {
-            self.awaiting_us = now_us;
-        }
         // Written bytes at the front of the buffer do not count as waiting: away with them first.
         if self.outgoing_start > self.outgoing.len() / 2 {
             self.outgoing.drain(..self.outgoing_start);
             self.outgoing_start = 0;
         }
         outbox.write(&mut self.outgoing, &mut self.cipher_out, now_us);
+    }
+
+    pub(super) fn write_rpc(&mut self, rpc: &proto::Rpc) {
+        self.cipher_out.seal_message(&mut self.outgoing, RecordType::Rpc, rpc);
     }
 
     pub(super) fn write_ack(&mut self, through: InboxSeq) {
@@ -137,6 +138,11 @@ impl Link {
     }
 
     // ---- keep-alive ----
+
+    /// No answer is owed that was asked for before this time.
+    pub(super) fn await_from(&mut self, now_us: u64) {
+        self.awaiting_us = now_us;
+    }
 
     /// When [`Link::keep_alive`] has something to do: a PING, or a connection given up.
     pub(super) fn due_us(&self, is_awaiting: bool, answer_timeout_us: u64) -> u64 {

@@ -13,6 +13,7 @@
 //! of the caller's.
 
 mod backoff;
+mod calls;
 mod config;
 mod inbox;
 mod link;
@@ -26,16 +27,19 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use prost::Message;
 
 pub use self::config::{ClientConfig, ClientError, Credential, Event, Violation};
 
 use self::backoff::{Backoff, Jitter};
+use self::calls::Calls;
 use self::config::NO_CREDENTIAL;
 use self::inbox::Inbox;
 use self::link::Link;
 use self::outbox::Outbox;
 use crate::error::ErrorClass;
 use crate::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
+use crate::limits::{CLIENT_BODY_LEN_MAX, HEADER_LEN};
 use crate::proto;
 
 /// The sans-io client: see the module.
@@ -46,6 +50,7 @@ use crate::proto;
 pub struct Client {
     user: UserId,
     device: DeviceId,
+    fetch: bool,
     name: Cow<'static, str>,
     keep_alive_s: u32,
     credit_entries: u32,
@@ -60,7 +65,10 @@ pub struct Client {
     token: Option<String>,
     ticket: Option<Bytes>,
     inbox: Inbox,
+    /// Every receipt up to this version is persisted by the application.
+    receipts: u64,
     outbox: Outbox,
+    calls: Calls,
     backoff: Backoff,
     jitter: Jitter,
     /// No reconnect before this time: what the server asked for.
@@ -109,6 +117,7 @@ impl Client {
         Self {
             user: config.user,
             device: config.device,
+            fetch: config.fetch,
             name: config.name,
             keep_alive_s: config.keep_alive_s,
             credit_entries: config.credit_entries,
@@ -121,7 +130,9 @@ impl Client {
             token,
             ticket,
             inbox: Inbox::new(config.cursor, config.incarnation),
+            receipts: config.receipts,
             outbox: Outbox::default(),
+            calls: Calls::default(),
             backoff: Backoff::default(),
             jitter: Jitter::new(config.seed),
             not_before_us: 0,
@@ -173,6 +184,9 @@ impl Client {
         let leave_us = self.link.leave_us();
         self.link = Link::default();
         self.outbox.forget_connection();
+        while let Some(id) = self.calls.end_oldest() {
+            self.events.push_back(Event::Cancelled { id });
+        }
         match next {
             Next::Reconnect => {
                 let jitter = &mut self.jitter;
@@ -205,7 +219,7 @@ impl Client {
             }
             Phase::LoggedIn => {
                 let hold_us = self.outbox.hold_due_us();
-                let link_us = self.link.due_us(self.outbox.awaiting() > 0, self.answer_timeout_us);
+                let link_us = self.link.due_us(self.is_awaiting(), self.answer_timeout_us);
                 [Some(link_us), hold_us, self.link.leave_us()].into_iter().flatten().min()
             }
             Phase::Connecting | Phase::Closing(_) | Phase::CredentialNeeded | Phase::Stopped => None,
@@ -259,6 +273,35 @@ impl Client {
             self.write_sends();
         }
         Ok(())
+    }
+
+    /// Asks the server for something. `Answer` or `Cancelled` will name the number given here, exactly once: a
+    /// request is not sent again on another connection.
+    ///
+    /// # Errors
+    /// The request was not sent, and nothing will come of it.
+    pub fn call(&mut self, request: proto::rpc::Request) -> Result<u64, ClientError> {
+        match self.phase {
+            Phase::LoggedIn => {}
+            Phase::Stopped | Phase::Closing(Next::Stop) => return Err(ClientError::Stopped),
+            _ => return Err(ClientError::NotLoggedIn),
+        }
+        let mut rpc = proto::Rpc { id: u64::MAX, request: Some(request) };
+        if rpc.encoded_len() > CLIENT_BODY_LEN_MAX - HEADER_LEN {
+            return Err(ClientError::RequestTooLong);
+        }
+        if !self.is_awaiting() {
+            self.link.await_from(self.now_us);
+        }
+        rpc.id = self.calls.begin()?;
+        self.link.write_rpc(&rpc);
+        Ok(rpc.id)
+    }
+
+    /// The application has stored every receipt up to this version: the next login says so. Nothing is sent.
+    /// After a `Gap` with `reset`, only receipts that came after it count.
+    pub fn receipts_persisted(&mut self, version: u64) {
+        self.receipts = self.receipts.max(version);
     }
 
     /// The application has stored every entry up to here. One cumulative ACK goes out with the next `transmit`.
@@ -322,6 +365,12 @@ impl Client {
         self.inbox.cursor()
     }
 
+    /// Every receipt up to this version is persisted.
+    #[must_use]
+    pub fn receipts(&self) -> u64 {
+        self.receipts
+    }
+
     /// The data directory's identity that the cursor belongs to; keep it beside the cursor.
     #[must_use]
     pub fn incarnation(&self) -> crate::id::Incarnation {
@@ -369,10 +418,20 @@ impl Client {
             credit_entries: self.credit_entries,
             credit_bytes: self.credit_bytes,
             client: self.name.to_string(),
+            fetch: self.fetch,
+            receipts: self.receipts,
         }
     }
 
+    /// Whether the server owes an answer on this connection.
+    fn is_awaiting(&self) -> bool {
+        self.outbox.awaiting() > 0 || self.calls.is_awaiting()
+    }
+
     fn write_sends(&mut self) {
+        if !self.is_awaiting() {
+            self.link.await_from(self.now_us);
+        }
         self.link.write_sends(&mut self.outbox, self.now_us);
     }
 
@@ -406,7 +465,7 @@ impl Client {
                 self.disconnect(Next::Reconnect);
             }
             Phase::LoggedIn => {
-                let is_awaiting = self.outbox.awaiting() > 0;
+                let is_awaiting = self.is_awaiting();
                 if !self.link.keep_alive(now_us, is_awaiting, self.answer_timeout_us) {
                     self.disconnect(Next::Reconnect);
                     return;

@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::{Client, Event, Next, Phase, Violation, sixteen};
 use crate::error::{ErrorClass, ErrorCode};
-use crate::id::{ClientMessageId, ConversationSeq, InboxSeq, Incarnation, MessageId};
+use crate::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, Incarnation, MessageId};
 use crate::limits::{VERSION_MAX, VERSION_MIN};
 use crate::message::Accepted;
 use crate::proto;
@@ -66,18 +66,39 @@ impl Client {
             RecordType::SendResult => self.handle_send_result(decode(kind, body)?),
             RecordType::Deliver => {
                 let mut deliver: proto::Deliver = decode(kind, body)?;
-                let forgotten = self.inbox.handle_deliver(&mut deliver)?;
-                self.events.extend(forgotten.map(Event::Gap));
+                self.inbox.handle_deliver(&mut deliver)?;
                 self.events.extend(deliver.entries.into_iter().map(Event::Delivered));
                 Ok(())
             }
             RecordType::Gap => {
                 let gap: proto::Gap = decode(kind, body)?;
                 self.inbox.handle_gap(&gap);
+                if gap.reset {
+                    self.receipts = 0;
+                }
                 self.events.push_back(Event::Gap(gap));
                 Ok(())
             }
-            RecordType::Ready | RecordType::Send | RecordType::Ack => Err(Violation::OutOfState { kind }),
+            RecordType::Receipt => {
+                let receipt: proto::Receipt = decode(kind, body)?;
+                are_conversations(receipt.marks.iter().map(|mark| &mark.conversation))?;
+                self.events.push_back(Event::Receipt(receipt));
+                Ok(())
+            }
+            RecordType::SyncStart => {
+                let start: proto::SyncStart = decode(kind, body)?;
+                are_conversations(start.conversations.iter().map(|item| &item.conversation))?;
+                self.events.push_back(Event::SyncStart(start));
+                Ok(())
+            }
+            RecordType::SyncDone => {
+                self.events.push_back(Event::SyncDone(decode(kind, body)?));
+                Ok(())
+            }
+            RecordType::RpcResult => self.handle_rpc_result(decode(kind, body)?),
+            RecordType::Ready | RecordType::Send | RecordType::Ack | RecordType::Rpc => {
+                Err(Violation::OutOfState { kind })
+            }
         }
     }
 
@@ -123,6 +144,9 @@ impl Client {
             self.handle_fatal(code);
         } else if let Some(id) = request {
             self.handle_rejection(id, &error);
+        } else if code == ErrorCode::TypeUnknown.number() && error.request_id.as_ref() == [RecordType::Rpc as u8] {
+            // A server without requests says so once for each, in their order.
+            self.events.extend(self.calls.end_oldest().map(|id| Event::Answer { id, result: Err(code) }));
         } else if class == ErrorClass::RetryHere {
             let wait_us = self.retry_wait_us(&error, 1);
             self.outbox.hold(None, self.now_us.saturating_add(wait_us));
@@ -142,6 +166,23 @@ impl Client {
                 inbox_seq: InboxSeq(result.inbox_seq),
                 duplicate: result.duplicate,
             }));
+        }
+        Ok(())
+    }
+
+    fn handle_rpc_result(&mut self, answer: proto::RpcResult) -> Result<(), Violation> {
+        use proto::rpc_result::Result::Conversations;
+        if let Some(Conversations(page)) = &answer.result {
+            are_conversations(page.items.iter().map(|item| &item.conversation))?;
+        }
+        if self.calls.end(answer.id) {
+            let result = match (answer.error, answer.result) {
+                (None, Some(result)) => Ok(result),
+                (Some(error), _) => Err(error.code),
+                // Of a later version, or nothing: this client has no use for it.
+                (None, None) => Err(ErrorCode::RequestInvalid.number()),
+            };
+            self.events.push_back(Event::Answer { id: answer.id, result });
         }
         Ok(())
     }
@@ -177,6 +218,10 @@ impl Client {
         let doubled_ms = RETRY_BASE_MS << rejections.saturating_sub(1).min(RETRY_DOUBLINGS_MAX);
         self.jitter.between(0, u64::from(doubled_ms.min(RETRY_MAX_MS)) * 1000)
     }
+}
+
+fn are_conversations<'a>(ids: impl IntoIterator<Item = &'a Bytes>) -> Result<(), Violation> {
+    ids.into_iter().try_for_each(|id| sixteen::<ConversationId>(id).map(drop))
 }
 
 fn decode<M: Message + Default>(kind: u8, body: Bytes) -> Result<M, Violation> {

@@ -331,6 +331,8 @@ impl Driver for PairDriver {
                 }
             }
             Event::ServerError(_) | Event::Goaway(_) | Event::Connect | Event::Disconnect => {}
+            Event::Receipt(_) | Event::SyncStart(_) | Event::SyncDone(_) => {}
+            Event::Answer { .. } | Event::Cancelled { .. } => {}
         }
     }
 
