@@ -75,6 +75,8 @@ enum Scenario {
         sync: bool,
         #[arg(long)]
         data_dir: Option<PathBuf>,
+        #[arg(long)]
+        receipts: bool,
     },
 }
 
@@ -119,8 +121,8 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
             print!("{}", scenario::report::run(&options)?);
             Ok(true)
         }
-        Scenario::Relay { sync, data_dir } => {
-            target::relay::run(data_dir.filter(|_| sync).as_deref())?;
+        Scenario::Relay { sync, data_dir, receipts } => {
+            target::relay::run(data_dir.filter(|_| sync).as_deref(), receipts)?;
             Ok(true)
         }
     }

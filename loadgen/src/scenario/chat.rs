@@ -124,7 +124,8 @@ pub(crate) fn run(mut options: ChatOptions) -> Result<Document> {
     for number in 0..u64::from(options.interleave) {
         let load = options.pairs.load(&options.run, seed, number);
         if options.with_floor {
-            let settings = FloorSettings { sync: options.floor_sync, data_dir: options.floor_data_dir.clone() };
+            let settings =
+                FloorSettings { sync: options.floor_sync, data_dir: options.floor_data_dir.clone(), receipts: false };
             floor_runs.push(measure_floor(&settings, &load, &options.time, &progress)?);
         }
         runs.push(measure("culver", &mut culver, &load, &options.time, &progress)?);

@@ -157,7 +157,7 @@ fn start_workers(options: &DrainOptions, seed: u64, culver: &Culver, shared: &Ar
     let mut workers = Vec::new();
     for (number, plans) in hands.into_iter().enumerate().filter(|(_, plans)| !plans.is_empty()) {
         let configs = |user: fn(&PairPlan) -> culver_protocol::id::UserId| {
-            let config = |plan| Ok(client_config(user(plan), culver.credential(user(plan))?, seed));
+            let config = |plan| client_config(culver, user(plan), plan::DEVICE, seed);
             plans.iter().map(config).collect::<Result<Vec<_>>>()
         };
         let driver = DrainDriver {

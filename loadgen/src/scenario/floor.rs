@@ -34,6 +34,9 @@ pub(crate) struct FloorOptions {
     /// One fdatasync per turn before anything is answered
     #[arg(long)]
     sync: bool,
+    /// Each ACK becomes a RECEIPT to the sender
+    #[arg(long)]
+    receipts: bool,
     /// Where the synced file goes [default: the temporary directory]
     #[arg(long, requires = "sync", value_name = "DIR")]
     data_dir: Option<std::path::PathBuf>,
@@ -69,7 +72,7 @@ pub(crate) fn run(mut options: FloorOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
     options.pairs.default_to_closed_loop();
     let progress = options.run.progress("floor");
-    let settings = FloorSettings { sync: options.sync, data_dir: options.data_dir.clone() };
+    let settings = FloorSettings { sync: options.sync, data_dir: options.data_dir.clone(), receipts: options.receipts };
     let load = options.pairs.load(&options.run, seed, 0);
     let measured = measure_floor(&settings, &load, &options.time, &progress)?;
     let idle = (options.connections > 1).then(|| measure_idle(&options, seed, &progress)).transpose()?;

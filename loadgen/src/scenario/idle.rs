@@ -110,7 +110,7 @@ impl IdleRun {
             let mut waiting = VecDeque::with_capacity(users.len());
             for user in users {
                 let user = UserId(user);
-                waiting.push_back(client_config(user, target.credential(user)?, load.seed));
+                waiting.push_back(client_config(target, user, plan::DEVICE, load.seed)?);
             }
             let driver = IdleDriver {
                 waiting,

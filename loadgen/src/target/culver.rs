@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use culver_protocol::client::Credential;
-use culver_protocol::id::UserId;
+use culver_protocol::id::{DeviceId, UserId};
 
 use super::credentials::Credentials;
 use super::{Sample, Target};
-use crate::plan::DEVICE;
 
 /// Longest wait for the ops port.
 const OPS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,8 +40,8 @@ impl Target for Culver {
         self.address
     }
 
-    fn credential(&self, user: UserId) -> Result<Credential> {
-        Ok(Credential::Token(self.credentials.token(user, DEVICE)?))
+    fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential> {
+        Ok(Credential::Token(self.credentials.token(user, device)?))
     }
 
     fn sample(&mut self) -> Result<Sample> {

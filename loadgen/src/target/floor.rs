@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use culver_protocol::client::Credential;
-use culver_protocol::id::UserId;
+use culver_protocol::id::{DeviceId, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::{Sample, Target};
@@ -26,6 +26,8 @@ pub(crate) struct FloorSettings {
     pub(crate) sync: bool,
     /// Where the synced file goes; `None`: the temporary directory.
     pub(crate) data_dir: Option<PathBuf>,
+    /// Each ACK becomes a RECEIPT to the sender.
+    pub(crate) receipts: bool,
 }
 
 /// What a relay tells about itself when asked.
@@ -69,6 +71,9 @@ impl Floor {
             };
             command.arg("--sync").arg("--data-dir").arg(dir);
         }
+        if settings.receipts {
+            command.arg("--receipts");
+        }
         let mut child = command.spawn().context("cannot start the relay")?;
         let commands = child.stdin.take().expect("asked for above");
         let mut reports = BufReader::new(child.stdout.take().expect("asked for above"));
@@ -103,8 +108,8 @@ impl Target for Floor {
         self.address
     }
 
-    fn credential(&self, user: UserId) -> Result<Credential> {
-        Ok(Credential::Ticket(ticket(user)))
+    fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential> {
+        Ok(Credential::Ticket(ticket(user, device)))
     }
 
     fn sample(&mut self) -> Result<Sample> {
@@ -122,9 +127,9 @@ impl Drop for Floor {
     }
 }
 
-/// What stands for a ticket at a relay: the user, and zeros.
-pub(crate) fn ticket(user: UserId) -> Bytes {
-    let mut ticket = user.0.to_be_bytes().to_vec();
+/// What stands for a ticket at a relay: user, device, and zeros.
+pub(crate) fn ticket(user: UserId, device: DeviceId) -> Bytes {
+    let mut ticket = [user.0.to_be_bytes().as_slice(), &device.0.to_be_bytes()].concat();
     ticket.resize(TICKET_LEN, 0);
     ticket.into()
 }

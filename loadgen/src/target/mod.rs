@@ -11,9 +11,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use culver_protocol::client::{ClientConfig, Credential};
-use culver_protocol::id::{InboxSeq, Incarnation, UserId};
-
-use crate::plan::DEVICE;
+use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
 
 /// A reading of the server's counters, from outside or as it reports them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,22 +36,22 @@ pub(crate) trait Target {
     /// Where clients connect.
     fn address(&self) -> SocketAddr;
 
-    /// What a user shows at its first login.
-    fn credential(&self, user: UserId) -> Result<Credential>;
+    /// What a device shows at its first login.
+    fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential>;
 
     /// Reads its counters now.
     fn sample(&mut self) -> Result<Sample>;
 }
 
-/// A client's settings for one user with an empty history.
-pub(crate) fn client_config(user: UserId, credential: Credential, seed: u64) -> ClientConfig {
-    ClientConfig {
+/// A client's settings for one device with an empty history.
+pub(crate) fn client_config(target: &dyn Target, user: UserId, device: DeviceId, seed: u64) -> Result<ClientConfig> {
+    Ok(ClientConfig {
         user,
-        device: DEVICE,
-        credential,
+        device,
+        credential: target.credential(user, device)?,
         cursor: InboxSeq(0),
         incarnation: Incarnation(0),
-        seed: seed ^ user.0,
+        seed: seed ^ user.0 ^ (u64::from(device.0) << 48),
         ..ClientConfig::default()
-    }
+    })
 }

@@ -1,10 +1,12 @@
 //! The relay behind `floor`: what the messages themselves cost on this machine, without any of a server's promises.
 //!
 //! One thread, one level-triggered epoll, no storage. A turn reads each readable connection once, hands its SENDs
-//! on, and writes each connection once. With a log it appends what came in this turn and calls fdatasync once,
+//! on, and writes each connection once. A message goes to all connections of its recipient and to the sender's others;
+//! with receipts, each ACK becomes a RECEIPT to the sender unless another device was first. With a log it appends what came in this turn and calls fdatasync once,
 //! before anything of the turn is answered. It trusts its peers: it serves only the generator that started it.
 
 mod connection;
+mod online;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,11 +16,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use hashbrown::HashMap;
+use culver_protocol::id::{InboxSeq, UserId};
+use culver_protocol::message::EntryView;
 use rustix::event::epoll;
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use self::connection::{Connection, Relayed};
+use self::connection::{Connection, Relayed, Unacknowledged};
+use self::online::Online;
 use super::floor::{FloorReport, MARK};
 use crate::clock::{micros, unix_ms};
 use crate::report::histogram::Latencies;
@@ -38,7 +42,7 @@ const OUT_LEN_MAX: usize = 16 * 1024 * 1024;
 const LOG_LEN_MAX: u64 = 1 << 30;
 
 /// Runs a relay until its standard input closes: says where it listens, and reports whenever it is asked.
-pub(crate) fn run(log_dir: Option<&Path>) -> Result<()> {
+pub(crate) fn run(log_dir: Option<&Path>, receipts: bool) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port to listen on")?;
     listener.set_nonblocking(true)?;
     println!("{}", listener.local_addr()?);
@@ -51,9 +55,7 @@ pub(crate) fn run(log_dir: Option<&Path>) -> Result<()> {
     let relay = Relay {
         epoll,
         listener,
-        connections: slab::Slab::new(),
-        users: HashMap::new(),
-        dirty: Vec::new(),
+        switch: Switch::new(receipts),
         buffer: vec![0; READ_LEN],
         log,
         fdatasync_us: Latencies::new(),
@@ -65,14 +67,22 @@ pub(crate) fn run(log_dir: Option<&Path>) -> Result<()> {
 struct Relay {
     epoll: std::os::fd::OwnedFd,
     listener: TcpListener,
-    connections: slab::Slab<Connection>,
-    users: HashMap<u64, usize>,
-    /// Connections with something to write, each once.
-    dirty: Vec<usize>,
+    switch: Switch,
     buffer: Vec<u8>,
     log: Option<Log>,
     fdatasync_us: Latencies,
     report: FloorReport,
+}
+
+/// The connections, and how frames go from one to others.
+struct Switch {
+    connections: slab::Slab<Connection>,
+    online: Online,
+    /// Connections with something to write, each once.
+    dirty: Vec<usize>,
+    receipts: bool,
+    /// Lent to whoever takes an ACK apart.
+    acknowledged: Vec<Unacknowledged>,
 }
 
 impl Relay {
@@ -110,7 +120,7 @@ impl Relay {
             };
             socket.set_nonblocking(true)?;
             socket.set_nodelay(true)?;
-            let entry = self.connections.vacant_entry();
+            let entry = self.switch.connections.vacant_entry();
             let data = epoll::EventData::new_u64(entry.key() as u64);
             epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
             entry.insert(Connection::new(socket));
@@ -119,67 +129,34 @@ impl Relay {
     }
 
     fn handle_ready(&mut self, slot: usize, flags: epoll::EventFlags, now_ms: u64) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(connection) = self.switch.connections.get_mut(slot) else { return };
         if flags.contains(epoll::EventFlags::OUT) {
             let data = epoll::EventData::new_u64(slot as u64);
             if epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::IN).is_err() {
-                return self.close(slot);
+                return self.switch.close(slot);
             }
-            mark_dirty(&mut self.dirty, connection, slot);
+            mark_dirty(&mut self.switch.dirty, connection, slot);
         }
         if !flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
             return;
         }
         let len = match connection.socket.read(&mut self.buffer) {
-            Ok(0) => return self.close(slot),
+            Ok(0) => return self.switch.close(slot),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => return self.close(slot),
+            Err(_) => return self.switch.close(slot),
         };
         let bytes = self.buffer.get(..len).expect("a read stays within its buffer");
         if let Some(log) = &mut self.log {
             log.turn.extend_from_slice(bytes);
         }
-        self.handle_bytes(slot, len, now_ms);
-    }
-
-    /// Hands on what `len` bytes of the buffer hold for this connection.
-    fn handle_bytes(&mut self, slot: usize, len: usize, now_ms: u64) {
-        // The connection leaves its place while the recipients' are touched; nobody sends to itself here.
-        let Some(mut sender) = self.connections.get_mut(slot).map(Connection::take) else { return };
-        let bytes = self.buffer.get(..len).expect("a read stays within its buffer");
-        let outcome = sender.handle_bytes(bytes, now_ms, |relayed| {
-            match relayed {
-                Relayed::Login(user) => {
-                    self.users.insert(user.0, slot);
-                    self.report.logins += 1;
-                }
-                Relayed::Message { recipient, entry } => {
-                    self.report.messages += 1;
-                    let place = self.users.get(&recipient.0).copied();
-                    let Some((place, recipient)) = place.and_then(|at| Some((at, self.connections.get_mut(at)?)))
-                    else {
-                        return;
-                    };
-                    recipient.deliver(entry);
-                    mark_dirty(&mut self.dirty, recipient, place);
-                }
-            };
-        });
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.restore(sender);
-        if outcome.is_err() {
-            return self.close(slot);
-        }
-        if connection.has_output() {
-            mark_dirty(&mut self.dirty, connection, slot);
-        }
+        self.switch.handle_bytes(slot, bytes, now_ms, &mut self.report);
     }
 
     /// Makes what came in this turn durable, if anything of it is answered.
     fn sync(&mut self) -> Result<()> {
         let Some(log) = &mut self.log else { return Ok(()) };
-        if self.dirty.is_empty() {
+        if self.switch.dirty.is_empty() {
             return Ok(());
         }
         let began = log.append()?;
@@ -189,9 +166,9 @@ impl Relay {
     }
 
     fn flush(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.switch.dirty);
         for slot in dirty.drain(..) {
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            let Some(connection) = self.switch.connections.get_mut(slot) else { continue };
             connection.is_dirty = false;
             let kept = match connection.write() {
                 Ok(0) => true,
@@ -204,20 +181,10 @@ impl Relay {
                 Err(_) => false,
             };
             if !kept {
-                self.close(slot);
+                self.switch.close(slot);
             }
         }
-        self.dirty = dirty;
-    }
-
-    fn close(&mut self, slot: usize) {
-        let Some(connection) = self.connections.try_remove(slot) else { return };
-        if let Some(user) = connection.user()
-            && self.users.get(&user.0) == Some(&slot)
-        {
-            self.users.remove(&user.0);
-        }
-        drop(connection); // closing takes it out of the epoll
+        self.switch.dirty = dirty;
     }
 
     /// Answers each mark with a report; `false`: standard input has closed.
@@ -231,13 +198,85 @@ impl Relay {
         };
         for _ in 0..asked {
             self.report.cpu_us = sys::process_cpu_us();
-            self.report.connections = self.connections.len() as u64;
+            self.report.connections = self.switch.connections.len() as u64;
             self.report.fdatasync_us = self.fdatasync_us.percentiles();
             self.fdatasync_us.clear();
             println!("{}", serde_json::to_string(&self.report)?);
             io::stdout().flush()?;
         }
         Ok(true)
+    }
+}
+
+impl Switch {
+    fn new(receipts: bool) -> Self {
+        Self {
+            connections: slab::Slab::new(),
+            online: Online::default(),
+            dirty: Vec::new(),
+            receipts,
+            acknowledged: Vec::new(),
+        }
+    }
+
+    /// Hands on what these bytes hold for others, and answers what they ask.
+    fn handle_bytes(&mut self, slot: usize, bytes: &[u8], now_ms: u64, report: &mut FloorReport) {
+        // The reading half leaves its place while other connections are touched, which may be this one.
+        let Some(mut reading) = self.connections.get_mut(slot).map(Connection::take) else { return };
+        let outcome = reading.handle_bytes(bytes, now_ms, |relayed| match relayed {
+            Relayed::Login(user) => {
+                self.online.enter(user, slot);
+                report.logins += 1;
+            }
+            Relayed::Message { recipient, entry } => {
+                self.deliver(slot, recipient, entry);
+                report.messages += 1;
+            }
+            Relayed::Ack(through) => self.tell_senders(slot, through),
+        });
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.restore(reading);
+        if outcome.is_err() {
+            return self.close(slot);
+        }
+        if connection.has_output() {
+            mark_dirty(&mut self.dirty, connection, slot);
+        }
+    }
+
+    /// To every connection of the recipient, and to those of the sender but the one it came from.
+    fn deliver(&mut self, from: usize, recipient: UserId, entry: EntryView<'_>) {
+        let copies = if self.online.several_devices() { self.online.slots(entry.sender) } else { &[] };
+        let copies = copies.iter().filter(|slot| **slot != from);
+        for slot in self.online.slots(recipient).iter().chain(copies) {
+            let Some(connection) = self.connections.get_mut(*slot) else { continue };
+            connection.deliver(entry);
+            if self.receipts {
+                connection.expect_ack(&entry);
+            }
+            mark_dirty(&mut self.dirty, connection, *slot);
+        }
+    }
+
+    /// Tells senders what this connection acknowledges, unless another device of the user did before.
+    fn tell_senders(&mut self, slot: usize, through: InboxSeq) {
+        let Some(connection) = self.connections.get_mut(slot).filter(|_| self.receipts) else { return };
+        connection.acknowledge(through, &mut self.acknowledged);
+        for entry in &self.acknowledged {
+            let Some(peer) = self.online.first_to_acknowledge(slot, entry) else { continue };
+            for slot in self.online.slots(peer) {
+                let Some(connection) = self.connections.get_mut(*slot) else { continue };
+                connection.tell_delivered(entry.conversation, entry.conversation_seq);
+                mark_dirty(&mut self.dirty, connection, *slot);
+            }
+        }
+    }
+
+    fn close(&mut self, slot: usize) {
+        if let Some(connection) = self.connections.try_remove(slot) {
+            self.online.leave(slot);
+            drop(connection); // closing takes it out of the epoll
+        }
     }
 }
 

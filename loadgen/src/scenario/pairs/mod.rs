@@ -241,7 +241,7 @@ fn make_driver(
     };
     let seats = plans.iter().map(|plan| {
         let config = |user| {
-            let mut config = client_config(user, target.credential(user)?, load.seed);
+            let mut config = client_config(target, user, plan::DEVICE, load.seed)?;
             config.backoff_max_ms = load.backoff_max_ms.unwrap_or(config.backoff_max_ms);
             anyhow::Ok(config)
         };
