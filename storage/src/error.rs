@@ -92,6 +92,27 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A volume is not what it should be.
+    #[error("the volume {} {problem}", path.display())]
+    Volume {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: VolumeProblem,
+    },
+    /// It has other volumes than those named.
+    #[error(
+        "{} has the volume{} {}, not {}: volumes are fixed when a data directory is made, so start it with{}, or without --volume",
+        path.display(), if found.len() == 1 { "" } else { "s" }, listed("", found), listed("", given), listed(" --volume ", found)
+    )]
+    Volumes {
+        /// The directory.
+        path: PathBuf,
+        /// The volumes that were named.
+        given: Vec<PathBuf>,
+        /// Its own.
+        found: Vec<PathBuf>,
+    },
     /// The log is damaged where it had been synced: acknowledged messages would be lost.
     #[error(
         "{} is damaged at byte {offset} ({reason}), and what was acknowledged after it would be lost: restore the directory from a backup, or check the disk; nothing was changed",
@@ -113,6 +134,49 @@ pub enum OpenError {
         /// What the engine says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What can be wrong with a volume's folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VolumeProblem {
+    /// It, or the marker in it, is not there.
+    #[error(
+        "is not there, or has no file `VOLUME`: mount its disk, or restore it from a backup; if it was moved, write its new place into the file `CULVER` of the data directory"
+    )]
+    Missing,
+    /// It belongs to another data directory.
+    #[error("belongs to another data directory: mount the right disk in its place")]
+    Foreign,
+    /// It is another volume of the same data directory.
+    #[error("is volume {found} of this data directory, not {expected}: mount each disk in its own place")]
+    Swapped {
+        /// Which it is.
+        found: u16,
+        /// Which should be there.
+        expected: u16,
+    },
+    /// A new volume holds something already.
+    #[error("is not empty: name an empty folder, or one that is not there yet")]
+    NotEmpty,
+    /// A new volume is named twice.
+    #[error("is named twice, or lies within another: name a folder for each volume")]
+    Repeated,
+    /// The data directory lies in it.
+    #[error("holds the data directory itself: name a folder for this volume alone")]
+    Around,
+    /// More than there can be.
+    #[error("is one too many: name at most {}", crate::layout::VOLUMES_MAX)]
+    TooMany,
+    /// Its path cannot be written down.
+    #[error("has a path that is not UTF-8: name another folder")]
+    Unnamable,
+}
+
+/// Paths behind a word each (or separated by commas, if there is none).
+fn listed(word: &str, paths: &[PathBuf]) -> String {
+    let separator = if word.is_empty() { ", " } else { "" };
+    let paths: Vec<String> = paths.iter().map(|path| format!("{word}{}", path.display())).collect();
+    paths.join(separator)
 }
 
 fn holder(pid: Option<u32>) -> String {

@@ -1,10 +1,19 @@
 //! The data directory: its marker, its lock, its volumes. Knows no rows.
 //!
 //! ```text
-//! DIR/CULVER     the marker: JSON with format, incarnation, shard count and volumes
-//! DIR/LOCK       locked by the process that works here, and holds its id
-//! DIR/volume-0/  the first volume
+//! DIR/CULVER        the marker: JSON with format, incarnation, shard count, volumes, and the volume of each shard
+//! DIR/LOCK          locked by the process that works here, and holds its id
+//! VOLUME-DIR/       a volume: DIR/volume-0, or folders on other disks
+//! VOLUME-DIR/VOLUME its marker: JSON with the incarnation and which volume it is; locked with the directory
 //! ```
+//!
+//! The volumes and the volume of each shard are fixed when the directory is made. Format 1 had one volume without a
+//! marker; it becomes format 2 when it is opened.
+
+mod volume;
+
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -14,15 +23,21 @@ use culver_protocol::id::Incarnation;
 use serde::{Deserialize, Serialize};
 
 use crate::error::OpenError;
+use volume::Unlocked;
 
-/// The newest format known here.
-pub const FORMAT: u32 = 1;
+/// The newest format known here: rows of version 2 beside those of version 1, and several volumes.
+pub const FORMAT: u32 = 2;
 /// Shards of a new data directory.
 pub const SHARD_COUNT: u16 = 64;
+/// The most volumes: each needs a hub of its own.
+pub const VOLUMES_MAX: usize = crate::topology::HUBS_MAX as usize;
 
 const MARKER: &str = "CULVER";
 const LOCK: &str = "LOCK";
+const VOLUME_0: &str = "volume-0";
 const MARKER_LEN_MAX: u64 = 64 * 1024;
+
+const _: () = assert!(VOLUMES_MAX <= SHARD_COUNT as usize);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
@@ -30,7 +45,11 @@ struct Marker {
     /// Hexadecimal, for JSON numbers are not whole beyond 2^53 everywhere.
     incarnation: String,
     shard_count: u16,
+    /// Below the directory, or absolute.
     volumes: Vec<String>,
+    /// Not in format 1, which has one volume.
+    #[serde(default)]
+    volume_of_shard: Vec<u16>,
 }
 
 /// Read first, of any format.
@@ -39,62 +58,62 @@ struct MarkerFormat {
     format: u32,
 }
 
-/// An open data directory. It is locked until this is dropped.
+/// An open data directory. It is locked until this is dropped, and so are its volumes.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     incarnation: Incarnation,
     shard_count: u16,
-    volumes: Vec<String>,
-    /// Holds the lock.
-    _lock: File,
+    volumes: Vec<PathBuf>,
+    volume_of_shard: Vec<u16>,
+    /// Hold the locks.
+    _locks: Vec<File>,
 }
 
 impl DataDir {
     /// Makes a data directory of a missing or empty one, or of one that holds only other files of `culver init`
-    /// (`culver.toml`, `keys`, `dev-credentials.json`).
-    ///
-    /// `volumes` are the folders that its rows lie in, one a disk; none: `volume-0` below it.
+    /// (`culver.toml`, `keys`, `dev-credentials.json`). `volumes` are the folders that its rows lie in, missing or
+    /// empty ones; none: `volume-0` below it. The shards are dealt to them in turn.
     ///
     /// # Errors
-    /// It is a data directory already, belongs to something else, or cannot be written.
+    /// It is a data directory already, belongs to something else, or cannot be written; or a volume is no empty folder.
     pub fn create(path: &Path, incarnation: Incarnation, volumes: &[PathBuf]) -> Result<(), OpenError> {
-        assert!(volumes.is_empty(), "several volumes are not there yet");
         fs::create_dir_all(path).map_err(unwritable("create", path))?;
-        match content(path)? {
+        match content(path, volumes)? {
             Content::Marked => return Err(OpenError::Exists { path: path.to_owned() }),
             Content::Foreign => return Err(OpenError::Foreign { path: path.to_owned() }),
             Content::Unmarked => {}
         }
-        let volume = "volume-0".to_owned();
-        let volume_path = path.join(&volume);
-        fs::create_dir_all(&volume_path).map_err(unwritable("create", &volume_path))?;
+        let default = [path.join(VOLUME_0)];
+        let volumes = volume::make_folders(if volumes.is_empty() { &default } else { volumes })?;
+        let names = volumes.iter().map(|volume| volume::named(path, volume)).collect::<Result<_, _>>()?;
+        for (index, volume) in (0..).zip(&volumes) {
+            volume::mark(volume, incarnation, index)?;
+        }
+        let count = u16::try_from(volumes.len()).expect("there are at most `VOLUMES_MAX`");
         let marker = Marker {
             format: FORMAT,
-            incarnation: format!("{:016x}", incarnation.0),
+            incarnation: hexadecimal(incarnation),
             shard_count: SHARD_COUNT,
-            volumes: vec![volume],
+            volumes: names,
+            volume_of_shard: (0..SHARD_COUNT).map(|shard| shard % count).collect(),
         };
-        let text = serde_json::to_string_pretty(&marker).expect("strings and numbers are JSON");
-        // Whole or not at all: written aside, synced, renamed, and the rename synced.
-        let (aside, marker_path) = (path.join("CULVER.new"), path.join(MARKER));
-        let write = || {
-            let mut file = File::create(&aside)?;
-            file.write_all(text.as_bytes())?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&aside, &marker_path)?;
-            File::open(path)?.sync_all()?;
-            File::open(path.canonicalize()?.parent().unwrap_or(path))?.sync_all()
-        };
-        write().map_err(unwritable("write", &marker_path))
+        marker.write(path)
     }
 
-    /// Opens and locks a data directory.
+    /// Opens and locks a data directory, whichever volumes it has.
     ///
     /// # Errors
     /// See [`OpenError`]: each says how to mend it.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, &[])
+    }
+
+    /// Opens and locks a data directory that must have exactly these volumes, in any order; none: whichever it has.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: each says how to mend it.
+    pub fn open_with(path: &Path, volumes: &[PathBuf]) -> Result<Self, OpenError> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(OpenError::Foreign { path: path.to_owned() }),
@@ -103,35 +122,36 @@ impl DataDir {
             }
             Err(error) => return Err(unwritable("open", path)(error)),
         }
-        match content(path)? {
+        match content(path, volumes)? {
             Content::Marked => {}
             Content::Foreign => return Err(OpenError::Foreign { path: path.to_owned() }),
             Content::Unmarked => return Err(OpenError::Empty { path: path.to_owned() }),
         }
-        let (marker, incarnation) = read_marker(path)?;
-        let lock = lock(path)?;
+        // Before the lock, so that a directory that is not ours to open is left as it is; and again below it.
+        Marker::read(path)?;
+        let mut locks = vec![lock(path)?];
+        let (mut marker, incarnation) = Marker::read(path)?;
+        let folders: Vec<PathBuf> = marker.volumes.iter().map(|volume| path.join(volume)).collect();
+        if !volumes.is_empty() && !volume::are_same(volumes, &folders) {
+            return Err(OpenError::Volumes { path: path.to_owned(), given: volumes.to_vec(), found: folders });
+        }
+        if marker.format < FORMAT {
+            marker.migrate(path, &folders, incarnation)?;
+        }
+        for (index, folder) in (0..).zip(&folders) {
+            locks.push(volume::open(folder, incarnation, index).map_err(|unlocked| match unlocked {
+                Unlocked::Held => OpenError::Held { path: folder.clone(), pid: None },
+                Unlocked::Error(error) => error,
+            })?);
+        }
         Ok(Self {
             path: path.to_owned(),
             incarnation,
             shard_count: marker.shard_count,
-            volumes: marker.volumes,
-            _lock: lock,
+            volumes: folders,
+            volume_of_shard: marker.volume_of_shard,
+            _locks: locks,
         })
-    }
-
-    /// Opens and locks a data directory that must have exactly these volumes, in this order; none: whichever it has.
-    ///
-    /// # Errors
-    /// See [`OpenError`]: each says how to mend it.
-    pub fn open_with(path: &Path, volumes: &[PathBuf]) -> Result<Self, OpenError> {
-        assert!(volumes.is_empty(), "several volumes are not there yet");
-        Self::open(path)
-    }
-
-    /// The volume of each shard, fixed at creation.
-    #[must_use]
-    pub fn volume_of_shard(&self) -> Vec<u16> {
-        vec![0; usize::from(self.shard_count)]
     }
 
     /// Where it is.
@@ -158,13 +178,69 @@ impl DataDir {
         self.volumes.len()
     }
 
+    /// The volume of each shard, fixed at creation.
+    #[must_use]
+    pub fn volume_of_shard(&self) -> Vec<u16> {
+        self.volume_of_shard.clone()
+    }
+
+    /// Where the volumes are, by their number.
+    #[must_use]
+    pub fn volume_paths(&self) -> &[PathBuf] {
+        &self.volumes
+    }
+
     /// Where a volume is.
     ///
     /// # Panics
     /// If there is no such volume.
     #[must_use]
     pub fn volume_path(&self, index: usize) -> PathBuf {
-        self.path.join(self.volumes.get(index).expect("callers stay below `volume_count`"))
+        self.volumes.get(index).expect("callers stay below `volume_count`").clone()
+    }
+}
+
+impl Marker {
+    fn read(path: &Path) -> Result<(Self, Incarnation), OpenError> {
+        let marker_path = path.join(MARKER);
+        let text = read_short(&marker_path)?;
+        let damaged = |reason: String| OpenError::Marker { path: marker_path.clone(), reason };
+        let format: MarkerFormat = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        if format.format > FORMAT {
+            return Err(OpenError::Newer { path: path.to_owned(), found: format.format, known: FORMAT });
+        }
+        let marker: Self = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        let incarnation = from_hexadecimal(&marker.incarnation)
+            .ok_or_else(|| damaged("the incarnation is no hexadecimal number".to_owned()))?;
+        let count = marker.volumes.len();
+        if marker.shard_count == 0 || count == 0 || count > VOLUMES_MAX {
+            return Err(damaged("no shards, or none or too many volumes".to_owned()));
+        }
+        let is_spread = marker.volume_of_shard.len() == usize::from(marker.shard_count)
+            && marker.volume_of_shard.iter().all(|volume| usize::from(*volume) < count)
+            && (0..count).all(|volume| marker.volume_of_shard.iter().any(|of| usize::from(*of) == volume));
+        if marker.format == FORMAT && !is_spread {
+            return Err(damaged("`volume_of_shard` does not spread the shards over the volumes".to_owned()));
+        }
+        if marker.format < FORMAT && count > 1 {
+            return Err(damaged("format 1 has one volume".to_owned()));
+        }
+        Ok((marker, incarnation))
+    }
+
+    fn write(&self, path: &Path) -> Result<(), OpenError> {
+        let text = serde_json::to_string_pretty(self).expect("strings and numbers are JSON");
+        write_whole(path, MARKER, &text)
+    }
+
+    /// Makes format 1 format 2. Rows need no pass: those that change are written anew when they do.
+    fn migrate(&mut self, path: &Path, folders: &[PathBuf], incarnation: Incarnation) -> Result<(), OpenError> {
+        for (index, folder) in (0..).zip(folders) {
+            volume::mark_unmarked(folder, incarnation, index)?;
+        }
+        self.format = FORMAT;
+        self.volume_of_shard = vec![0; usize::from(self.shard_count)];
+        self.write(path)
     }
 }
 
@@ -179,39 +255,23 @@ enum Content {
 
 /// What may be in a directory before it has its marker.
 const BESIDE_MARKER: [&str; 7] =
-    ["culver.toml", "keys", "dev-credentials.json", "volume-0", "CULVER.new", LOCK, "lost+found"];
+    ["culver.toml", "keys", "dev-credentials.json", VOLUME_0, "CULVER.new", LOCK, "lost+found"];
 
-fn content(path: &Path) -> Result<Content, OpenError> {
+/// What a directory is. Its volumes, if they are to lie in it, are no strangers to it.
+fn content(path: &Path, volumes: &[PathBuf]) -> Result<Content, OpenError> {
     let mut content = Content::Unmarked;
     for entry in fs::read_dir(path).map_err(unwritable("read", path))? {
-        let name = entry.map_err(unwritable("read", path))?.file_name();
+        let entry = entry.map_err(unwritable("read", path))?;
+        let name = entry.file_name();
         if name == MARKER {
             return Ok(Content::Marked);
         }
-        if !BESIDE_MARKER.iter().any(|known| name == *known) {
+        let is_known = BESIDE_MARKER.iter().any(|known| name == *known);
+        if !is_known && !volumes.iter().any(|volume| volume::is_within(volume, &entry.path())) {
             content = Content::Foreign;
         }
     }
     Ok(content)
-}
-
-fn read_marker(path: &Path) -> Result<(Marker, Incarnation), OpenError> {
-    let marker_path = path.join(MARKER);
-    let mut text = String::new();
-    let file = File::open(&marker_path).map_err(unwritable("read", &marker_path))?;
-    let damaged = |reason: String| OpenError::Marker { path: marker_path.clone(), reason };
-    file.take(MARKER_LEN_MAX).read_to_string(&mut text).map_err(|error| damaged(error.to_string()))?;
-    let format: MarkerFormat = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    if format.format > FORMAT {
-        return Err(OpenError::Newer { path: path.to_owned(), found: format.format, known: FORMAT });
-    }
-    let marker: Marker = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    let incarnation = u64::from_str_radix(&marker.incarnation, 16)
-        .map_err(|_| damaged("the incarnation is no hexadecimal number".to_owned()))?;
-    if marker.shard_count == 0 || marker.volumes.is_empty() {
-        return Err(damaged("no shards or no volumes".to_owned()));
-    }
-    Ok((marker, Incarnation(incarnation)))
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {
@@ -228,138 +288,49 @@ fn lock(path: &Path) -> Result<File, OpenError> {
         }
         Err(TryLockError::Error(error)) => return Err(unwritable("lock", &lock_path)(error)),
     }
-    let write = || {
+    let mut write = || {
         file.set_len(0)?;
         file.rewind()?;
         writeln!(file, "{}", std::process::id())
     };
-    let mut write = write;
     write().map_err(unwritable("write", &lock_path))?;
     Ok(file)
+}
+
+/// Reads a marker's text, which is never long.
+fn read_short(path: &Path) -> Result<String, OpenError> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(unwritable("read", path))?;
+    let damaged = |error: io::Error| OpenError::Marker { path: path.to_owned(), reason: error.to_string() };
+    file.take(MARKER_LEN_MAX).read_to_string(&mut text).map_err(damaged)?;
+    Ok(text)
+}
+
+/// Writes a file whole or not at all: aside, synced, renamed, and the rename synced.
+fn write_whole(folder: &Path, name: &str, text: &str) -> Result<(), OpenError> {
+    let (aside, path) = (folder.join(format!("{name}.new")), folder.join(name));
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(text.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&aside, &path)?;
+        File::open(folder)?.sync_all()?;
+        // The folder itself may be new.
+        File::open(folder.canonicalize()?.parent().unwrap_or(folder))?.sync_all()
+    };
+    write().map_err(unwritable("write", &path))
+}
+
+fn hexadecimal(incarnation: Incarnation) -> String {
+    format!("{:016x}", incarnation.0)
+}
+
+fn from_hexadecimal(text: &str) -> Option<Incarnation> {
+    u64::from_str_radix(text, 16).ok().map(Incarnation)
 }
 
 fn unwritable(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Unwritable { action, path, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn directory() -> tempfile::TempDir {
-        tempfile::tempdir().expect("a temporary directory can be made")
-    }
-
-    /// The error, and that it says what to do.
-    fn refused(path: &Path, advice: &str) -> OpenError {
-        let error = DataDir::open(path).expect_err("this directory cannot be opened");
-        let text = error.to_string();
-        assert!(text.contains(advice), "{text}");
-        error
-    }
-
-    #[test]
-    fn what_was_created_opens() {
-        let directory = directory();
-        let path = directory.path().join("data");
-        DataDir::create(&path, Incarnation(u64::MAX - 6), &[]).expect("a missing directory is made");
-        let data_dir = DataDir::open(&path).expect("it was just created");
-        assert_eq!(data_dir.incarnation(), Incarnation(u64::MAX - 6));
-        assert_eq!((data_dir.shard_count(), data_dir.volume_count()), (64, 1));
-        assert_eq!(data_dir.volume_path(0), path.join("volume-0"));
-        assert!(matches!(DataDir::create(&path, Incarnation(1), &[]), Err(OpenError::Exists { .. })));
-    }
-
-    #[test]
-    fn what_init_writes_first_may_be_there() {
-        let directory = directory();
-        assert!(fs::write(directory.path().join("culver.toml"), "").is_ok());
-        assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
-        DataDir::create(directory.path(), Incarnation(1), &[]).expect("a settings file is no obstacle");
-    }
-
-    #[test]
-    fn a_creation_that_was_cut_short_is_made_good() {
-        let directory = directory();
-        fs::create_dir(directory.path().join("volume-0")).expect("it can be made");
-        fs::write(directory.path().join("CULVER.new"), "{\"for").expect("it can be written");
-        assert!(matches!(refused(directory.path(), "culver init"), OpenError::Empty { .. }));
-        DataDir::create(directory.path(), Incarnation(1), &[]).expect("what is left of a creation is no obstacle");
-        DataDir::open(directory.path()).expect("it was just created");
-    }
-
-    #[test]
-    fn a_directory_that_cannot_be_made() {
-        let directory = directory();
-        let file = directory.path().join("file");
-        fs::write(&file, "x").expect("it can be written");
-        let made = DataDir::create(&file.join("below"), Incarnation(1), &[]);
-        assert!(matches!(made, Err(OpenError::Unwritable { .. })), "{made:?}");
-    }
-
-    #[test]
-    fn a_missing_directory() {
-        let path = directory().path().join("none");
-        assert!(matches!(refused(&path, "culver init --data-dir"), OpenError::Missing { .. }));
-    }
-
-    #[test]
-    fn an_empty_directory() {
-        assert!(matches!(refused(directory().path(), "culver init --data-dir"), OpenError::Empty { .. }));
-    }
-
-    #[test]
-    fn a_foreign_directory() {
-        let directory = directory();
-        fs::write(directory.path().join("thesis.tex"), "x").expect("it can be written");
-        assert!(matches!(refused(directory.path(), "name another directory"), OpenError::Foreign { .. }));
-        assert!(matches!(DataDir::create(directory.path(), Incarnation(1), &[]), Err(OpenError::Foreign { .. })));
-        let file = directory.path().join("thesis.tex");
-        assert!(matches!(refused(&file, "name another directory"), OpenError::Foreign { .. }));
-    }
-
-    #[test]
-    fn a_newer_format() {
-        let directory = directory();
-        fs::write(directory.path().join(MARKER), r#"{"format": 7, "unheard": ["of"]}"#).expect("it can be written");
-        let error = refused(directory.path(), "use the version that wrote it");
-        assert!(matches!(error, OpenError::Newer { found: 7, known: FORMAT, .. }));
-    }
-
-    #[test]
-    fn a_damaged_marker() {
-        for text in [
-            "",
-            "{",
-            "{\"format\": 1}",
-            "\u{0}\u{0}",
-            r#"{"format":1,"incarnation":"zz","shard_count":64,"volumes":["volume-0"]}"#,
-        ] {
-            let directory = directory();
-            fs::write(directory.path().join(MARKER), text).expect("it can be written");
-            assert!(matches!(refused(directory.path(), "backup"), OpenError::Marker { .. }));
-        }
-    }
-
-    #[test]
-    fn a_directory_that_is_held() {
-        let directory = directory();
-        DataDir::create(directory.path(), Incarnation(1), &[]).expect("an empty directory is made");
-        let held = DataDir::open(directory.path()).expect("it was just created");
-        let pid = std::process::id();
-        let error = refused(directory.path(), &format!("process {pid}: stop that process first"));
-        assert!(matches!(error, OpenError::Held { pid: Some(found), .. } if found == pid));
-        drop(held);
-        DataDir::open(directory.path()).expect("nobody holds it any more");
-    }
-
-    #[test]
-    fn a_directory_that_cannot_be_written() {
-        let directory = directory();
-        DataDir::create(directory.path(), Incarnation(1), &[]).expect("an empty directory is made");
-        // Not by permissions, for root may write anywhere.
-        fs::create_dir(directory.path().join(LOCK)).expect("it can be made");
-        assert!(matches!(refused(directory.path(), "belongs to the user"), OpenError::Unwritable { .. }));
-    }
 }
