@@ -5,8 +5,11 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use culver_protocol::error::{ErrorClass, ErrorCode};
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
-use culver_protocol::limits::{BODY_LEN_MAX, ENTRY_OVERHEAD, HEADER_LEN};
-use culver_protocol::message::{Accepted, EntryView, SendView, decode_ack, encode_deliver};
+use culver_protocol::limits::{
+    BODY_LEN_MAX, CONVERSATIONS_PAGE_MAX, ENTRY_OVERHEAD, HEADER_LEN, PREVIEW_LEN_MAX, RECEIPT_MARKS_MAX,
+    SYNC_CONVERSATIONS_MAX,
+};
+use culver_protocol::message::{Accepted, EntryView, MarkView, SendView, decode_ack, encode_deliver, encode_receipt};
 use culver_protocol::preamble::Preamble;
 use culver_protocol::proto;
 use culver_protocol::record::{Cipher, FrameError, Record, RecordType, split};
@@ -43,6 +46,15 @@ prop_compose! {
             sender_device: sender_device.into(),
             payload: payload.into(),
         }
+    }
+}
+
+prop_compose! {
+    fn mark()(numbers in any::<[u64; 5]>(), small in any::<bool>(), conversation in any::<[u8; 16]>()) -> MarkView {
+        let [delivered, read, expired_after, expired_through, own_read] =
+            numbers.map(|number| ConversationSeq(if small { number % 3 } else { number }));
+        let conversation = ConversationId(conversation);
+        MarkView { conversation, delivered, read, expired_after, expired_through, own_read }
     }
 }
 
@@ -114,6 +126,24 @@ proptest! {
             prop_assert!(entry.encoded_len() <= entry.payload.len() + ENTRY_OVERHEAD);
         }
         prop_assert_eq!(encoded, proto::Deliver { previous, entries }.encode_to_vec());
+    }
+
+    #[test]
+    fn receipt_is_what_prost_makes_of_it(version in any::<u64>(), marks in vec(mark(), 0..8)) {
+        let mut encoded = Vec::new();
+        encode_receipt(&mut encoded, version, marks.iter().copied());
+        let marks = marks
+            .iter()
+            .map(|mark| proto::Mark {
+                conversation: Bytes::copy_from_slice(&mark.conversation.0),
+                delivered: mark.delivered.0,
+                read: mark.read.0,
+                expired_after: mark.expired_after.0,
+                expired_through: mark.expired_through.0,
+                own_read: mark.own_read.0,
+            })
+            .collect();
+        prop_assert_eq!(encoded, proto::Receipt { version, marks }.encode_to_vec());
     }
 
     #[test]
@@ -223,6 +253,39 @@ proptest! {
         prop_assert_eq!(conversation.direct_users(), Some((UserId(a.min(b)), UserId(a.max(b)))));
         prop_assert_eq!(conversation.direct_peer(UserId(a)), Some(UserId(b)));
     }
+}
+
+/// The longest RECEIPT and the longest page of a list fit a record.
+#[test]
+fn full_receipts_and_lists_fit_a_record() {
+    let most = ConversationSeq(u64::MAX);
+    let conversation = ConversationId([0xFF; 16]);
+    let (delivered, read, expired_after, expired_through, own_read) = (most, most, most, most, most);
+    let mark = MarkView { conversation, delivered, read, expired_after, expired_through, own_read };
+    let mut record = Vec::new();
+    Cipher::default().seal(&mut record, RecordType::Receipt, |out| {
+        encode_receipt(out, u64::MAX, std::iter::repeat_n(mark, RECEIPT_MARKS_MAX));
+    });
+    let id = Bytes::copy_from_slice(&conversation.0);
+    let entry = proto::Entry {
+        inbox_seq: u64::MAX,
+        conversation: id.clone(),
+        conversation_seq: u64::MAX,
+        message_id: u64::MAX,
+        server_time_ms: u64::MAX,
+        sender: u64::MAX,
+        sender_device: u16::MAX.into(),
+        payload: vec![0; PREVIEW_LEN_MAX].into(),
+    };
+    let (last_seq, unread, waiting, read) = (u64::MAX, u64::MAX, u64::MAX, u64::MAX);
+    let item = proto::ConversationItem { conversation: id, last_seq, unread, waiting, read, last: Some(entry) };
+    let conversations = vec![item.clone(); SYNC_CONVERSATIONS_MAX];
+    let start = proto::SyncStart { entries: u64::MAX, through: u64::MAX, conversations };
+    Cipher::default().seal_message(&mut record, RecordType::SyncStart, &start);
+    let page = proto::Conversations { items: vec![item; CONVERSATIONS_PAGE_MAX], next: vec![0; 256].into() };
+    let result = Some(proto::rpc_result::Result::Conversations(page));
+    let answer = proto::RpcResult { id: u64::MAX, error: None, result };
+    Cipher::default().seal_message(&mut record, RecordType::RpcResult, &answer);
 }
 
 #[test]

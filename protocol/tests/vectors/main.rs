@@ -1,23 +1,27 @@
 //! The fixed byte vectors: hex in, meaning out, and the same hex from the meaning where the form is canonical.
 //!
-//! `tests/vectors/*.json` are written by hand from the schema, not by this code. In them 64-bit numbers are decimal
+//! The `*.json` beside this file are written by hand from the schema, not by this code. In them 64-bit numbers are decimal
 //! strings and bytes are hex. A field that is absent from `canonical` is `true`: our encoders give these very bytes.
+
+mod meaning;
 
 use bytes::Bytes;
 use culver_protocol::client::{Client, ClientConfig, Credential, Event};
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
 use culver_protocol::limits::{BODY_LEN_MAX, CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN};
-use culver_protocol::message::{Accepted, EntryView, SendView, decode_ack, encode_deliver};
+use culver_protocol::message::{SendView, decode_ack};
 use culver_protocol::preamble::Preamble;
 use culver_protocol::proto;
 use culver_protocol::record::{Cipher, FrameError, Record, RecordType, may_be_ignored, split};
 use prost::Message;
 use serde_json::{Value, json};
 
+use meaning::meaning;
+
 #[test]
 fn preambles() {
-    for vector in read(include_str!("vectors/preamble.json")) {
+    for vector in read(include_str!("preamble.json")) {
         let bytes = hex_of(&vector).try_into().expect("a preamble has 8 bytes");
         let preamble = match Preamble::decode(bytes) {
             Ok(preamble) => preamble,
@@ -45,7 +49,7 @@ fn preambles() {
 
 #[test]
 fn logins() {
-    for vector in read(include_str!("vectors/login.json")) {
+    for vector in read(include_str!("login.json")) {
         let bytes = hex_of(&vector);
         let login = match split(&bytes, 1, HANDSHAKE_LEN_MAX) {
             Ok(None) => {
@@ -69,6 +73,8 @@ fn logins() {
             "credit_entries": login.credit_entries,
             "credit_bytes": login.credit_bytes,
             "client": login.client,
+            "fetch": login.fetch,
+            "receipts": login.receipts.to_string(),
         });
         let (name, value) = match login.credential.as_ref().expect("every vector has one") {
             proto::login::Credential::Token(token) => ("token", token.clone()),
@@ -85,7 +91,7 @@ fn logins() {
 #[test]
 fn records() {
     let mut kinds_seen = Vec::new();
-    for vector in read(include_str!("vectors/records.json")) {
+    for vector in read(include_str!("records.json")) {
         let bytes = hex_of(&vector);
         let is_client = vector.get("from") == Some(&json!("client"));
         let len_max = if is_client { CLIENT_BODY_LEN_MAX } else { BODY_LEN_MAX };
@@ -110,7 +116,7 @@ fn records() {
 
 #[test]
 fn mistakes_of_a_client() {
-    for vector in read(include_str!("vectors/errors.json")) {
+    for vector in read(include_str!("errors.json")) {
         let outcome = judge(&hex_of(&vector)).unwrap_or_else(|error| format!("{error:?}"));
         assert_eq!(vector.get("outcome"), Some(&json!(outcome)), "{vector}");
     }
@@ -133,7 +139,7 @@ fn session() {
     let mut written = Vec::new();
     assert_eq!(client.poll_event(), Some(Event::Connect));
     client.handle_connected(now_us);
-    for step in read(include_str!("vectors/session.json")) {
+    for step in read(include_str!("session.json")) {
         let what = step.get("what").and_then(Value::as_str).expect("each step says what it is");
         let bytes = hex_of(&step);
         match step.get("from").and_then(Value::as_str) {
@@ -201,143 +207,17 @@ fn judge(bytes: &[u8]) -> Result<String, ErrorCode> {
             ClientMessageId::try_from(send.client_message_id).map_err(|_| ErrorCode::ClientMessageIdInvalid)?;
             ConversationId::try_from(send.conversation).map_err(|_| ErrorCode::ConversationInvalid)?;
         }
+        RecordType::Rpc => {
+            let rpc = proto::Rpc::decode(record.body).map_err(bad)?;
+            let is_good = match rpc.request.ok_or(ErrorCode::RequestInvalid)? {
+                proto::rpc::Request::MarkRead(mark) => ConversationId::try_from(mark.conversation.as_ref()).is_ok(),
+                _ => true,
+            };
+            return if is_good { Ok("accepted".into()) } else { Err(ErrorCode::RequestInvalid) };
+        }
         _ => return Err(ErrorCode::OutOfState),
     }
     Ok("accepted".into())
-}
-
-/// What a record says, and the bytes that our encoders give for it.
-fn meaning(kind: RecordType, body: &[u8]) -> (Value, Vec<u8>) {
-    fn read<M: Message + Default>(body: &[u8], fields: impl Fn(&M) -> Value) -> (Value, Vec<u8>) {
-        let message = M::decode(body).expect("the vector is protobuf");
-        (fields(&message), message.encode_to_vec())
-    }
-    match kind {
-        RecordType::Ready => read(body, |_: &proto::Ready| json!({})),
-        RecordType::Welcome => read(body, |welcome: &proto::Welcome| {
-            json!({
-                "ticket": hex::encode(&welcome.ticket),
-                "ticket_expires_ms": welcome.ticket_expires_ms.to_string(),
-                "incarnation": welcome.incarnation.to_string(),
-                "server_time_ms": welcome.server_time_ms.to_string(),
-                "keep_alive_s": welcome.keep_alive_s,
-                "credit_entries": welcome.credit_entries,
-                "credit_bytes": welcome.credit_bytes,
-                "version": welcome.version,
-            })
-        }),
-        RecordType::Ping => read(body, |ping: &proto::Ping| json!({ "nonce": ping.nonce.to_string() })),
-        RecordType::Pong => read(body, |pong: &proto::Pong| json!({ "nonce": pong.nonce.to_string() })),
-        RecordType::Goaway => read(body, |goaway: &proto::Goaway| {
-            json!({
-                "reason": goaway.reason().as_str_name(),
-                "reconnect_min_ms": goaway.reconnect_min_ms,
-                "reconnect_max_ms": goaway.reconnect_max_ms,
-                "alternates": goaway.alternates,
-            })
-        }),
-        RecordType::Error => read(body, error_fields),
-        RecordType::Send => {
-            let view = SendView::decode(body).expect("the vector is a SEND");
-            let mut encoded = Vec::new();
-            view.encode(&mut encoded);
-            let fields = json!({
-                "client_message_id": hex::encode(view.client_message_id),
-                "conversation": hex::encode(view.conversation),
-                "payload": hex::encode(view.payload),
-            });
-            (fields, encoded)
-        }
-        RecordType::SendResult => send_result_meaning(body),
-        RecordType::Deliver => deliver_meaning(body),
-        RecordType::Ack => {
-            let (through, credit_entries, credit_bytes) = decode_ack(body).expect("the vector is an ACK");
-            let fields = json!({
-                "inbox_seq": through.0.to_string(),
-                "credit_entries": credit_entries,
-                "credit_bytes": credit_bytes,
-            });
-            (fields, proto::Ack { inbox_seq: through.0, credit_entries, credit_bytes }.encode_to_vec())
-        }
-        RecordType::Gap => read(body, |gap: &proto::Gap| {
-            json!({
-                "start": gap.start.to_string(),
-                "reset": gap.reset,
-                "incarnation": gap.incarnation.to_string(),
-            })
-        }),
-    }
-}
-
-fn error_fields(error: &proto::Error) -> Value {
-    json!({
-        "code": error.code,
-        "retry_after_ms": error.retry_after_ms,
-        "scope": error.scope().as_str_name(),
-        "request_id": hex::encode(&error.request_id),
-        "detail": error.detail,
-    })
-}
-
-/// Accepted ones through the encoder of the hot path, rejections through prost.
-fn send_result_meaning(body: &[u8]) -> (Value, Vec<u8>) {
-    let result = proto::SendResult::decode(body).expect("the vector is protobuf");
-    let fields = json!({
-        "client_message_id": hex::encode(&result.client_message_id),
-        "conversation_seq": result.conversation_seq.to_string(),
-        "message_id": result.message_id.to_string(),
-        "server_time_ms": result.server_time_ms.to_string(),
-        "inbox_seq": result.inbox_seq.to_string(),
-        "duplicate": result.duplicate,
-        "error": result.error.as_ref().map(error_fields),
-    });
-    if result.error.is_some() {
-        return (fields, result.encode_to_vec());
-    }
-    let mut encoded = Vec::new();
-    let accepted = Accepted {
-        client_message_id: ClientMessageId::try_from(result.client_message_id.as_ref()).expect("16 bytes"),
-        conversation_seq: ConversationSeq(result.conversation_seq),
-        message_id: MessageId(result.message_id),
-        server_time_ms: result.server_time_ms,
-        inbox_seq: InboxSeq(result.inbox_seq),
-        duplicate: result.duplicate,
-    };
-    accepted.encode(&mut encoded);
-    (fields, encoded)
-}
-
-fn deliver_meaning(body: &[u8]) -> (Value, Vec<u8>) {
-    let deliver = proto::Deliver::decode(body).expect("the vector is protobuf");
-    let entries: Vec<Value> = deliver
-        .entries
-        .iter()
-        .map(|entry| {
-            json!({
-                "inbox_seq": entry.inbox_seq.to_string(),
-                "conversation": hex::encode(&entry.conversation),
-                "conversation_seq": entry.conversation_seq.to_string(),
-                "message_id": entry.message_id.to_string(),
-                "server_time_ms": entry.server_time_ms.to_string(),
-                "sender": entry.sender.to_string(),
-                "sender_device": entry.sender_device,
-                "payload": hex::encode(&entry.payload),
-            })
-        })
-        .collect();
-    let mut encoded = Vec::new();
-    let views = deliver.entries.iter().map(|entry| EntryView {
-        inbox_seq: InboxSeq(entry.inbox_seq),
-        conversation: ConversationId::try_from(entry.conversation.as_ref()).expect("16 bytes"),
-        conversation_seq: ConversationSeq(entry.conversation_seq),
-        message_id: MessageId(entry.message_id),
-        server_time_ms: entry.server_time_ms,
-        sender: UserId(entry.sender),
-        sender_device: DeviceId(u16::try_from(entry.sender_device).expect("a device")),
-        payload: &entry.payload,
-    });
-    encode_deliver(&mut encoded, InboxSeq(deliver.previous), views);
-    (json!({ "previous": deliver.previous.to_string(), "entries": entries }), encoded)
 }
 
 fn read(file: &str) -> Vec<Value> {
