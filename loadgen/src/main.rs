@@ -47,6 +47,11 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen floor --pairs 64 --in-flight 8\n  culver-loadgen floor --rate 5000 --sync --data-dir /var/tmp --json -"
     )]
     Floor(Box<scenario::floor::FloorOptions>),
+    /// What receipts add to the server CPU of a message
+    #[command(
+        after_help = "Examples:\n  culver-loadgen cost receipts --in-flight 1 --with-floor --added-to-floor-max 1.15 \\\n    --plain-target 127.0.0.1:7410 --plain-ops 127.0.0.1:7411 --plain-credentials plain/dev-credentials.json"
+    )]
+    Cost(Box<scenario::cost::CostOptions>),
     /// Kills the server under load again and again: nothing acknowledged may be lost
     #[command(
         after_help = "Examples:\n  culver-loadgen crash --culver target/release/culver --rounds 20 --kill-after 200ms..2s\n  culver-loadgen crash --culver ./culver --verify-each-round -- --reactors 2"
@@ -100,6 +105,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Floor(options) => {
             let to = options.json_to();
             publish(&scenario::floor::run(*options)?, &to)
+        }
+        Scenario::Cost(options) => {
+            let to = options.json_to();
+            publish(&scenario::cost::run(*options)?, &to)
         }
         Scenario::Crash(options) => {
             let to = options.json_to();

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+use super::cost::Added;
 use super::pairs::{PairLoad, PairOutcome, PairRun, SlotLatencies};
 use crate::clock::Clock;
 use crate::options::{PairOptions, RunOptions, TargetOptions, TimeOptions};
@@ -45,6 +46,9 @@ pub(crate) struct ChatOptions {
     /// Where the relay's synced file goes [default: the temporary directory]
     #[arg(long, requires = "floor_sync", value_name = "DIR")]
     floor_data_dir: Option<std::path::PathBuf>,
+    /// Measure the relay a second time, with receipts: the difference is what the added frames cost
+    #[arg(long, requires = "with_floor")]
+    floor_receipts: bool,
     #[command(flatten)]
     thresholds: Thresholds,
 }
@@ -99,6 +103,10 @@ struct ChatResult {
     last: PairMeasurement,
     runs: Vec<PairMeasurement>,
     floor_runs: Vec<PairMeasurement>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    floor_receipt_runs: Vec<PairMeasurement>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor_receipt_cpu: Option<Added>,
     #[serde(skip_serializing_if = "Option::is_none")]
     comparison: Option<Comparison>,
 }
@@ -120,21 +128,30 @@ pub(crate) fn run(mut options: ChatOptions) -> Result<Document> {
     options.pairs.default_to_closed_loop();
     let progress = options.run.progress("chat");
     let mut culver = options.target.find()?;
-    let (mut runs, mut floor_runs) = (Vec::new(), Vec::new());
+    let (mut runs, mut floor_runs, mut floor_receipt_runs) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..u64::from(options.interleave) {
         let load = options.pairs.load(&options.run, seed, number);
         if options.with_floor {
-            let settings =
-                FloorSettings { sync: options.floor_sync, data_dir: options.floor_data_dir.clone(), receipts: false };
+            let (sync, data_dir) = (options.floor_sync, options.floor_data_dir.clone());
+            let mut settings = FloorSettings { sync, data_dir, receipts: false };
             floor_runs.push(measure_floor(&settings, &load, &options.time, &progress)?);
+            settings.receipts = options.floor_receipts;
+            if settings.receipts {
+                floor_receipt_runs.push(measure_floor(&settings, &load, &options.time, &progress)?);
+            }
         }
         runs.push(measure("culver", &mut culver, &load, &options.time, &progress)?);
     }
     let comparison = options.with_floor.then(|| Comparison::of(&runs, &floor_runs));
-    let missed = options.thresholds.check(&runs, &floor_runs, comparison.as_ref());
+    let mut missed = options.thresholds.check(&runs, &floor_runs, comparison.as_ref());
+    missed.extend(PairMeasurement::check_all(&floor_receipt_runs));
     let last = runs.last().expect("at least one run").clone();
-    let text = render(&runs, &floor_runs, comparison.as_ref());
-    let result = ChatResult { last, runs, floor_runs, comparison };
+    let mut text = render(&runs, &floor_runs, comparison.as_ref());
+    let floor_receipt_cpu = options.floor_receipts.then(|| Added::between(&floor_runs, &floor_receipt_runs));
+    if let Some(added) = &floor_receipt_cpu {
+        text += &added.line("floor, receipts");
+    }
+    let result = ChatResult { last, runs, floor_runs, floor_receipt_runs, floor_receipt_cpu, comparison };
     Document::new("chat", seed, &options, &result, text, missed)
 }
 
@@ -201,6 +218,15 @@ impl PairMeasurement {
             errors_by_code: outcome.errors,
             violations: outcome.violations,
         }
+    }
+
+    /// Misses of several runs.
+    pub(crate) fn check_all(runs: &[Self]) -> Vec<String> {
+        let mut misses = Misses::default();
+        for run in runs {
+            run.check(&mut misses);
+        }
+        misses.into_vec()
     }
 
     /// Misses that need no threshold: the promises themselves.

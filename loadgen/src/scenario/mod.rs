@@ -1,6 +1,7 @@
 //! The scenarios: each takes its options, puts a target under load, and makes a document of what it saw.
 
 pub(crate) mod chat;
+pub(crate) mod cost;
 pub(crate) mod crash;
 pub(crate) mod density;
 pub(crate) mod drain;
