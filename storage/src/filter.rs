@@ -1,8 +1,22 @@
 //! Which rows nothing needs any more: the decision that every engine takes when it merges rows. Reads no engine itself.
+//!
+//! | family | a row is dropped | decided by |
+//! |---|---|---|
+//! | `inbox` | at or below the floor | the `user` row of its inbox |
+//! | `outbox` | at or below the head of its stream | the `meta` row of that head |
+//! | `dedup` | if its message is older than [`Retention::dedup_before_ms`] | that alone |
+//!
+//! Everything else is kept, and so is whatever cannot be read or is not known here. What decides is looked up in the
+//! same engine, where a row is readable only once it is durable: nothing is dropped by what a crash could take back.
+//! Floors, heads and that time never go back, so a row that may be dropped once may always be.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How long rows are kept that have an age. Shared by who knows the time and who drops rows; all start at 0: keep all.
+use crate::engine::Family;
+use crate::key::{self, MetaKind, ShardId};
+use crate::value::{self, DedupRow, UserRow};
+
+/// How long rows are kept that have an age. Shared by who knows the time and who drops rows; it starts by keeping all.
 #[derive(Debug, Default)]
 pub struct Retention {
     dedup_before_ms: AtomicU64,
@@ -19,4 +33,100 @@ impl Retention {
     pub fn forget_dedup_before(&self, time_ms: u64) {
         self.dedup_before_ms.fetch_max(time_ms, Ordering::Relaxed);
     }
+}
+
+/// Decides about the rows of one family, in one pass over them. It remembers what it looked up last, and rows come in
+/// order: one lookup an inbox, and one a stream.
+#[derive(Debug)]
+pub struct Filter {
+    family: Family,
+    dedup_before_ms: u64,
+    /// The key of the row that was looked up last, and the place that it says is no longer needed.
+    last: Option<(Vec<u8>, u64)>,
+}
+
+impl Filter {
+    /// Whether rows of this family are ever dropped.
+    #[must_use]
+    pub fn drops_any(family: Family) -> bool {
+        matches!(family, Family::Inbox | Family::Outbox | Family::Dedup)
+    }
+
+    /// Begins a pass.
+    #[must_use]
+    pub fn new(family: Family, retention: &Retention) -> Self {
+        Self { family, dedup_before_ms: retention.dedup_before_ms(), last: None }
+    }
+
+    /// Whether nothing needs a row. `look_up` reads another row as it is durable; `None`: it is not there, or cannot be
+    /// read.
+    pub fn drops(&mut self, key: &[u8], value: &[u8], look_up: impl FnOnce(Family, &[u8]) -> Option<Vec<u8>>) -> bool {
+        match self.family {
+            Family::Inbox => self.drops_entry(key, value, look_up).unwrap_or(false),
+            Family::Outbox => self.drops_outgoing(key, value, look_up).unwrap_or(false),
+            Family::Dedup => self.drops_dedup(key, value).unwrap_or(false),
+            _ => false,
+        }
+    }
+
+    fn drops_entry(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        look_up: impl FnOnce(Family, &[u8]) -> Option<Vec<u8>>,
+    ) -> Option<bool> {
+        let (shard, user, seq) = key::decode_inbox(key)?;
+        value::decode_inbox(seq, value).ok()?;
+        let floor = |row: Vec<u8>| UserRow::decode(&row).map_or(0, |row| row.floor.0);
+        let user = key::user(shard, user);
+        Some(seq.0 <= self.through(&user, || look_up(Family::User, &user).map_or(0, floor)))
+    }
+
+    fn drops_outgoing(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        look_up: impl FnOnce(Family, &[u8]) -> Option<Vec<u8>>,
+    ) -> Option<bool> {
+        let (stream, n) = decode_outbox(key)?;
+        decode_item(value)?;
+        let head = |row: Vec<u8>| decode_number(&row).unwrap_or(0);
+        Some(n <= self.through(&stream, || look_up(Family::Meta, &stream).map_or(0, head)))
+    }
+
+    fn drops_dedup(&self, key: &[u8], value: &[u8]) -> Option<bool> {
+        key::decode_dedup(key)?;
+        Some(DedupRow::decode(value).ok()?.message_id.time_ms() < self.dedup_before_ms)
+    }
+
+    /// The place that the row under `key` says is no longer needed; what `read` gives is remembered.
+    fn through(&mut self, key: &[u8], read: impl FnOnce() -> u64) -> u64 {
+        match &self.last {
+            Some((last, through)) if last == key => *through,
+            _ => self.last.insert((key.to_vec(), read())).1,
+        }
+    }
+}
+
+// What follows moves to `key` and `value` as soon as they know outbox rows.
+
+fn decode_outbox(key: &[u8]) -> Option<([u8; key::META_KEY_LEN], u64)> {
+    let (from, rest) = key::split_u16(key)?;
+    let (to, rest) = key::split_u16(rest)?;
+    let (lane, rest) = rest.split_first()?;
+    let (n, rest) = key::split_u64(rest)?;
+    let mut head = key::meta(ShardId(from), MetaKind::Time, u64::from(to) << 8 | u64::from(*lane));
+    *head.get_mut(2)? = 4;
+    rest.is_empty().then_some((head, n))
+}
+
+fn decode_item(value: &[u8]) -> Option<()> {
+    let (version, _) = value.split_first()?;
+    (*version <= 2).then_some(())
+}
+
+fn decode_number(value: &[u8]) -> Option<u64> {
+    let (_, rest) = value.split_first()?;
+    let (number, rest) = key::split_u64(rest)?;
+    rest.is_empty().then_some(number)
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::batch::Batch;
 use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
 use crate::error::EngineError;
-use crate::filter::Retention;
+use crate::filter::{Filter, Retention};
 
 type Rows = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
 
@@ -209,7 +209,20 @@ impl Engine for MemoryEngine {
     fn memory(&self) -> EngineMemory {
         EngineMemory::default()
     }
+    /// What is not synced keeps nothing alive and lets nothing go: only what a crash cannot take decides.
     fn compact(&self) -> Result<(), EngineError> {
+        let mut state = self.state.lock();
+        let State { rows, synced, .. } = &mut *state;
+        let mut filters = Family::ALL.map(|family| Filter::new(family, &self.retention));
+        let mut drops = |(family, key): &(Family, Vec<u8>), value: &[u8]| {
+            let filter = filters.get_mut(family.index()).expect("a family's index is below their count");
+            filter.drops(key, value, |family, key| synced.get(&(family, key.to_vec())).cloned())
+        };
+        let gone: Vec<_> = rows.iter().filter(|(key, value)| drops(key, value)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            rows.remove(&key);
+            synced.remove(&key);
+        }
         Ok(())
     }
 }

@@ -227,7 +227,7 @@ fn folders_that_cannot_be_volumes() {
     assert_eq!(create(&[below_a.clone(), a.clone()], "an empty folder"), VolumeProblem::NotEmpty);
     fs::remove_dir(&below_a).expect("it can be removed");
     assert_eq!(create(&[a.clone(), below_a], "a folder for each"), VolumeProblem::Repeated);
-    assert_eq!(create(&[data.clone()], "this volume alone"), VolumeProblem::Around);
+    assert_eq!(create(std::slice::from_ref(&data), "this volume alone"), VolumeProblem::Around);
     let many: Vec<PathBuf> = (0..=VOLUMES_MAX).map(|index| directory.path().join(index.to_string())).collect();
     assert_eq!(create(&many, "at most 16"), VolumeProblem::TooMany);
     assert!(!data.join(MARKER).exists());
