@@ -74,7 +74,8 @@ pub enum EffectKind {
         /// follows.
         entries: Vec<InboxEntry>,
     },
-    /// Delivery of nothing: what comes next the device sent itself.
+    /// Delivery of nothing: what comes next the device sent itself. Joins on as `Deliver` does; no byte of it is written,
+    /// so that unsent bytes do not matter.
     Skipped {
         /// The session's index in the hub's directory.
         online: u32,
@@ -85,7 +86,8 @@ pub enum EffectKind {
         /// Up to here.
         through: InboxSeq,
     },
-    /// What came next is no longer kept: the session goes on at `start`.
+    /// What came next is no longer kept: the session goes on at `start`. Joins on as `Deliver` does, and like it is
+    /// dropped where it does not or bytes are unsent; the session has acknowledged what precedes `start`.
     Gap {
         /// The session's index in the hub's directory.
         online: u32,
@@ -96,7 +98,7 @@ pub enum EffectKind {
         /// The first seq that is kept.
         start: InboxSeq,
     },
-    /// A backlog begins.
+    /// A backlog begins. Written whether or not bytes are unsent.
     SyncStart {
         /// The session's index in the hub's directory.
         online: u32,
@@ -107,17 +109,22 @@ pub enum EffectKind {
         /// The most recent conversations, most recent first.
         conversations: Vec<ConversationView>,
     },
-    /// The backlog is through.
+    /// The backlog is through. Written if the session was sent everything up to `through`, even while bytes are unsent;
+    /// else dropped, for deliveries before it were, and it will come again with them.
     SyncDone {
         /// The session's index in the hub's directory.
         online: u32,
         /// The last of it.
         through: InboxSeq,
     },
-    /// What became of what the user sent.
+    /// What became of what the user sent. Written even while bytes are unsent.
     Receipt {
         /// The session's index in the hub's directory.
         online: u32,
+        /// How often its receipts had been taken back by then.
+        turn: u8,
+        /// The session was told everything up to this version.
+        after: u64,
         /// Who has persisted these marks and all before needs nothing up to here.
         version: u64,
         /// The marks.
@@ -141,7 +148,7 @@ pub enum Answer {
     },
     /// The user has read up to here.
     MarkedRead {
-        /// Up to here; beyond what was asked if it had been beyond.
+        /// As it was asked.
         seq: ConversationSeq,
     },
     /// The user's devices, by ascending number.
