@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use culver_protocol::limits::{KEEP_ALIVE_S_DEFAULT, KEEP_ALIVE_S_MAX, KEEP_ALIVE_S_MIN};
+use culver_storage::topology::HUBS_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -24,6 +25,16 @@ pub const LOGIN_TIMEOUT_S_MAX: u64 = 300;
 pub const TICKET_LIFE_S_MAX: u64 = 366 * 24 * 3600;
 /// Widest difference between clocks that is made up for.
 pub const TOKEN_LEEWAY_S_MAX: u64 = 600;
+/// Most reader threads of a volume.
+pub const READERS_MAX: usize = 64;
+/// Shortest time that undelivered entries are kept.
+pub const RETENTION_DAYS_MIN: u32 = 30;
+/// Longest time that entries and devices are kept: ten years.
+pub const DAYS_MAX: u32 = 3660;
+/// Narrowest quota of an inbox in bytes: a few of the longest entries fit.
+pub const QUOTA_BYTES_MIN: u64 = 256 * 1024;
+/// Widest quota of an inbox, in entries as in bytes.
+pub const QUOTA_MAX: u64 = 1 << 40;
 /// Longest span of a shutdown's reconnects, and longest flush.
 pub const SHUTDOWN_S_MAX: u64 = 3600;
 
@@ -71,16 +82,26 @@ pub struct Config {
     /// The data directory: a flag, never in the file.
     #[serde(skip)]
     pub data_dir: PathBuf,
+    /// The folders of its volumes, in the order in which it was made with them: flags, never in the file. None:
+    /// whichever it has.
+    #[serde(skip)]
+    pub volumes: Vec<PathBuf>,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where operators connect.
     pub ops: SocketAddr,
     /// Reactor threads; 0: see [`Config::reactor_count`].
     pub reactors: usize,
+    /// Hub threads; 0: one a volume. See [`Config::hub_count`].
+    pub hubs: u16,
+    /// Threads that read from the disk, for each volume.
+    pub readers: usize,
     /// Most connections; 0: as many as the descriptor limit allows.
     pub connections_max: u32,
     /// Seconds until a connection must have logged in.
     pub login_timeout_s: u64,
+    /// What inboxes keep.
+    pub inbox: Inbox,
     /// Keep-alives.
     pub keep_alive: KeepAlive,
     /// Resume tickets.
@@ -91,6 +112,20 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Logs.
     pub log: Log,
+}
+
+/// What inboxes keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Inbox {
+    /// Days after which an undelivered entry expires.
+    pub retention_days: u32,
+    /// Days after which a device that has not been seen no longer holds the inbox.
+    pub device_days: u32,
+    /// Entries that may wait.
+    pub quota_entries: u64,
+    /// Bytes that may wait.
+    pub quota_bytes: u64,
 }
 
 /// Bounds of the agreed keep-alive.
@@ -195,7 +230,14 @@ impl Config {
             return Err(ConfigError::Value { setting: "ops", value: self.ops.to_string(), remedy });
         }
         let KeepAlive { default_s, min_s, max_s } = self.keep_alive;
+        let Inbox { retention_days, device_days, quota_entries, quota_bytes } = self.inbox;
         within("reactors", self.reactors as u64, 0, REACTORS_MAX as u64)?;
+        within("hubs", self.hubs.into(), 0, HUBS_MAX.into())?;
+        within("readers", self.readers as u64, 1, READERS_MAX as u64)?;
+        within("inbox.retention_days", retention_days.into(), RETENTION_DAYS_MIN.into(), DAYS_MAX.into())?;
+        within("inbox.device_days", device_days.into(), 1, DAYS_MAX.into())?;
+        within("inbox.quota_entries", quota_entries, 1, QUOTA_MAX)?;
+        within("inbox.quota_bytes", quota_bytes, QUOTA_BYTES_MIN, QUOTA_MAX)?;
         within("connections_max", self.connections_max.into(), 0, CONNECTIONS_MAX.into())?;
         within("login_timeout_s", self.login_timeout_s, 1, LOGIN_TIMEOUT_S_MAX)?;
         within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
@@ -217,6 +259,19 @@ impl Config {
         }
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         (cores / 2).clamp(1, REACTORS_MAX)
+    }
+
+    /// How many hubs to run on so many volumes: the number asked for, or one each.
+    ///
+    /// # Errors
+    /// There are more volumes than hubs, or than there can be hubs.
+    pub fn hub_count(&self, volumes: u16) -> Result<u16, ConfigError> {
+        let hubs = if self.hubs == 0 { volumes } else { self.hubs };
+        if (volumes..=HUBS_MAX).contains(&hubs) {
+            return Ok(hubs);
+        }
+        let remedy = format!("each of the {volumes} volumes needs a hub of its own: choose {volumes} to {HUBS_MAX}");
+        Err(ConfigError::Value { setting: "hubs", value: hubs.to_string(), remedy })
     }
 }
 
@@ -250,15 +305,25 @@ impl Default for Config {
             data_dir: PathBuf::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             ops: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            volumes: Vec::new(),
             reactors: 0,
+            hubs: 0,
+            readers: 2,
             connections_max: 0,
             login_timeout_s: 10,
+            inbox: Inbox::default(),
             keep_alive: KeepAlive::default(),
             ticket: Ticket::default(),
             token: Token::default(),
             shutdown: Shutdown::default(),
             log: Log::default(),
         }
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { retention_days: 365, device_days: 90, quota_entries: 100_000, quota_bytes: 256 << 20 }
     }
 }
 
@@ -353,10 +418,24 @@ mod tests {
     #[test]
     fn values_out_of_bounds_are_named() {
         assert!(refused(|config| config.reactors = 10_000).starts_with("reactors = 10000"));
+        assert!(refused(|config| config.hubs = 17).starts_with("hubs = 17"));
+        assert!(refused(|config| config.readers = 0).contains("readers = 0"));
+        assert!(refused(|config| config.inbox.retention_days = 29).contains("choose 30 to"));
+        assert!(refused(|config| config.inbox.quota_bytes = 1).contains("inbox.quota_bytes"));
         assert!(refused(|config| config.keep_alive.max_s = 1).contains("keep_alive.max_s = 1"));
         assert!(refused(|config| config.ticket.life_s = 0).contains("ticket.life_s"));
         assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));
         assert!(refused(|config| config.ops = config.listen).contains("an address each"));
+    }
+
+    #[test]
+    fn every_volume_has_a_hub() {
+        let with = |hubs| Config { hubs, ..Config::default() };
+        for (hubs, volumes, count) in [(0, 1, 1), (0, 3, 3), (4, 2, 4), (16, 1, 16), (2, 2, 2)] {
+            assert_eq!(with(hubs).hub_count(volumes).expect("possible"), count);
+        }
+        let error = with(1).hub_count(2).expect_err("one is too few").to_string();
+        assert!(error.starts_with("hubs = 1 is not possible") && error.contains("choose 2 to 16"), "{error}");
     }
 
     #[test]

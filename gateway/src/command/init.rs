@@ -1,6 +1,6 @@
 //! `culver init`: makes a data directory with its settings, keys and development credentials.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,7 +11,7 @@ use culver_protocol::id::Incarnation;
 use culver_storage::error::OpenError;
 use culver_storage::layout::DataDir;
 
-use super::DataDirArg;
+use super::{DataDirArg, VolumesArg};
 
 /// The mode of the settings file: no secret is in it.
 const SETTINGS_MODE: u32 = 0o644;
@@ -20,16 +20,18 @@ const SETTINGS_MODE: u32 = 0o644;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
                         culver init --data-dir ./data\n  \
-                        culver init --data-dir /var/lib/culver")]
+                        culver init --data-dir /var/lib/culver --volume /disk1/culver --volume /disk2/culver")]
 pub(crate) struct Init {
     #[command(flatten)]
     data_dir: DataDirArg,
+    #[command(flatten)]
+    volumes: VolumesArg,
 }
 
 impl Init {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let path = &self.data_dir.path;
-        match initialise(path) {
+        match initialise(path, &self.volumes.volumes) {
             // A start that was cut short after the marker, or files that were deleted on purpose: fill them in.
             Err(OpenedOr::Open(OpenError::Exists { .. })) if is_incomplete(path) => write_missing(path)?,
             other => other?,
@@ -54,13 +56,13 @@ pub(super) enum OpenedOr {
     Other(#[from] anyhow::Error),
 }
 
-/// Makes an empty or missing directory a data directory.
-pub(super) fn initialise(path: &Path) -> Result<(), OpenedOr> {
+/// Makes an empty or missing directory a data directory with these volumes; none: one, within it.
+pub(super) fn initialise(path: &Path, volumes: &[PathBuf]) -> Result<(), OpenedOr> {
     let mut incarnation = [0; 8];
     getrandom::fill(&mut incarnation).context("the system has no randomness to give")?;
     // 0 is what a client sends that knows none.
     let incarnation = Incarnation(u64::from_ne_bytes(incarnation).max(1));
-    DataDir::create(path, incarnation, &[])?;
+    DataDir::create(path, incarnation, volumes)?;
     Ok(write_missing(path)?)
 }
 

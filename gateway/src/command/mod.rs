@@ -45,6 +45,15 @@ pub(crate) struct DataDirArg {
     path: PathBuf,
 }
 
+/// Where its rows are: the same flag for the commands that may make a data directory.
+#[derive(Args)]
+pub(crate) struct VolumesArg {
+    /// A folder for a share of the rows, one for each disk; fixed when the data directory is made [default:
+    /// DIR/volume-0]
+    #[arg(long = "volume", value_name = "DIR")]
+    volumes: Vec<PathBuf>,
+}
+
 impl Culver {
     /// Runs the command that was asked for.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::Args;
 use culver::auth::Authenticator;
 use culver::auth::keys::CREDENTIALS_FILE;
@@ -14,22 +15,26 @@ use culver::preflight::{self, Ports};
 use culver::server::{self, Setup};
 use culver_storage::error::OpenError;
 use culver_storage::layout::DataDir;
+use culver_storage::topology::Topology;
 use tracing::{info, warn};
 
-use super::{DataDirArg, init};
+use super::{DataDirArg, VolumesArg, init};
 
 /// Run the server
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
                         culver serve --data-dir ./data\n  \
                         culver serve --data-dir ./data --listen 127.0.0.1:7500 --ops 127.0.0.1:7501\n  \
-                        culver serve --data-dir ./data --reactors 2 --connections-max 100000 --log-format json\n\n\
+                        culver serve --data-dir ./data --reactors 2 --connections-max 100000 --log-format json\n  \
+                        culver serve --data-dir ./data --hubs 4 --volume /disk1/culver --volume /disk2/culver\n\n\
                         Settings come from DIR/culver.toml, or the file named with --config; flags go before them.\n\
                         SIGTERM and SIGINT end it: clients are told to reconnect elsewhere, then it exits with 0.\n\
                         RUST_LOG=debug shows more.")]
 pub(crate) struct Serve {
     #[command(flatten)]
     data_dir: DataDirArg,
+    #[command(flatten)]
+    volumes: VolumesArg,
     /// Settings [default: DIR/culver.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -42,6 +47,12 @@ pub(crate) struct Serve {
     /// Threads that own sockets [default: half the cores]
     #[arg(long, value_name = "N")]
     reactors: Option<usize>,
+    /// Threads that own users and conversations; may change at every start [default: one for each volume]
+    #[arg(long, value_name = "N")]
+    hubs: Option<u16>,
+    /// Threads that read from the disk, for each volume [default: 2]
+    #[arg(long, value_name = "N")]
+    readers: Option<usize>,
     /// Most connections at once [default: what the descriptor limit allows]
     #[arg(long, value_name = "N")]
     connections_max: Option<u32>,
@@ -56,16 +67,20 @@ impl Serve {
         logging::start(&config.log)?;
         let connections_max = preflight::reserve_descriptors(&config)?;
         let ports = Ports::hold(&config)?;
+        // Before anything is made: what a new directory would have.
+        config.hub_count(u16::try_from(config.volumes.len().max(1)).unwrap_or(u16::MAX))?;
         let data_dir = open_or_initialise(&config)?;
+        let topology = topology(&config, &data_dir)?;
         let authenticator = Arc::new(Authenticator::load(&config, data_dir.incarnation())?);
         let greeting = greeting(&config, &ports);
-        info!(listen = %ports.listen, ops = %ports.ops_address, connections_max, "starting");
+        let (hubs, volumes) = (topology.hub_count(), topology.volume_count());
+        info!(listen = %ports.listen, ops = %ports.ops_address, connections_max, hubs, volumes, "starting");
         let on_ready = Box::new(move || {
             if let Err(error) = super::print(&greeting) {
                 warn!(%error, "nobody reads standard output");
             }
         });
-        server::run(Setup { config, data_dir, authenticator, ports, connections_max, on_ready })?;
+        server::run(Setup { config, data_dir, topology, authenticator, ports, connections_max, on_ready })?;
         info!("stopped");
         Ok(ExitCode::SUCCESS)
     }
@@ -75,7 +90,10 @@ impl Serve {
         let mut config = Config::load(&self.data_dir.path, self.config.as_deref())?;
         config.listen = self.listen.unwrap_or(config.listen);
         config.ops = self.ops.unwrap_or(config.ops);
+        config.volumes.clone_from(&self.volumes.volumes);
         config.reactors = self.reactors.unwrap_or(config.reactors);
+        config.hubs = self.hubs.unwrap_or(config.hubs);
+        config.readers = self.readers.unwrap_or(config.readers);
         config.connections_max = self.connections_max.unwrap_or(config.connections_max);
         config.log.format = self.log_format.unwrap_or(config.log.format);
         config.validate()?;
@@ -85,17 +103,24 @@ impl Serve {
 
 /// Opens the data directory; an empty or missing one is made first. (The listen address is on loopback: validated.)
 fn open_or_initialise(config: &Config) -> anyhow::Result<DataDir> {
-    match DataDir::open(&config.data_dir) {
+    match DataDir::open_with(&config.data_dir, &config.volumes) {
         Err(OpenError::Missing { path } | OpenError::Empty { path }) => {
-            init::initialise(&path)?;
+            init::initialise(&path, &config.volumes)?;
             super::print(&format!(
                 "{} was empty: it is a data directory now, with keys for development",
                 path.display()
             ))?;
-            Ok(DataDir::open(&path)?)
+            Ok(DataDir::open_with(&path, &config.volumes)?)
         }
         opened => Ok(opened?),
     }
+}
+
+/// Which hub and volume every shard belongs to.
+fn topology(config: &Config, data_dir: &DataDir) -> anyhow::Result<Topology> {
+    let volumes = u16::try_from(data_dir.volume_count()).context("more volumes than there can be hubs")?;
+    let hubs = config.hub_count(volumes)?;
+    Ok(Topology::new(data_dir.shard_count(), data_dir.volume_of_shard(), hubs)?)
 }
 
 /// What is printed once clients can log in.

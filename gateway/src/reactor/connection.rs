@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 
+use culver_storage::topology::HubId;
 use mio::net::TcpStream;
 
 use super::buffers::{Buffers, NO_BUFFER};
@@ -17,7 +18,7 @@ pub enum Life {
     Open,
     /// The last record is being written; what still comes in is thrown away.
     Ending,
-    /// The socket is closed; the hub has not yet said that it knows.
+    /// The socket is closed; not every hub has yet said that it knows.
     Closed,
 }
 
@@ -47,10 +48,10 @@ pub struct Connection {
     pub to_post: bool,
     /// It is on the reactor's list of those to be read again.
     pub to_read: bool,
-    /// The hub must be told that the session is over.
-    pub close_pending: bool,
-    /// The hub knows that the session is over.
-    pub hub_knows: bool,
+    /// The hubs that must still be told that the session is over: a bit each.
+    pub to_close: u16,
+    /// Hubs that were told so and have not said yet that they know.
+    pub closes_owed: u8,
     /// The client's side of the protocol.
     pub session: Session,
 }
@@ -84,8 +85,8 @@ impl Connection {
             to_flush: false,
             to_post: false,
             to_read: false,
-            close_pending: false,
-            hub_knows: false,
+            to_close: 0,
+            closes_owed: 0,
             session: Session::default(),
         }
     }
@@ -94,6 +95,28 @@ impl Connection {
     #[must_use]
     pub fn address(&self, reactor: u16, slot: u32) -> Address {
         Address { reactor, slot, generation: self.generation, epoch: self.session.epoch() }
+    }
+
+    /// The hub that is to be told something next, if any: first what the session has to say to its user's hub, then
+    /// that it is over.
+    #[must_use]
+    pub fn next_hub(&self, home: HubId) -> Option<HubId> {
+        if self.session.has_pending(self.outgoing != NO_BUFFER) {
+            return Some(home);
+        }
+        let bit = u16::try_from(self.to_close.trailing_zeros()).expect("at most 16");
+        (self.to_close != 0).then_some(HubId(bit))
+    }
+
+    /// The session is over: every hub that knows it is to be told so.
+    pub fn tell_hubs(&mut self) {
+        self.to_close = self.session.hubs();
+    }
+
+    /// Whether no hub knows of its session, or will hear of it: once it is over, the slot is free.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.to_close == 0 && self.closes_owed == 0
     }
 
     /// Its socket, for registering.

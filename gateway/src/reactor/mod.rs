@@ -1,12 +1,14 @@
 //! A reactor: one thread, one epoll instance, one listener, and every connection the kernel gave to it.
 //!
-//! A turn is: wait for events; read every readable socket once, handle its records, post commands; take the hub's
+//! A turn is: wait for events; read every readable socket once, handle its records, post commands; take the hubs'
 //! effects; then write, once for each connection that has something to say. Nothing here waits for anything else:
-//! a connection whose command finds no room in the hub's mailbox is put aside and read again when there is room.
+//! a connection whose command finds no room in a hub's mailbox is put aside and read again when there is room.
 
 pub mod alarm;
 pub mod buffers;
 pub mod connection;
+mod effects;
+pub mod hubs;
 pub mod listener;
 mod serve;
 pub mod timer;
@@ -18,17 +20,19 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use culver_protocol::id::Incarnation;
+use culver_storage::topology::{HubId, Topology};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
 
 use self::alarm::Alarm;
 use self::buffers::Buffers;
 use self::connection::{Connection, Life};
+use self::hubs::{Hubs, ToHub};
 use self::timer::Wheel;
 use crate::auth::Authenticator;
 use crate::config::{Config, KeepAlive};
 use crate::hub::command::Command;
-use crate::mailbox::{Doorbell, Link, REPLIES_MAX};
+use crate::mailbox::Doorbell;
 use crate::metrics::{Counters, Metrics};
 use crate::session::UNFINISHED_LEN_MAX;
 use crate::slab::Slab;
@@ -45,19 +49,19 @@ const ACCEPTS_A_TURN: usize = 8;
 const DUE_A_TURN: usize = 16;
 /// And the time until the next ones: they have waited for seconds already.
 const DUE_PACE: Duration = Duration::from_millis(1);
-/// Effects taken in one turn.
+/// Effects of one hub taken in one turn.
 const EFFECTS_A_TURN: usize = 8192;
 /// Reads of one connection in one turn.
 const READS_A_TURN: usize = 4;
-/// Unsent bytes beyond which a connection is not read any more.
+/// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to say.
 const UNSENT_LEN_MAX: usize = 256 * 1024;
 /// Seconds in which a connection that was told an error may take it.
 const ENDING_S: u32 = 2;
 /// Longest wait for events: the timer wheel's tick.
 const TICK: Duration = Duration::from_secs(1);
-/// How long sockets gather what they have while the hub gathers too; what the hub has to say ends it at once.
+/// How long sockets gather what they have while a hub gathers too; what hubs have to say ends it at once.
 const GATHER: Duration = Duration::from_micros(250);
-/// Room in the hub's mailbox that SENDs leave to ACK and Close.
+/// Room in a hub's mailbox that SENDs leave to ACK and Close.
 const ROOM_KEPT: usize = 512;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -92,6 +96,8 @@ pub struct Surroundings {
     pub authenticator: Arc<Authenticator>,
     /// Of the data directory.
     pub incarnation: Incarnation,
+    /// Which hub owns what.
+    pub topology: Arc<Topology>,
     /// What the server is doing.
     pub stage: Arc<Stage>,
     /// Counters of all threads.
@@ -106,33 +112,27 @@ pub struct Reactor {
     poll: Poll,
     alarm: Arc<Alarm>,
     listener: Option<TcpListener>,
-    link: Arc<Link>,
+    hubs: Hubs,
     bell: Arc<Doorbell>,
-    hub_bell: Arc<dyn Fn() -> bool + Send + Sync>,
     around: Surroundings,
     connections: Slab<Connection>,
     wheel: Wheel,
     buffers: Buffers,
     read_buffer: Vec<u8>,
-    commands: Vec<Command>,
+    commands: Vec<(HubId, Command)>,
     /// Connections with something to write in this turn.
     to_flush: Vec<u32>,
-    /// Connections whose ACK, Resume or Close waits to be posted.
-    to_post: VecDeque<u32>,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
     to_read: VecDeque<u32>,
     /// Connections whose time has come.
     due: VecDeque<u32>,
     looked_at_due: Instant,
-    /// The reads wait for room in the hub's mailbox, not just for the next turn.
+    /// The reads wait for room in a hub's mailbox, not just for the next turn.
     stalled: bool,
-    /// Commands were posted in this turn: the hub is to be woken.
-    posted: bool,
     /// The kernel has more events than were taken.
     more_events: bool,
     /// Commands were posted since the sockets last gathered.
     had_commands: bool,
-    replies_owed: usize,
     next_generation: u32,
     next_epoch: u32,
     started: Instant,
@@ -142,15 +142,14 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// A reactor with its listener. `hub_bell` wakes the hub, if it sleeps.
+    /// A reactor with its listener and the hubs by number.
     ///
     /// # Errors
     /// Those of epoll_create(2) and eventfd(2).
     pub fn new(
         number: u16,
         mut listener: TcpListener,
-        link: Arc<Link>,
-        hub_bell: Arc<dyn Fn() -> bool + Send + Sync>,
+        hubs: Vec<ToHub>,
         around: Surroundings,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
@@ -163,9 +162,8 @@ impl Reactor {
             poll,
             alarm,
             listener: Some(listener),
-            link,
+            hubs: Hubs::new(hubs),
             bell,
-            hub_bell,
             around,
             connections: Slab::default(),
             wheel: Wheel::default(),
@@ -173,15 +171,12 @@ impl Reactor {
             read_buffer: vec![0; READ_LEN],
             commands: Vec::new(),
             to_flush: Vec::new(),
-            to_post: VecDeque::new(),
             to_read: VecDeque::new(),
             due: VecDeque::new(),
             looked_at_due: Instant::now(),
             stalled: false,
-            posted: false,
             more_events: false,
             had_commands: false,
-            replies_owed: 0,
             next_generation: 1,
             next_epoch: 1,
             started: Instant::now(),
@@ -245,10 +240,9 @@ impl Reactor {
             }
             self.post_pending();
             self.flush_all();
-            if std::mem::take(&mut self.posted) {
-                self.had_commands = true;
-                self.counters().wakeups.add(u64::from((self.hub_bell)()));
-            }
+            let (posted, woken) = self.hubs.ring();
+            self.had_commands |= posted;
+            self.counters().wakeups.add(woken);
         }
     }
 
@@ -257,9 +251,9 @@ impl Reactor {
         let ready = self.more_events || (!self.to_read.is_empty() && !self.stalled);
         self.bell.announce();
         let busy = ready
-            || self.link.has_effects()
-            || (self.stalled && self.has_reply_room() && self.link.wait_for_room(ROOM_KEPT))
-            || (!self.to_post.is_empty() && self.has_reply_room() && self.link.wait_for_room(0));
+            || self.hubs.have_effects()
+            || (self.stalled && self.hubs.wait_for_room())
+            || self.hubs.wait_for_posting();
         let timeout = if busy {
             Duration::ZERO
         } else if !self.due.is_empty() {
@@ -269,7 +263,7 @@ impl Reactor {
         } else {
             TICK
         };
-        if !busy && !self.leaving && self.link.hub_gathers() && std::mem::take(&mut self.had_commands) {
+        if !busy && !self.leaving && self.hubs.gather() && std::mem::take(&mut self.had_commands) {
             self.alarm.wait(GATHER);
         }
         let polled = self.poll.poll(events, Some(timeout));
@@ -281,21 +275,11 @@ impl Reactor {
     }
 
     fn counters(&self) -> &Counters {
-        self.around.metrics.thread(usize::from(self.number))
+        self.around.metrics.reactor(usize::from(self.number))
     }
 
     fn keep_alive(&self) -> KeepAlive {
         self.around.config.keep_alive
-    }
-
-    fn has_reply_room(&self) -> bool {
-        self.replies_owed + ROOM_KEPT < REPLIES_MAX
-    }
-
-    /// Commands of clients that may be posted now.
-    fn room(&self) -> usize {
-        let mailbox = self.link.commands_room().saturating_sub(ROOM_KEPT);
-        mailbox.min((REPLIES_MAX - self.replies_owed).saturating_sub(ROOM_KEPT))
     }
 
     fn seconds(&self) -> u32 {
@@ -362,7 +346,7 @@ impl Reactor {
     fn has_left(&mut self, left_at: Instant) -> bool {
         let flush = Duration::from_secs(self.around.config.shutdown.flush_s);
         let overdue = left_at.elapsed() > flush;
-        let owed = self.replies_owed > 0 || self.link.has_effects();
+        let owed = self.hubs.owed() > 0 || self.hubs.have_effects();
         let unsent = self.connections.indexes().any(|slot| {
             self.connections
                 .get(slot)
@@ -370,7 +354,7 @@ impl Reactor {
         });
         if overdue && (owed || unsent) {
             tracing::warn!(
-                replies_owed = self.replies_owed,
+                replies_owed = self.hubs.owed(),
                 "not everything could be written before the time was over"
             );
         }

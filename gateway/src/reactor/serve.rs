@@ -6,11 +6,9 @@ use culver_protocol::error::ErrorCode;
 
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
-use super::{DUE_A_TURN, DUE_PACE, EFFECTS_A_TURN, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
-use crate::hub::command::{Address, Command};
+use super::{DUE_A_TURN, DUE_PACE, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
+use crate::hub::command::Address;
 use crate::hub::driver::now_ms;
-use crate::hub::effect::{Effect, EffectKind};
-use crate::mailbox::REPLIES_MAX;
 use crate::session::{Context, Outcome};
 
 impl Reactor {
@@ -63,7 +61,7 @@ impl Reactor {
     /// Handles a partial frame's bytes and those behind them. Whether the socket may be read on.
     fn ingest(&mut self, slot: u32, bytes: &mut [u8]) -> bool {
         let now = self.now;
-        let room = self.room();
+        let room = self.hubs.room();
         let number = self.number;
         let keep_alive = self.keep_alive();
         let connection = self.connections.get_mut(slot).expect("the caller found it");
@@ -82,6 +80,7 @@ impl Reactor {
             now_ms: now_ms(),
             authenticator: &self.around.authenticator,
             incarnation: self.around.incarnation,
+            topology: &self.around.topology,
             keep_alive,
             address: Address { reactor: number, slot, generation: connection.generation, epoch },
             room,
@@ -126,7 +125,7 @@ impl Reactor {
 
     /// Connections that had to wait are read again.
     pub(super) fn read_again(&mut self) {
-        if self.stalled && self.room() == 0 {
+        if self.stalled && self.hubs.room() == 0 {
             return;
         }
         self.stalled = false;
@@ -164,107 +163,6 @@ impl Reactor {
         self.flush(slot);
         if stopped {
             self.readable(slot, true);
-        }
-    }
-
-    /// Commands that the sessions made are posted; there is room for them.
-    fn post_commands(&mut self) {
-        for command in self.commands.drain(..) {
-            self.replies_owed += 1;
-            self.link.post_command(command);
-            self.posted = true;
-        }
-    }
-
-    /// Acknowledgements and closes, as far as there is room; the rest waits its turn.
-    pub(super) fn post_pending(&mut self) {
-        while let Some(slot) = self.to_post.pop_front() {
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            let session = connection.address(self.number, slot);
-            let unsent = connection.outgoing != NO_BUFFER;
-            loop {
-                let wants_close = connection.close_pending;
-                if !wants_close && !connection.session.has_pending(unsent) {
-                    connection.to_post = false;
-                    break;
-                }
-                let full = self.link.commands_room() == 0 || (wants_close && self.replies_owed >= REPLIES_MAX);
-                if full {
-                    self.to_post.push_front(slot);
-                    return;
-                }
-                let command = match connection.session.take_pending(session, unsent) {
-                    Some(command) => command,
-                    None => {
-                        connection.close_pending = false;
-                        self.replies_owed += 1;
-                        Command::Close { session, device: connection.session.device() }
-                    }
-                };
-                if matches!(command, Command::Ack { .. }) {
-                    self.around.metrics.thread(usize::from(self.number)).acks.add(1);
-                }
-                self.link.post_command(command);
-                self.posted = true;
-            }
-        }
-    }
-
-    /// What the hub has to say.
-    pub(super) fn take_effects(&mut self) {
-        for _ in 0..EFFECTS_A_TURN {
-            let Some(effect) = self.link.take_effect() else { return };
-            if effect.kind.is_reply() {
-                self.replies_owed -= 1;
-            }
-            self.handle_effect(effect);
-        }
-    }
-
-    fn handle_effect(&mut self, effect: Effect) {
-        let slot = effect.session.slot;
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        if connection.address(self.number, slot) != effect.session {
-            return; // of an earlier session
-        }
-        if let EffectKind::Closed = effect.kind {
-            assert!(connection.life != Life::Open, "nobody asked for it");
-            self.forget(slot);
-            return;
-        }
-        if connection.life != Life::Open {
-            return;
-        }
-        let unsent = connection.blocked;
-        let mut out = self.buffers.take(&mut connection.outgoing);
-        let mut delivered = 0;
-        let mut over = false;
-        match effect.kind {
-            EffectKind::LoggedIn { cursor, reset } => {
-                connection.session.logged_in(cursor, reset, self.around.incarnation, &mut out);
-            }
-            EffectKind::Accepted(accepted) => connection.session.write_accepted(&accepted, &mut out),
-            EffectKind::Rejected { client_message_id, code } => {
-                connection.session.write_rejected(client_message_id, code, &mut out);
-            }
-            EffectKind::Deliver { previous, entry, .. } => {
-                delivered = connection.session.deliver(previous, std::slice::from_ref(&entry), unsent, &mut out);
-            }
-            EffectKind::DeliverPage { previous, entries, .. } => {
-                delivered = connection.session.deliver(previous, &entries, unsent, &mut out);
-            }
-            EffectKind::Replaced => {
-                connection.session.end(ErrorCode::Replaced, &mut out);
-                over = true;
-            }
-            EffectKind::Closed => {}
-        }
-        self.buffers.put(&mut connection.outgoing, out);
-        self.counters().entries_delivered.add(delivered as u64);
-        self.flush_later(slot);
-        if over {
-            self.counters().errors_sent.add(1);
-            self.end(slot);
         }
     }
 
@@ -325,7 +223,7 @@ impl Reactor {
         }
     }
 
-    fn time_out(&mut self, slot: u32, code: ErrorCode) {
+    pub(super) fn time_out(&mut self, slot: u32, code: ErrorCode) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         let mut out = self.buffers.take(&mut connection.outgoing);
         connection.session.end(code, &mut out);
@@ -367,13 +265,13 @@ impl Reactor {
 
     /// The last record is on its way: what still comes in is thrown away, for closing at once would reset the
     /// connection and could destroy that record before the peer has read it.
-    fn end(&mut self, slot: u32) {
+    pub(super) fn end(&mut self, slot: u32) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if connection.life != Life::Open {
             return;
         }
         connection.life = Life::Ending;
-        connection.close_pending = connection.session.is_logged_in();
+        connection.tell_hubs();
         self.buffers.release(&mut connection.partial);
         self.wheel.remove(&mut self.connections, slot);
         self.watch(slot, ENDING_S);
@@ -386,29 +284,21 @@ impl Reactor {
         if connection.life == Life::Closed {
             return;
         }
-        let told = connection.life == Life::Ending;
+        if connection.life == Life::Open {
+            connection.tell_hubs();
+        }
         connection.close(&mut self.buffers);
         self.wheel.remove(&mut self.connections, slot);
         self.counters().connections.sub(1);
         let connection = self.connections.get_mut(slot).expect("looked at above");
-        if !connection.session.is_logged_in() || connection.hub_knows {
+        if connection.is_forgotten() {
             self.connections.remove(slot);
-        } else if !told {
-            connection.close_pending = true;
+        } else {
             self.post_later(slot);
         }
     }
 
-    /// The hub has forgotten the session: the slot is free as soon as the socket is closed.
-    fn forget(&mut self, slot: u32) {
-        let connection = self.connections.get_mut(slot).expect("the caller found it");
-        connection.hub_knows = true;
-        if connection.life == Life::Closed {
-            self.connections.remove(slot);
-        }
-    }
-
-    fn flush_later(&mut self, slot: u32) {
+    pub(super) fn flush_later(&mut self, slot: u32) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if !std::mem::replace(&mut connection.to_flush, true) {
             self.to_flush.push(slot);
@@ -419,15 +309,6 @@ impl Reactor {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if !std::mem::replace(&mut connection.to_read, true) {
             self.to_read.push_back(slot);
-        }
-    }
-
-    fn post_later(&mut self, slot: u32) {
-        let connection = self.connections.get_mut(slot).expect("the caller found it");
-        let unsent = connection.outgoing != NO_BUFFER;
-        let wants = connection.close_pending || connection.session.has_pending(unsent);
-        if wants && !std::mem::replace(&mut connection.to_post, true) {
-            self.to_post.push_back(slot);
         }
     }
 }

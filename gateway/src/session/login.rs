@@ -10,7 +10,7 @@ use culver_protocol::proto;
 use culver_protocol::record::RecordType;
 use prost::Message;
 
-use super::{Context, Phase, Session};
+use super::{Context, Known, Phase, Session};
 use crate::hub::command::Command;
 
 /// The first letters tell whether it makes sense to wait for the rest.
@@ -47,8 +47,13 @@ impl Session {
         // What the client says it has: true until the hub says better.
         self.sent = InboxSeq(login.cursor);
         self.acked = InboxSeq(login.cursor);
-        self.known_incarnation = Incarnation(login.incarnation);
-        self.phase = Phase::Greeted;
+        self.receipts = login.receipts;
+        let known = match Incarnation(login.incarnation) {
+            Incarnation(0) => Known::Nothing,
+            known if known == context.incarnation => Known::This,
+            _ => Known::Other,
+        };
+        self.phase = Phase::Greeted { fetch: login.fetch, known };
         let welcome = proto::Welcome {
             ticket: ticket.bytes,
             ticket_expires_ms: ticket.expires_ms,
@@ -65,18 +70,25 @@ impl Session {
 
     /// READY: the session takes over, and delivery starts.
     pub(super) fn become_ready(&mut self, context: &mut Context<'_>) -> Result<(), ErrorCode> {
-        if self.phase != Phase::Greeted {
-            return Err(ErrorCode::OutOfState);
-        }
+        let Phase::Greeted { fetch, known } = self.phase else { return Err(ErrorCode::OutOfState) };
         self.phase = Phase::Steady;
         self.epoch = context.address.epoch;
-        context.commands.push(Command::Login {
+        let incarnation = match known {
+            Known::Nothing => Incarnation(0),
+            Known::This => context.incarnation,
+            // Which one does not matter.
+            Known::Other => Incarnation(context.incarnation.0.wrapping_add(1).max(1)),
+        };
+        let command = Command::Login {
             session: context.address,
             device: self.device(),
             cursor: self.acked,
-            incarnation: self.known_incarnation,
+            incarnation,
             credit: self.agreed_credit(),
-        });
+            fetch,
+            receipts: self.receipts,
+        };
+        self.post(context.topology.hub_of_user(self.user), command, context);
         Ok(())
     }
 
@@ -89,5 +101,6 @@ impl Session {
         self.credit_entries = u16::try_from(entries.clamp(1, CREDIT_ENTRIES_MAX)).expect("the maximum fits");
         let bytes = if login.credit_bytes == 0 { CREDIT_BYTES_DEFAULT } else { login.credit_bytes };
         self.credit_bytes = bytes.clamp(CREDIT_BYTES_MIN, CREDIT_BYTES_MAX);
+        (self.ack_entries, self.ack_bytes) = (self.credit_entries, self.credit_bytes);
     }
 }

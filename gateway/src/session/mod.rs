@@ -5,7 +5,9 @@
 //! Opening ──preamble──→ Handshake ──Login──→ Greeted ──READY──→ Steady ──error, Close──→ Over
 //! ```
 
+mod inbox;
 mod login;
+mod rpc;
 mod steady;
 
 use culver_protocol::error::ErrorCode;
@@ -13,6 +15,7 @@ use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, LENGTH_LEN, PREAMBLE_LEN};
 use culver_protocol::proto;
 use culver_protocol::record::{Cipher, FrameError, RecordType, split};
+use culver_storage::topology::{HUBS_MAX, HubId, Topology};
 
 use crate::auth::Authenticator;
 use crate::config::KeepAlive;
@@ -26,14 +29,16 @@ pub struct Context<'a> {
     pub authenticator: &'a Authenticator,
     /// Of the data directory.
     pub incarnation: Incarnation,
+    /// Which hub owns what.
+    pub topology: &'a Topology,
     /// Bounds of the agreed keep-alive.
     pub keep_alive: KeepAlive,
     /// The address of the connection; its epoch is that of the session, should it log in now.
     pub address: Address,
-    /// Commands that may be added.
+    /// Commands that may be added: the least that any hub has room for. (An RPC may bring an acknowledgement beside it.)
     pub room: usize,
-    /// Where commands go.
-    pub commands: &'a mut Vec<Command>,
+    /// Where commands go, and to which hub.
+    pub commands: &'a mut Vec<(HubId, Command)>,
     /// Where records go.
     pub out: &'a mut Vec<u8>,
 }
@@ -53,58 +58,88 @@ pub enum Outcome {
 enum Phase {
     Opening,
     Handshake,
-    Greeted,
+    /// With what the login said.
+    Greeted {
+        /// It comes for the backlog, beside the device's live session.
+        fetch: bool,
+        known: Known,
+    },
     Steady,
     Over,
+}
+
+/// What the client knew when it logged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// No data.
+    Nothing,
+    /// This data.
+    This,
+    /// Other data.
+    Other,
 }
 
 /// One session.
 #[derive(Debug)]
 pub struct Session {
     user: UserId,
-    /// The data the client knew when it logged in.
-    known_incarnation: Incarnation,
-    /// The last entry that was written to the client.
+    /// The hub's deliveries have come up to here, whether or not they were written to the client.
     sent: InboxSeq,
-    /// The client has persisted everything up to here. Invariant: never above `sent`.
+    /// The client has persisted everything up to here. Invariant: never above what it was told.
     acked: InboxSeq,
+    /// Receipts up to this version the client had when it logged in.
+    receipts: u64,
     epoch: u32,
     /// The window agreed at login.
     credit_bytes: u32,
     /// The window of the last acknowledgement.
     ack_bytes: u32,
+    /// By how much what the client was told differs from `sent`. Below 0: what came last its device has sent itself.
+    /// Above: it knows more than the server remembered, and what comes up to there it is spared.
+    ahead: i32,
     credit_entries: u16,
     ack_entries: u16,
     device: DeviceId,
     keep_alive_s: u16,
+    /// The hubs that know this session: a bit each.
+    hubs: u16,
     phase: Phase,
     cipher: Cipher,
+    /// RPCs that are not answered yet.
+    rpcs: u8,
     /// An acknowledgement has not been passed on yet. Several merge into the highest.
     ack_pending: bool,
     /// Deliveries were dropped; the hub has not been told yet.
     resume_pending: bool,
+    /// The user may have other devices, to which its own messages are copied.
+    copy: bool,
 }
 
-const _: () = assert!(size_of::<Session>() <= 56);
+const _: () = assert!(size_of::<Session>() <= 64);
+const _: () = assert!(HUBS_MAX as u32 <= u16::BITS);
 
 impl Default for Session {
     fn default() -> Self {
         Self {
             user: UserId(0),
-            known_incarnation: Incarnation(0),
             sent: InboxSeq(0),
             acked: InboxSeq(0),
+            receipts: 0,
             epoch: 0,
             credit_bytes: 0,
             ack_bytes: 0,
+            ahead: 0,
             credit_entries: 0,
             ack_entries: 0,
             device: DeviceId(0),
             keep_alive_s: 0,
+            hubs: 0,
             phase: Phase::Opening,
             cipher: Cipher::Plaintext,
+            rpcs: 0,
             ack_pending: false,
             resume_pending: false,
+            copy: true,
         }
     }
 }
@@ -128,16 +163,22 @@ impl Session {
         }
     }
 
-    /// Whether the hub knows of this session and must be told when it ends.
+    /// Whether its user's hub knows of this session.
     #[must_use]
     pub fn is_logged_in(&self) -> bool {
         self.epoch != 0
     }
 
+    /// The hubs that know of this session and must be told when it ends: a bit each.
+    #[must_use]
+    pub fn hubs(&self) -> u16 {
+        self.hubs
+    }
+
     /// Whether a login has been accepted: before that, the login's deadline applies.
     #[must_use]
     pub fn is_greeted(&self) -> bool {
-        matches!(self.phase, Phase::Greeted | Phase::Steady)
+        matches!(self.phase, Phase::Greeted { .. } | Phase::Steady)
     }
 
     /// The session's number; 0 before it has logged in.
@@ -152,10 +193,10 @@ impl Session {
         Device { user: self.user, device: self.device }
     }
 
-    /// The last entry written to the client.
+    /// The last entry that the client was told of, or knew.
     #[must_use]
-    pub fn sent(&self) -> InboxSeq {
-        self.sent
+    pub fn told(&self) -> InboxSeq {
+        InboxSeq(self.sent.0.saturating_add_signed(self.ahead.into()))
     }
 
     /// Seconds of the agreed keep-alive.
@@ -174,7 +215,7 @@ impl Session {
 
     /// Asks the client to go and come back later.
     pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Vec<u8>) {
-        if matches!(self.phase, Phase::Greeted | Phase::Steady) {
+        if matches!(self.phase, Phase::Greeted { .. } | Phase::Steady) {
             let goaway = proto::Goaway {
                 reason: proto::goaway::Reason::Shutdown.into(),
                 reconnect_min_ms: 0,
@@ -204,7 +245,7 @@ impl Session {
                 self.log_in(bytes.get(range).expect("split gives a range within"), context)?;
                 Ok(Some(taken))
             }
-            Phase::Greeted | Phase::Steady => {
+            Phase::Greeted { .. } | Phase::Steady => {
                 let found = split(bytes, HEADER_LEN, CLIENT_BODY_LEN_MAX).map_err(frame_error)?;
                 let Some(range) = found else {
                     return Ok(None);

@@ -1,15 +1,15 @@
-//! Records of a logged-in client, and what is written to it.
+//! Records of a logged-in client, and the answers to what it sends.
 
 use bytes::Bytes;
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation};
+use culver_protocol::id::{ClientMessageId, ConversationId};
 use culver_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_BYTES_MIN, CREDIT_ENTRIES_MAX, PAYLOAD_LEN_MAX};
-use culver_protocol::message::{Accepted, SendView, decode_ack, encode_deliver};
+use culver_protocol::message::{Accepted, SendView, decode_ack};
 use culver_protocol::proto;
 use culver_protocol::proto::error::Scope;
 use culver_protocol::record::{Record, RecordType, may_be_ignored};
 use culver_storage::command::Send;
-use culver_storage::record::InboxEntry;
+use culver_storage::topology::HubId;
 use prost::Message;
 
 use super::{Context, Phase, Session, error_message, frame_error};
@@ -38,6 +38,7 @@ impl Session {
             RecordType::Pong => proto::Pong::decode(record.body).map(drop).map_err(|_| ErrorCode::BadProtobuf),
             RecordType::Send if self.phase == Phase::Steady => self.handle_send(record.body, context),
             RecordType::Ack if self.phase == Phase::Steady => self.handle_ack(record.body),
+            RecordType::Rpc if self.phase == Phase::Steady => self.handle_rpc(record.body, context),
             _ => Err(ErrorCode::OutOfState),
         }
     }
@@ -57,14 +58,16 @@ impl Session {
             return Ok(());
         }
         let payload = Bytes::copy_from_slice(view.payload);
-        let send = Send { sender: self.user, device: self.device, client_message_id, conversation, payload };
-        context.commands.push(Command::Send { session: context.address, send });
+        let (sender, device, copy) = (self.user, self.device, self.copy);
+        let send = Send { sender, device, client_message_id, conversation, payload, copy };
+        let hub = context.topology.hub_of_conversation(conversation);
+        self.post(hub, Command::Send { session: context.address, send }, context);
         Ok(())
     }
 
     fn handle_ack(&mut self, body: &[u8]) -> Result<(), ErrorCode> {
         let (through, entries, bytes) = decode_ack(body).map_err(|_| ErrorCode::BadProtobuf)?;
-        if through > self.sent {
+        if through > self.told() {
             return Err(ErrorCode::AckBeyondSent);
         }
         self.acked = self.acked.max(through);
@@ -75,7 +78,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the hub must be told something that is not refused when its mailbox is full.
+    /// Whether the user's hub must be told something that is not refused when its mailbox is full.
     #[must_use]
     pub fn has_pending(&self, unsent: bool) -> bool {
         self.ack_pending || (self.resume_pending && !unsent)
@@ -86,22 +89,13 @@ impl Session {
         let device = self.device();
         if std::mem::take(&mut self.ack_pending) {
             let credit = Credit { entries: self.ack_entries, bytes: self.ack_bytes };
-            return Some(Command::Ack { session, device, through: self.acked, credit });
+            // Of what the client knew before it came, the hub hears as it comes by.
+            return Some(Command::Ack { session, device, through: self.acked.min(self.sent), credit });
         }
         if !unsent && std::mem::take(&mut self.resume_pending) {
             return Some(Command::Resume { session, device, sent: self.sent });
         }
         None
-    }
-
-    /// The hub has made this session the current one.
-    pub fn logged_in(&mut self, cursor: InboxSeq, reset: bool, incarnation: Incarnation, out: &mut Vec<u8>) {
-        self.sent = cursor;
-        self.acked = if reset { cursor } else { self.acked.min(cursor) };
-        if reset {
-            let gap = proto::Gap { start: cursor.0 + 1, reset: true, incarnation: incarnation.0 };
-            self.cipher.seal_message(out, RecordType::Gap, &gap);
-        }
     }
 
     /// Tells the sender that its message is durable.
@@ -118,20 +112,14 @@ impl Session {
         self.cipher.seal_message(out, RecordType::SendResult, &result);
     }
 
-    /// Delivers entries that join on to what the client was sent, unless earlier bytes are still unsent. Those
-    /// that do not join on are dropped: they come again from the log. Says how many went out.
-    pub fn deliver(&mut self, previous: InboxSeq, entries: &[InboxEntry], unsent: bool, out: &mut Vec<u8>) -> usize {
-        let Some(last) = entries.last() else { return 0 };
-        if self.phase != Phase::Steady || previous != self.sent {
-            return 0;
-        }
-        if unsent {
-            self.resume_pending = true;
-            return 0;
-        }
-        let views = entries.iter().map(InboxEntry::view);
-        self.cipher.seal(out, RecordType::Deliver, |out| encode_deliver(out, previous, views));
-        self.sent = last.inbox_seq;
-        entries.len()
+    /// The user has other devices or not: whether their copies are to be looked for.
+    pub fn set_siblings(&mut self, siblings: bool) {
+        self.copy = siblings;
+    }
+
+    /// A command for a hub, which knows this session from now on.
+    pub(super) fn post(&mut self, hub: HubId, command: Command, context: &mut Context<'_>) {
+        self.hubs |= 1 << hub.0;
+        context.commands.push((hub, command));
     }
 }
