@@ -175,6 +175,14 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).expect("milliseconds fit 64 bits for a while")
 }
 
+/// Milliseconds by a clock that never jumps, from the same start in all threads: clock_gettime(2).
+#[must_use]
+pub fn mono_ms() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let since = Duration::try_from(time).expect("it runs since the machine started");
+    u64::try_from(since.as_millis()).expect("milliseconds fit 64 bits for a while")
+}
+
 impl Driver {
     /// Runs until told to stop and everything taken in is answered.
     ///
