@@ -153,6 +153,9 @@ fn session() {
                     client.handle_timeout(now_us);
                 } else if what.starts_with("ACK") {
                     client.persisted(InboxSeq(1));
+                } else if what.starts_with("RPC") {
+                    let mark = proto::MarkRead { conversation: Bytes::copy_from_slice(&conversation.0), seq: 1 };
+                    client.call(proto::rpc::Request::MarkRead(mark)).expect("logged in");
                 }
                 let outgoing = client.transmit().to_vec();
                 client.transmitted(outgoing.len());
@@ -162,6 +165,7 @@ fn session() {
             }
             Some("server") => client.handle_bytes(&bytes, now_us),
             Some("both") => {
+                client.receipts_persisted(5);
                 client.handle_disconnected(now_us);
                 now_us = client.poll_timeout().unwrap_or(now_us);
                 client.handle_timeout(now_us);
@@ -180,7 +184,12 @@ fn session() {
         })
         .collect();
     assert_eq!(sent, [(2, false), (3, true)]);
-    assert!(events.iter().any(|event| matches!(event, Event::Delivered(entry) if entry.payload == "hello")));
+    for text in ["hello", "bye"] {
+        assert!(events.iter().any(|event| matches!(event, Event::Delivered(entry) if entry.payload == text)));
+    }
+    let marked = Ok(proto::rpc_result::Result::MarkedRead(proto::MarkedRead { seq: 1 }));
+    assert!(events.contains(&Event::Answer { id: 1, result: marked }));
+    assert!(events.iter().any(|event| matches!(event, Event::Receipt(receipt) if receipt.version == 5)));
     assert!(matches!(events.last(), Some(Event::Goaway(_))));
 }
 
