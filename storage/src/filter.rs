@@ -10,6 +10,9 @@
 //! same engine, where a row is readable only once it is durable: nothing is dropped by what a crash could take back.
 //! Floors, heads and that time never go back, so a row that may be dropped once may always be.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::engine::Family;
