@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, UserId};
 
 use crate::command::Load;
-use crate::engine::{Engine, Family, Lookup, Tier};
+use crate::engine::{Engine, Family, Lookup, ScanEnd, Tier};
 use crate::error::EngineError;
-use crate::key::{self, DedupKey, SenderKey, ShardId};
+use crate::key::{self, DedupKey, SenderKey, ShardId, TalkKind};
 use crate::shard::HEAD_HINT_LAG_MAX;
-use crate::value::{self, ConversationRow, DecodeError, DedupRow, UserRow};
+use crate::value::{self, ConversationRow, DecodeError, DedupRow, ExpiredRow, MarkRow, SeqRow, UserRow};
 
 /// The result of a [`Load`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,26 +31,16 @@ pub(crate) enum LoadedRow {
 /// The watermarks that a user has in one conversation; 0: none yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TalkRows {
-    /// Delivered to the user.
+    /// Persisted by a device of the user.
     pub(crate) delivered: ConversationSeq,
     /// Read by the user.
-    pub(crate) read: ConversationSeq,
-    /// The version of that.
-    pub(crate) read_version: u64,
-    /// Delivered to the peer.
-    pub(crate) peer_delivered: ConversationSeq,
-    /// The version of that.
-    pub(crate) peer_delivered_version: u64,
+    pub(crate) read: MarkRow,
+    /// Persisted by a device of the peer.
+    pub(crate) peer_delivered: MarkRow,
     /// Read by the peer.
-    pub(crate) peer_read: ConversationSeq,
-    /// The version of that.
-    pub(crate) peer_read_version: u64,
-    /// Expired before any device of the peer had it: what follows this …
-    pub(crate) peer_expired_after: ConversationSeq,
-    /// … up to this.
-    pub(crate) peer_expired_through: ConversationSeq,
-    /// The version of that.
-    pub(crate) peer_expired_version: u64,
+    pub(crate) peer_read: MarkRow,
+    /// Expired before any device of the peer had it.
+    pub(crate) peer_expired: ExpiredRow,
 }
 
 impl Loaded {
@@ -118,7 +108,7 @@ pub(crate) fn read_newest(
     })
 }
 
-fn settled<T>(lookup: Lookup<T>) -> Option<T> {
+pub(super) fn settled<T>(lookup: Lookup<T>) -> Option<T> {
     match lookup {
         Lookup::Absent => None,
         Lookup::Present(value) => Some(value),
@@ -147,7 +137,7 @@ pub(crate) fn read_dedup(
 }
 
 /// A user's row and true head. The head in the row is a hint: the true one is less than [`HEAD_HINT_LAG_MAX`] beyond
-/// it, and as places are dense, a search finds it.
+/// it, and places are dense. `waiting_bytes` comes back with what lies between, the head in the row as it is.
 pub(crate) fn read_user(
     engine: &dyn Engine,
     shard_count: u16,
@@ -155,24 +145,44 @@ pub(crate) fn read_user(
     tier: Tier,
 ) -> Result<Lookup<(UserRow, InboxSeq)>, EngineError> {
     let shard = ShardId::of_user(user, shard_count);
-    let row = match get(engine, Family::User, &key::user(shard, user), tier, UserRow::decode)? {
+    let mut row = match get(engine, Family::User, &key::user(shard, user), tier, UserRow::decode)? {
         Lookup::Present(row) => row,
         Lookup::Absent => return Ok(Lookup::Absent),
         Lookup::Unknown => return Ok(Lookup::Unknown),
     };
-    let (mut there, mut beyond) = (row.head.0, row.head.0.saturating_add(HEAD_HINT_LAG_MAX));
-    while beyond - there > 1 {
-        let middle = there + (beyond - there) / 2;
-        match engine.get(Family::Inbox, &key::inbox(shard, user, InboxSeq(middle)), tier)? {
-            Lookup::Present(_) => there = middle,
-            Lookup::Absent => beyond = middle,
-            Lookup::Unknown => return Ok(Lookup::Unknown),
-        }
+    let mut head = row.head;
+    // Most heads are what their row says: that is settled without an iterator, and often by a filter alone.
+    let next = key::inbox(shard, user, InboxSeq(head.0.saturating_add(1)));
+    match engine.get(Family::Inbox, &next, tier)? {
+        Lookup::Absent => return Ok(Lookup::Present((row, head))),
+        Lookup::Unknown => return Ok(Lookup::Unknown),
+        Lookup::Present(_) => {}
     }
-    Ok(Lookup::Present((row, InboxSeq(there))))
+    let end = key::inbox(shard, user, InboxSeq(head.0.saturating_add(HEAD_HINT_LAG_MAX)));
+    let mut failure = None;
+    let ended = engine.scan(Family::Inbox, &next, &end, tier, &mut |key, value| {
+        let seq = key::decode_inbox(key).ok_or(DecodeError::Length).map(|(_, _, seq)| seq);
+        match seq.and_then(|seq| value::decode_inbox(seq, value)) {
+            Ok(entry) if entry.inbox_seq.0 == head.0 + 1 => {
+                head = entry.inbox_seq;
+                row.waiting_bytes += value::waiting_bytes(entry.payload.len());
+                ControlFlow::Continue(())
+            }
+            Ok(_) => ControlFlow::Break(()),
+            Err(source) => {
+                failure = Some(EngineError::Row { family: Family::Inbox, key: key.to_vec(), source });
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    match failure {
+        Some(failure) => Err(failure),
+        None if ended == ScanEnd::Unknown => Ok(Lookup::Unknown),
+        None => Ok(Lookup::Present((row, head))),
+    }
 }
 
-fn get<T>(
+pub(super) fn get<T>(
     engine: &dyn Engine,
     family: Family,
     key: &[u8],
@@ -189,7 +199,7 @@ fn get<T>(
     }
 }
 
-/// The watermarks that a user has in one conversation.
+/// The watermarks that a user has in one conversation. Never absent: what has no row is 0.
 pub(crate) fn read_talk(
     engine: &dyn Engine,
     shard_count: u16,
@@ -197,5 +207,24 @@ pub(crate) fn read_talk(
     conversation: ConversationId,
     tier: Tier,
 ) -> Result<Lookup<TalkRows>, EngineError> {
-    todo!("talk rows")
+    let shard = ShardId::of_user(user, shard_count);
+    macro_rules! row {
+        ($kind:ident, $row:ty) => {{
+            let key = key::talk(shard, user, conversation, TalkKind::$kind);
+            match get(engine, Family::Member, &key, tier, <$row>::decode)? {
+                Lookup::Present(row) => row,
+                Lookup::Absent => <$row>::default(),
+                Lookup::Unknown => return Ok(Lookup::Unknown),
+            }
+        }};
+    }
+    let delivered = row!(Delivered, SeqRow).seq;
+    Ok(Lookup::Present(TalkRows {
+        delivered,
+        read: row!(Read, MarkRow),
+        peer_delivered: row!(PeerDelivered, MarkRow),
+        peer_read: row!(PeerRead, MarkRow),
+        peer_expired: row!(PeerExpired, ExpiredRow),
+    }))
 }
+
