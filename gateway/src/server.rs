@@ -1,11 +1,13 @@
 //! Puts the threads together, and takes them apart in the opposite order.
 //!
 //! ```text
-//! reactors (N) ⇄ hub (1) ⇄ writer (1)      readers (2)      ops (1)
+//! reactors (R) ⇄ hubs (H) ⇄ writers (one a hub)      readers (a few a volume)      ops (1)
 //! ```
 //!
-//! The end: reactors stop when every answer they are owed is written; then the hub, when nothing is under way; then
-//! the writer and the readers; then the store is closed. So SIGTERM loses nothing and answers everything it took.
+//! Every reactor has a link to every hub, and every hub one to every other. The end: reactors stop when every answer
+//! they are owed is written; then the hubs, when nothing is under way; then writers and readers; then the volumes are
+//! closed. So SIGTERM loses nothing and answers everything it took; what is still on its way between hubs is in the
+//! outbox, and goes on at the next start.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,31 +18,27 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
-use culver_storage::engine::Engine;
+use culver_storage::engine::{Engine, EngineMemory};
 use culver_storage::layout::DataDir;
-use culver_storage::reader::Readers;
-use culver_storage::rocks::{RocksEngine, RocksOptions};
-use culver_storage::shard::Shards;
-use culver_storage::writer::Writer;
+use culver_storage::topology::Topology;
 use socket2::Socket;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
+use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
 use crate::config::Config;
-use crate::hub::driver::{Driver, Inbox, ReactorPort, now_ms};
-use crate::hub::{Hub, READS_OUTSTANDING_MAX};
+use crate::hub::driver::{Inbox, ReactorPort};
 use crate::mailbox::{Doorbell, Link};
 use crate::metrics::Metrics;
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Snapshot, TakeSnapshot};
 use crate::preflight::Ports;
+use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::listen;
 use crate::reactor::{Reactor, Stage, Surroundings};
 use crate::sys::return_free_memory;
 
-/// Threads that read from disk.
-const READERS: usize = 2;
-/// The hub of the only volume.
-const HUB: u16 = 0;
+mod hubs;
+
 /// How often memory that nobody uses any more is looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
@@ -50,6 +48,8 @@ pub struct Setup {
     pub config: Config,
     /// The data directory, locked.
     pub data_dir: DataDir,
+    /// Which hub and volume every shard belongs to.
+    pub topology: Topology,
     /// Checks logins.
     pub authenticator: Arc<Authenticator>,
     /// The ports, held.
@@ -63,7 +63,7 @@ pub struct Setup {
 /// What the operators' port sees: it is there before the store is open.
 #[derive(Default)]
 struct Visible {
-    engine: OnceLock<Weak<dyn Engine>>,
+    engines: OnceLock<Vec<Weak<dyn Engine>>>,
     bells: OnceLock<Vec<Arc<Doorbell>>>,
     stage: Arc<Stage>,
     readiness: Readiness,
@@ -72,38 +72,33 @@ struct Visible {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// The store cannot be opened or recovered, or a thread or socket cannot be had.
+/// A volume cannot be opened or recovered, or a thread or socket cannot be had.
 pub fn run(setup: Setup) -> anyhow::Result<()> {
-    let Setup { config, data_dir, authenticator, ports, connections_max, on_ready } = setup;
-    let config = Arc::new(config);
-    let metrics = Arc::new(Metrics::new(config.reactor_count() + 1));
-    let visible = Arc::new(Visible { engine: OnceLock::new(), ..Visible::default() });
-    let ops = spawn_ops(ports.ops, &visible, &metrics)?;
+    let Setup { config, data_dir, topology, authenticator, ports, connections_max, on_ready } = setup;
+    let (config, topology) = (Arc::new(config), Arc::new(topology));
+    let metrics = Arc::new(Metrics::new(config.reactor_count(), topology.hub_count().into()));
+    let visible = Arc::new(Visible::default());
+    let ops = spawn_ops(ports.ops, &visible, &metrics, &topology, config.reactor_count())?;
 
-    let rocks = RocksEngine::open(&data_dir.volume_path(0), RocksOptions::default(), Arc::default())?;
-    for cut in rocks.cuts() {
-        warn!(file = %cut.file.display(), offset = cut.offset, copy = %cut.copy.display(), reason = cut.reason,
-            "the log ended in what was never synced: cut off, and nobody had been told of it");
-    }
-    let engine: Arc<dyn Engine> = Arc::new(rocks);
-    let shards = Shards::recover(&*engine, data_dir.shard_count(), HUB, now_ms())?;
-    visible.engine.get_or_init(|| Arc::downgrade(&engine));
-    let inbox = Arc::new(Inbox::default());
-    let hub = Hub::new(Arc::clone(&engine), shards, data_dir.incarnation());
+    let volumes = Volumes::open(&data_dir)?;
+    visible.engines.get_or_init(|| volumes.engines().iter().map(Arc::downgrade).collect());
+    let hubs = volumes.recover_hubs(&topology, data_dir.incarnation(), &config)?;
+    let inboxes: Inboxes = (0..topology.hub_count()).map(|_| Arc::new(Inbox::default())).collect();
 
     let around = Surroundings {
         connections_max: (connections_max as usize).div_ceil(config.reactor_count()),
-        config,
+        config: Arc::clone(&config),
         authenticator,
         incarnation: data_dir.incarnation(),
+        topology: Arc::clone(&topology),
         stage: Arc::clone(&visible.stage),
         metrics: Arc::clone(&metrics),
     };
-    let (reactors, reactor_ports) = build_reactors(ports.listen, &around, &inbox)?;
+    let (reactors, ports_by_hub) = build_reactors(ports.listen, &around, &inboxes)?;
     // The reactors' listeners hold the port from here on.
     drop(ports.listen_hold);
-    visible.bells.get_or_init(|| reactor_ports.iter().map(|port| Arc::clone(&port.bell)).collect());
-    let hub_thread = spawn_hub(hub, &engine, data_dir.shard_count(), &inbox, reactor_ports, &metrics)?;
+    visible.bells.get_or_init(|| reactors.iter().map(Reactor::bell).collect());
+    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, ports_by_hub, &metrics)?;
     let (running, ended) = channel::bounded(0);
     let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, running.clone()));
     let reactor_threads = threads.collect::<io::Result<Vec<_>>>()?;
@@ -117,18 +112,32 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     for thread in reactor_threads {
         thread.join().expect("a panic ends the process")?;
     }
-    inbox.stop();
-    hub_thread.join().expect("a panic ends the process");
+    inboxes.iter().for_each(|inbox| inbox.stop());
+    for thread in hub_threads {
+        thread.join().expect("a panic ends the process");
+    }
     debug!("every answer is written");
     drop(ops);
-    drop(engine);
+    drop(volumes);
     drop(data_dir);
     Ok(())
 }
 
-fn spawn_ops(socket: Socket, visible: &Arc<Visible>, metrics: &Arc<Metrics>) -> io::Result<Ops> {
+fn spawn_ops(
+    socket: Socket,
+    visible: &Arc<Visible>,
+    metrics: &Arc<Metrics>,
+    topology: &Topology,
+    reactors: usize,
+) -> io::Result<Ops> {
     let readiness = visible.readiness.clone();
-    let snapshot = snapshot_of(visible, metrics);
+    let threads = Snapshot {
+        reactors: reactors as u64,
+        hubs: topology.hub_count().into(),
+        volumes: topology.volume_count().into(),
+        ..Snapshot::default()
+    };
+    let snapshot = snapshot_of(visible, metrics, threads);
     let visible = Arc::clone(visible);
     let shutdown = Box::new(move || {
         visible.readiness.set(Phase::Draining);
@@ -140,50 +149,37 @@ fn spawn_ops(socket: Socket, visible: &Arc<Visible>, metrics: &Arc<Metrics>) -> 
     Ops::spawn(OpsSetup { socket, readiness, snapshot, shutdown })
 }
 
+/// The reactors, and for each hub its ports to them.
 fn build_reactors(
     listen_on: SocketAddr,
     around: &Surroundings,
-    inbox: &Arc<Inbox>,
-) -> anyhow::Result<(Vec<Reactor>, Vec<ReactorPort>)> {
+    inboxes: &Inboxes,
+) -> anyhow::Result<(Vec<Reactor>, Vec<Vec<ReactorPort>>)> {
     let mut reactors = Vec::new();
-    let mut ports = Vec::new();
+    let mut ports_by_hub: Vec<Vec<ReactorPort>> = inboxes.iter().map(|_| Vec::new()).collect();
     for number in 0..around.config.reactor_count() {
         let listener = listen(listen_on).with_context(|| format!("cannot listen on {listen_on}"))?;
-        let link = Arc::new(Link::default());
-        let hub_inbox = Arc::clone(inbox);
-        let to_hub = Arc::clone(&link);
-        // A hub that waits for the disk has the next batch to build, not an answer to give: it need not hurry.
-        let ring = move || {
-            if to_hub.is_pressing() { hub_inbox.bell.ring() } else { hub_inbox.bell.ring_gently() }
-        };
-        let hub_bell = Arc::new(ring);
         let number = u16::try_from(number).expect("the configuration bounds reactors");
-        let reactor = Reactor::new(number, listener, Arc::clone(&link), hub_bell, around.clone())?;
-        ports.push(ReactorPort { link, bell: reactor.bell() });
+        let hubs: Vec<ToHub> = inboxes.iter().map(to_hub).collect();
+        let links: Vec<Arc<Link>> = hubs.iter().map(|hub| Arc::clone(&hub.link)).collect();
+        let reactor = Reactor::new(number, listener, hubs, around.clone())?;
+        for (ports, link) in ports_by_hub.iter_mut().zip(links) {
+            ports.push(ReactorPort { link, bell: reactor.bell() });
+        }
         reactors.push(reactor);
     }
-    Ok((reactors, ports))
+    Ok((reactors, ports_by_hub))
 }
 
-fn spawn_hub(
-    hub: Hub,
-    engine: &Arc<dyn Engine>,
-    shard_count: u16,
-    inbox: &Arc<Inbox>,
-    reactors: Vec<ReactorPort>,
-    metrics: &Arc<Metrics>,
-) -> io::Result<JoinHandle<()>> {
-    let to_hub = Arc::clone(inbox);
-    let writer = Writer::spawn(Arc::clone(engine), Box::new(move |number| to_hub.post_durable(number)));
-    let to_hub = Arc::clone(inbox);
-    let done = Arc::new(move |result| to_hub.post_read(result));
-    let readers = Arc::new(Readers::spawn(Arc::clone(engine), shard_count, READERS, READS_OUTSTANDING_MAX, done));
-    let driver = Driver { hub, writer, readers, inbox: Arc::clone(inbox), reactors };
-    let metrics = Arc::clone(metrics);
-    thread::Builder::new().name("hub-0".to_owned()).spawn(move || {
-        let last = metrics.last_thread();
-        driver.run(last);
-    })
+/// A new link to a hub, with a bell that knows how much hurry there is.
+fn to_hub(inbox: &Arc<Inbox>) -> ToHub {
+    let (inbox, link) = (Arc::clone(inbox), Arc::<Link>::default());
+    let to_hub = Arc::clone(&link);
+    // A hub that waits for the disk has the next batch to build, not an answer to give: it need not hurry.
+    let ring = move || {
+        if to_hub.is_pressing() { inbox.bell.ring() } else { inbox.bell.ring_gently() }
+    };
+    ToHub { link, ring: Arc::new(ring) }
 }
 
 /// `running` goes when the reactor ends.
@@ -209,12 +205,17 @@ fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics) {
     }
 }
 
-fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>) -> TakeSnapshot {
+/// `threads` says how many there are of what never changes.
+fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot) -> TakeSnapshot {
     let (visible, metrics) = (Arc::clone(visible), Arc::clone(metrics));
     Arc::new(move || {
         let totals = metrics.totals();
-        let engine = visible.engine.get().and_then(Weak::upgrade);
-        let memory = engine.map(|engine| engine.memory()).unwrap_or_default();
+        let engines = visible.engines.get().into_iter().flatten().filter_map(Weak::upgrade);
+        let memory = engines.map(|engine| engine.memory()).fold(EngineMemory::default(), |sum, of| EngineMemory {
+            memtable_bytes: sum.memtable_bytes + of.memtable_bytes,
+            block_cache_bytes: sum.block_cache_bytes + of.block_cache_bytes,
+            table_reader_bytes: sum.table_reader_bytes + of.table_reader_bytes,
+        });
         Snapshot {
             connections: totals.connections,
             sessions: totals.sessions,
@@ -233,6 +234,15 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>) -> TakeSnapshot {
             log_reads: totals.log_reads,
             wakeups: totals.wakeups,
             turns: totals.turns,
+            receipts: totals.receipts_written,
+            rpcs: totals.rpcs,
+            outbox_behind: totals.outbox_behind,
+            outbox_pushed: totals.outbox_pushed,
+            mail_refused: totals.mail_refused,
+            floors_moved: totals.floors_moved,
+            expiry_clock_ms: metrics.expiry_clock_ms(),
+            expiry_stopped: totals.expiry_stopped,
+            ..threads
         }
     })
 }

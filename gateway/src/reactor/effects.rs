@@ -173,7 +173,7 @@ fn tell(
             told.entries = session.deliver(previous, &entries, unsent, out);
         }
         EffectKind::Skipped { previous, through, .. } => session.skip(previous, through),
-        EffectKind::Gap { previous, start, .. } => session.write_gap(previous, start, incarnation, out),
+        EffectKind::Gap { previous, start, .. } => session.write_gap(previous, start, incarnation, unsent, out),
         EffectKind::SyncStart { entries, through, conversations, .. } => {
             session.write_sync_start(entries, through, conversations, out);
         }

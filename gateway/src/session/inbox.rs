@@ -73,14 +73,28 @@ impl Session {
         }
     }
 
-    /// What came next is no longer kept: delivery goes on at `start`.
-    pub fn write_gap(&mut self, previous: InboxSeq, start: InboxSeq, incarnation: Incarnation, out: &mut Vec<u8>) {
+    /// What came next is no longer kept: delivery goes on at `start`. As with entries, only if it joins on and nothing
+    /// is unsent.
+    pub fn write_gap(
+        &mut self,
+        previous: InboxSeq,
+        start: InboxSeq,
+        incarnation: Incarnation,
+        unsent: bool,
+        out: &mut Vec<u8>,
+    ) {
         if self.phase != Phase::Steady || previous != self.sent {
             return;
         }
         let (told, before) = (self.told(), InboxSeq(start.0.saturating_sub(1)));
+        if told < before && unsent {
+            self.resume_pending = true;
+            return;
+        }
         self.sent = self.sent.max(before);
         self.set_told(told.max(before));
+        // The hub takes it for acknowledged: there is nothing left to wait for.
+        self.acked = self.acked.max(before);
         if told < before {
             self.gap(start, false, incarnation, out);
         }
@@ -99,14 +113,11 @@ impl Session {
         self.cipher.seal_message(out, RecordType::SyncStart, &start);
     }
 
-    /// The backlog is through. If some of it was dropped on its way it is not: then the hub, told to resume, says so
-    /// again.
+    /// The backlog is through. If some of it was dropped on its way it is not: the hub says so again behind that.
     pub fn write_sync_done(&mut self, through: InboxSeq, out: &mut Vec<u8>) {
-        if through > self.sent {
-            self.resume_pending = true;
-            return;
+        if through <= self.sent {
+            self.cipher.seal_message(out, RecordType::SyncDone, &proto::SyncDone { inbox_seq: through.0 });
         }
-        self.cipher.seal_message(out, RecordType::SyncDone, &proto::SyncDone { inbox_seq: through.0 });
     }
 
     /// What became of what the user sent.

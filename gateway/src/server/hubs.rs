@@ -1,0 +1,195 @@
+//! The volumes, and the hubs on them: opened, recovered, and started with their writers and readers.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use culver_protocol::id::Incarnation;
+use culver_storage::engine::Engine;
+use culver_storage::error::{EngineError, OpenError};
+use culver_storage::filter::Retention;
+use culver_storage::layout::DataDir;
+use culver_storage::reader::{Engines, Readers};
+use culver_storage::rocks::{RocksEngine, RocksOptions};
+use culver_storage::shard::{Policy, Shards};
+use culver_storage::topology::{HubId, Topology};
+use culver_storage::writer::Writer;
+use tracing::warn;
+
+use crate::config::Config;
+use crate::hub::driver::{Driver, HubPort, Inbox, ReactorPort, mono_ms, now_ms};
+use crate::hub::{Hub, READS_OUTSTANDING_MAX};
+use crate::mailbox::HubLink;
+use crate::metrics::Metrics;
+
+/// What writers, readers and other hubs tell each hub, by number.
+pub(super) type Inboxes = Vec<Arc<Inbox>>;
+
+/// The open volumes.
+pub(super) struct Volumes {
+    engines: Vec<Arc<dyn Engine>>,
+    /// What their compactions go by.
+    retentions: Vec<Arc<Retention>>,
+}
+
+impl Volumes {
+    /// Opens all volumes of a data directory.
+    pub(super) fn open(data_dir: &DataDir) -> Result<Self, OpenError> {
+        let mut volumes = Self { engines: Vec::new(), retentions: Vec::new() };
+        for path in data_dir.volume_paths() {
+            let retention = Arc::<Retention>::default();
+            let options = share_of(data_dir.volume_count());
+            let rocks = RocksEngine::open(path, options, Arc::clone(&retention))?;
+            for cut in rocks.cuts() {
+                warn!(file = %cut.file.display(), offset = cut.offset, copy = %cut.copy.display(), reason = cut.reason,
+                    "the log ended in what was never synced: cut off, and nobody had been told of it");
+            }
+            volumes.engines.push(Arc::new(rocks));
+            volumes.retentions.push(retention);
+        }
+        Ok(volumes)
+    }
+
+    pub(super) fn engines(&self) -> &[Arc<dyn Engine>] {
+        &self.engines
+    }
+
+    /// All hubs, by number, over what their volumes hold.
+    pub(super) fn recover_hubs(
+        &self,
+        topology: &Arc<Topology>,
+        incarnation: Incarnation,
+        config: &Config,
+    ) -> Result<Vec<Hub>, EngineError> {
+        let mut hubs = Vec::new();
+        for hub in (0..topology.hub_count()).map(HubId) {
+            let engine = Arc::clone(self.engine_of(topology, hub));
+            let policy = policy(config);
+            let shards = Shards::recover(&*engine, Arc::clone(topology), hub, policy, now_ms(), mono_ms())?;
+            hubs.push(Hub::new(engine, shards, incarnation, Arc::clone(topology), hub));
+        }
+        Ok(hubs)
+    }
+
+    /// Starts every hub with its writer and readers.
+    pub(super) fn spawn_hubs(
+        &self,
+        hubs: Vec<Hub>,
+        topology: &Topology,
+        config: &Config,
+        inboxes: &Inboxes,
+        reactors: Vec<Vec<ReactorPort>>,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<Vec<JoinHandle<()>>> {
+        let mut threads = Vec::new();
+        let links = links_between(inboxes.len());
+        let ids = (0..topology.hub_count()).map(HubId);
+        for ((((hub, id), inbox), reactors), links) in hubs.into_iter().zip(ids).zip(inboxes).zip(reactors).zip(links) {
+            let volume = topology.volume_of_hub(id);
+            let to_hub = Arc::clone(inbox);
+            let engine = Arc::clone(self.engine_of(topology, id));
+            let writer = Writer::spawn(engine, Box::new(move |number| to_hub.post_durable(number)));
+            let to_hub = Arc::clone(inbox);
+            let done = Arc::new(move |result| to_hub.post_read(result));
+            let engines = Engines { engines: self.engines.clone(), topology: topology.clone() };
+            let share = readers_of(topology, id, config.readers);
+            let readers = Arc::new(Readers::spawn(engines, volume, share, READS_OUTSTANDING_MAX, done));
+            let hubs = links.into_iter().zip(inboxes).map(|(link, other)| HubPort { link, bell: bell_of(other) }).collect();
+            let retention = self.retentions.get(usize::from(volume)).expect("one for each volume");
+            let (inbox, retention) = (Arc::clone(inbox), Arc::clone(retention));
+            let driver = Driver { hub, writer, readers, inbox, reactors, hubs, retention };
+            let metrics = Arc::clone(metrics);
+            threads.push(thread::Builder::new().name(format!("hub-{id}")).spawn(move || {
+                driver.run(metrics.hub(id.index()));
+            })?);
+        }
+        Ok(threads)
+    }
+
+    fn engine_of(&self, topology: &Topology, hub: HubId) -> &Arc<dyn Engine> {
+        let volume = usize::from(topology.volume_of_hub(hub));
+        self.engines.get(volume).expect("the topology was made for these volumes")
+    }
+}
+
+/// What is kept for how long, as it is set.
+fn policy(config: &Config) -> Policy {
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    Policy {
+        retention_ms: u64::from(config.inbox.retention_days) * DAY_MS,
+        unlink_days: config.inbox.device_days,
+        quota_entries: config.inbox.quota_entries,
+        quota_bytes: config.inbox.quota_bytes,
+    }
+}
+
+/// What one volume of several may use: together they use what one alone would.
+fn share_of(volumes: usize) -> RocksOptions {
+    let all = RocksOptions::default();
+    let files = i32::try_from(volumes).map_or(all.open_files_max, |volumes| all.open_files_max / volumes);
+    RocksOptions {
+        block_cache_bytes: all.block_cache_bytes / volumes,
+        memtables_bytes: all.memtables_bytes / volumes,
+        log_bytes_max: all.log_bytes_max / volumes as u64,
+        open_files_max: files,
+        ..all
+    }
+}
+
+/// A hub's share of its volume's reader threads; at least one.
+fn readers_of(topology: &Topology, hub: HubId, readers: usize) -> usize {
+    let volume = topology.volume_of_hub(hub);
+    let on_volume = (0..topology.hub_count()).map(HubId).filter(|other| topology.volume_of_hub(*other) == volume);
+    readers.div_ceil(on_volume.count()).max(1)
+}
+
+/// The links of each hub to every hub, by number. The one to itself is never used.
+fn links_between(hubs: usize) -> Vec<Vec<Arc<HubLink>>> {
+    let mut links: Vec<Vec<Arc<HubLink>>> = Vec::new();
+    for hub in 0..hubs {
+        let mut row = Vec::new();
+        for other in 0..hubs {
+            let made = links.get(other).and_then(|row: &Vec<Arc<HubLink>>| row.get(hub)).map(Arc::clone);
+            row.push(made.unwrap_or_default());
+        }
+        links.push(row);
+    }
+    links
+}
+
+/// Wakes a hub for another's mail: what it brings waits as well as a command does for who waits for the disk.
+fn bell_of(inbox: &Arc<Inbox>) -> Arc<dyn Fn() + Send + Sync> {
+    let inbox = Arc::clone(inbox);
+    Arc::new(move || {
+        inbox.bell.ring_gently();
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_hubs_share_a_link_and_no_others_do() {
+        let links = links_between(4);
+        for (one, row) in links.iter().enumerate() {
+            assert_eq!(row.len(), 4);
+            for (other, link) in row.iter().enumerate() {
+                assert!(Arc::ptr_eq(link, &links[other][one]));
+                let same = links.iter().flatten().filter(|found| Arc::ptr_eq(found, link)).count();
+                assert_eq!(same, if one == other { 1 } else { 2 });
+            }
+        }
+    }
+
+    #[test]
+    fn volumes_and_hubs_share_what_there_is() {
+        let (one, four) = (share_of(1), share_of(4));
+        assert_eq!(one.memtables_bytes, RocksOptions::default().memtables_bytes);
+        assert_eq!((four.block_cache_bytes * 4, four.open_files_max * 4), (one.block_cache_bytes, one.open_files_max));
+        let topology = Topology::new(4, vec![0, 1, 0, 1], 3).expect("possible");
+        // Hubs 0 and 2 are on one volume, hub 1 is alone on the other.
+        assert_eq!([0, 1, 2].map(|hub| readers_of(&topology, HubId(hub), 2)), [1, 2, 1]);
+        assert_eq!(readers_of(&Topology::single(4), HubId(0), 8), 8);
+    }
+}
