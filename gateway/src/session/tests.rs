@@ -1,8 +1,10 @@
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, MessageId};
+use culver_storage::topology::HUBS_MAX;
 use culver_protocol::limits::PAYLOAD_LEN_MAX;
 use culver_protocol::message::SendView;
 use culver_protocol::preamble::Preamble;
 use culver_protocol::record::Record;
+use culver_storage::command::Send;
 use culver_storage::record::InboxEntry;
 use proptest::prelude::*;
 use prost::Message;
@@ -14,14 +16,19 @@ use crate::auth::TokenVerifier;
 use crate::auth::keys::{TicketKey, TokenKeys};
 use crate::config::Config;
 
+mod inbox;
+mod rpc;
+
 const NOW_MS: u64 = 1_800_000_000_000;
 const INCARNATION: Incarnation = Incarnation(42);
+const ADDRESS: Address = Address { reactor: 0, slot: 1, generation: 2, epoch: 3 };
 
 /// A session, and what it would have done to the world.
 struct Bench {
     session: Session,
     authenticator: Authenticator,
-    commands: Vec<Command>,
+    commands: Vec<(HubId, Command)>,
+    topology: Topology,
     out: Vec<u8>,
     room: usize,
 }
@@ -34,7 +41,9 @@ impl Bench {
         let key = TicketKey::generate().expect("a key");
         let tickets = TicketSealer::new(&key, config.ticket, INCARNATION);
         let authenticator = Authenticator::new(verifier, tickets);
-        Self { session: Session::default(), authenticator, commands: Vec::new(), out: Vec::new(), room: 1000 }
+        let topology = Topology::new(64, vec![0; 64], HUBS_MAX).expect("possible");
+        let (session, commands, out) = (Session::default(), Vec::new(), Vec::new());
+        Self { session, authenticator, commands, topology, out, room: 1000 }
     }
 
     fn give(&mut self, bytes: &[u8]) -> (usize, Outcome) {
@@ -43,8 +52,9 @@ impl Bench {
             now_ms: NOW_MS,
             authenticator: &self.authenticator,
             incarnation: INCARNATION,
+            topology: &self.topology,
             keep_alive: Config::default().keep_alive,
-            address: Address { reactor: 0, slot: 1, generation: 2, epoch: 3 },
+            address: ADDRESS,
             room: self.room,
             commands: &mut self.commands,
             out: &mut self.out,
@@ -53,13 +63,13 @@ impl Bench {
     }
 
     fn opening(&self) -> Vec<u8> {
+        self.opening_with(proto::Login { cursor: 10, ..Default::default() })
+    }
+
+    fn opening_with(&self, login: proto::Login) -> Vec<u8> {
         let identity = Identity { user: UserId(7), device: DeviceId(1) };
         let ticket = self.authenticator.issue_ticket(identity, NOW_MS).bytes;
-        let login = proto::Login {
-            credential: Some(proto::login::Credential::Ticket(ticket)),
-            cursor: 10,
-            ..Default::default()
-        };
+        let login = proto::Login { credential: Some(proto::login::Credential::Ticket(ticket)), ..login };
         let mut bytes = Preamble::PLAINTEXT.encode().to_vec();
         bytes.extend(u16::try_from(login.encoded_len()).expect("short").to_be_bytes());
         bytes.extend(login.encode_to_vec());
@@ -71,10 +81,30 @@ impl Bench {
         let mut bench = Self::new();
         let opening = bench.opening();
         assert_eq!(bench.give(&opening), (opening.len(), Outcome::Hungry));
-        bench.session.logged_in(InboxSeq(10), false, INCARNATION, &mut bench.out);
+        bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut bench.out);
         bench.commands.clear();
         bench.out.clear();
         bench
+    }
+
+    fn deliver(&mut self, previous: u64, seqs: &[u64], unsent: bool) -> usize {
+        let entries: Vec<InboxEntry> = seqs.iter().copied().map(entry).collect();
+        self.session.deliver(InboxSeq(previous), &entries, unsent, &mut self.out)
+    }
+
+    /// What is to be acknowledged to the hub.
+    fn ack_pending(&mut self) -> Option<u64> {
+        match self.session.take_pending(ADDRESS, true)? {
+            Command::Ack { through, .. } => Some(through.0),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The body of the last record, which must be of this type.
+    fn last<T: Message + Default>(&self, kind: RecordType) -> T {
+        let (found, body) = self.written().pop().expect("a record");
+        assert_eq!(found, kind as u8);
+        T::decode(body.as_slice()).expect("good protobuf")
     }
 
     /// The records written so far.
@@ -137,7 +167,7 @@ fn a_login_in_one_flight_is_welcomed_and_announced() {
     let opening = bench.opening();
     assert_eq!(bench.give(&opening), (opening.len(), Outcome::Hungry));
     assert_eq!(bench.written().first().map(|(kind, _)| *kind), Some(RecordType::Welcome as u8));
-    assert!(matches!(bench.commands.as_slice(), [Command::Login { cursor: InboxSeq(10), .. }]));
+    assert!(matches!(bench.commands.as_slice(), [(_, Command::Login { cursor: InboxSeq(10), fetch: false, .. })]));
 }
 
 #[test]
@@ -216,25 +246,23 @@ fn acknowledgements_merge_into_the_highest() {
     bytes.extend(ack(13));
     bytes.extend(ack(12));
     assert_eq!(bench.give(&bytes).1, Outcome::Hungry);
-    let address = Address { reactor: 0, slot: 1, generation: 2, epoch: 3 };
-    let Some(Command::Ack { through, .. }) = bench.session.take_pending(address, false) else { panic!("an ACK waits") };
+    let Some(Command::Ack { through, .. }) = bench.session.take_pending(ADDRESS, false) else { panic!("an ACK waits") };
     assert_eq!(through, InboxSeq(13));
-    assert!(bench.session.take_pending(address, false).is_none());
+    assert!(bench.session.take_pending(ADDRESS, false).is_none());
 }
 
 #[test]
 fn deliveries_join_on_or_are_dropped() {
     let mut bench = Bench::steady();
-    let address = Address { reactor: 0, slot: 1, generation: 2, epoch: 3 };
     let mut out = Vec::new();
     assert_eq!(bench.session.deliver(InboxSeq(11), &[entry(12)], false, &mut out), 0, "a hole");
     assert_eq!(bench.session.deliver(InboxSeq(10), &[entry(11)], true, &mut out), 0, "earlier bytes are unsent");
     assert_eq!(bench.session.deliver(InboxSeq(11), &[entry(12)], false, &mut out), 0, "behind a dropped one");
-    assert!(bench.session.take_pending(address, true).is_none(), "not before the bytes are sent");
-    let Some(Command::Resume { sent, .. }) = bench.session.take_pending(address, false) else { panic!("resumes") };
+    assert!(bench.session.take_pending(ADDRESS, true).is_none(), "not before the bytes are sent");
+    let Some(Command::Resume { sent, .. }) = bench.session.take_pending(ADDRESS, false) else { panic!("resumes") };
     assert_eq!(sent, InboxSeq(10));
     assert_eq!(bench.session.deliver(InboxSeq(10), &[entry(11), entry(12)], false, &mut out), 2);
-    assert_eq!(bench.session.sent(), InboxSeq(12));
+    assert_eq!(bench.session.told(), InboxSeq(12));
 }
 
 #[test]
@@ -252,12 +280,66 @@ fn without_room_for_commands_the_rest_waits() {
 #[test]
 fn a_reset_tells_the_client_where_to_go_on() {
     let mut bench = Bench::steady();
-    bench.session.logged_in(InboxSeq(3), true, INCARNATION, &mut bench.out);
+    bench.session.logged_in(InboxSeq(3), true, false, false, INCARNATION, &mut bench.out);
     let written = bench.written();
     let (kind, body) = written.first().expect("a GAP");
     assert_eq!(*kind, RecordType::Gap as u8);
     let gap = proto::Gap::decode(body.as_slice()).expect("good");
     assert_eq!((gap.start, gap.reset, gap.incarnation), (4, true, 42));
+}
+
+#[test]
+fn what_the_login_says_reaches_the_hub() {
+    let known = |incarnation| {
+        let mut bench = Bench::new();
+        let login = proto::Login { cursor: 5, incarnation, fetch: true, receipts: 9, ..Default::default() };
+        let opening = bench.opening_with(login);
+        bench.give(&opening);
+        let [(hub, Command::Login { cursor: InboxSeq(5), incarnation, fetch: true, receipts: 9, .. })] =
+            bench.commands.as_slice()
+        else {
+            panic!("{:?}", bench.commands);
+        };
+        assert_eq!(*hub, bench.topology.hub_of_user(UserId(7)));
+        assert_eq!(bench.session.hubs(), 1 << hub.0);
+        *incarnation
+    };
+    assert_eq!(known(0), Incarnation(0));
+    assert_eq!(known(42), INCARNATION);
+    assert!(![Incarnation(0), INCARNATION].contains(&known(41)), "other data stays other data");
+}
+
+#[test]
+fn a_message_goes_to_its_conversations_hub_and_that_is_remembered() {
+    let mut bench = Bench::steady();
+    let mut hubs = bench.session.hubs();
+    for peer in 100..200 {
+        let conversation = ConversationId::direct(UserId(7), UserId(peer));
+        bench.give(&send(&[1; 16], &conversation.0, b"hello"));
+        let (hub, command) = bench.commands.pop().expect("a command");
+        assert!(matches!(command, Command::Send { send: Send { copy: false, .. }, .. }));
+        assert_eq!(hub, bench.topology.hub_of_conversation(conversation));
+        hubs |= 1 << hub.0;
+        assert_eq!(bench.session.hubs(), hubs);
+    }
+    assert_eq!(hubs, u16::MAX, "every hub had one");
+}
+
+#[test]
+fn copies_are_wanted_until_it_is_known_that_there_are_no_other_devices() {
+    let mut bench = Bench::new();
+    let opening = bench.opening();
+    bench.give(&opening);
+    let mut copy = |bench: &mut Bench| {
+        bench.give(&send(&[1; 16], &[0; 16], b"hello"));
+        let Some((_, Command::Send { send, .. })) = bench.commands.pop() else { panic!("a SEND") };
+        send.copy
+    };
+    assert!(copy(&mut bench), "nobody has said anything yet");
+    bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut bench.out);
+    assert!(!copy(&mut bench));
+    bench.session.set_siblings(true);
+    assert!(copy(&mut bench));
 }
 
 proptest! {
