@@ -102,6 +102,15 @@ pub(crate) struct PairOptions {
 }
 
 impl PairOptions {
+    /// The pairs of a scenario that has options of its own for them.
+    pub(crate) fn of(pairs: u32, pace: Pace, payload: usize, first_user: u64) -> Self {
+        let (in_flight, rate) = match pace {
+            Pace::Closed { in_flight } => (Some(u32::try_from(in_flight).unwrap_or(u32::MAX)), None),
+            Pace::Open { rate } => (None, Some(rate)),
+        };
+        Self { pairs, in_flight, rate, payload, first_user: Some(first_user) }
+    }
+
     /// An open loop of this rate, where neither rate nor number under way was asked for.
     pub(crate) fn default_to_rate(&mut self, rate: f64) {
         if self.in_flight.is_none() {

@@ -160,11 +160,6 @@ impl FlowCheck {
         Some(arrived)
     }
 
-    /// Messages taken into the flow so far.
-    pub(crate) fn sent_count(&self) -> u64 {
-        self.findings.sent
-    }
-
     /// Messages sent and neither acknowledged nor refused.
     pub(crate) fn unanswered(&self) -> u64 {
         self.findings.sent - self.findings.acked - self.findings.rejected

@@ -78,7 +78,7 @@ pub(crate) struct PairRun {
 }
 
 /// What a run came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct PairOutcome {
     pub(crate) findings: Findings,
     /// By slot, from slot 1.
