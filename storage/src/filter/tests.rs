@@ -50,11 +50,15 @@ pub(crate) fn worlds() -> impl Strategy<Value = World> {
             world.put(*Family::ALL.get(family).expect("there are nine"), &key, &value, true);
         }
         for (user, (_, floor)) in users {
-            floor.map(|floor| world.put(Family::User, &key::user(ShardId(3), UserId(user)), &user_row(floor), true));
+            if let Some(floor) = floor {
+                world.put(Family::User, &key::user(ShardId(3), UserId(user)), &user_row(floor), true);
+            }
         }
         for ((from, to, lane), (_, head)) in streams {
             let key = [&from.to_be_bytes()[..], &[4], &[0; 5], &to.to_be_bytes(), &[lane]].concat();
-            head.map(|head| world.put(Family::Meta, &key, &[&[1][..], &head.to_be_bytes()].concat(), true));
+            if let Some(head) = head {
+                world.put(Family::Meta, &key, &[&[1][..], &head.to_be_bytes()].concat(), true);
+            }
         }
         world
     })

@@ -227,4 +227,3 @@ pub(crate) fn read_talk(
         peer_expired: row!(PeerExpired, ExpiredRow),
     }))
 }
-

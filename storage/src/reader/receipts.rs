@@ -56,11 +56,7 @@ pub fn read_receipts(engines: &Engines, user: UserId, after_version: u64) -> Res
 }
 
 /// The version of a row and what it tells, if it tells something.
-fn news_of(
-    conversation: ConversationId,
-    kind: TalkKind,
-    value: &[u8],
-) -> Result<Option<(u64, MarkView)>, DecodeError> {
+fn news_of(conversation: ConversationId, kind: TalkKind, value: &[u8]) -> Result<Option<(u64, MarkView)>, DecodeError> {
     let mark = MarkView { conversation, ..MarkView::default() };
     Ok(match kind {
         TalkKind::List | TalkKind::Delivered => None,
