@@ -2,6 +2,7 @@
 
 DATA ?= data
 RESULTS ?= docs/benchmarks/results
+ONLY ?=
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
@@ -21,8 +22,8 @@ test: ## everything that CI runs
 demo: ## density, chat, kill and restart against a real server, as one table
 	@scripts/demo
 
-bench: ## every figure that Culver promises, into RESULTS=docs/benchmarks/results
-	@scripts/bench '$(RESULTS)'
+bench: ## every figure that Culver promises, into RESULTS=docs/benchmarks/results; ONLY='drain crash' picks some
+	@scripts/bench '$(RESULTS)' $(ONLY)
 
 fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each
 	@scripts/setup test

@@ -59,15 +59,16 @@ free_ports() {
 
 server_pid='' server_dir='' target=() # set by start_server
 
-# Starts a server on free ports with a data directory of its own; "${target[@]}" is then how the load generator finds
-# it. Its log goes to FOLDER/server.log.
+# start_server FOLDER SERVER-ARGUMENTS…: starts a server on free ports with a data directory of its own;
+# "${target[@]}" is then how the load generator finds it. Its log goes to FOLDER/server.log.
 start_server() {
   local folder=$1 listen ops
+  shift
   read -r -d '' listen ops < <(free_ports 2 7700) || true
   server_dir=$folder/data
   target=(--target "127.0.0.1:$listen" --ops "127.0.0.1:$ops" --credentials "$server_dir/dev-credentials.json")
-  echo "\$ culver serve --data-dir $server_dir --listen 127.0.0.1:$listen --ops 127.0.0.1:$ops &"
-  "$binaries/culver" serve --data-dir "$server_dir" --listen "127.0.0.1:$listen" --ops "127.0.0.1:$ops" \
+  echo "\$ culver serve --data-dir $server_dir --listen 127.0.0.1:$listen --ops 127.0.0.1:$ops $* &"
+  "$binaries/culver" serve --data-dir "$server_dir" --listen "127.0.0.1:$listen" --ops "127.0.0.1:$ops" "$@" \
     >"$folder/server.log" 2>&1 </dev/null &
   server_pid=$!
   wait_until_ready "$ops" && return
