@@ -43,6 +43,11 @@ impl Calls {
         self.0.as_mut()?.unanswered.pop_front()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_unallocated(&self) -> bool {
+        self.0.is_none()
+    }
+
     pub(super) fn is_awaiting(&self) -> bool {
         self.0.as_ref().is_some_and(|started| !started.unanswered.is_empty())
     }

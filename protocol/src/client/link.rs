@@ -99,6 +99,11 @@ impl Link {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_unallocated(&self) -> bool {
+        self.incoming.capacity() == 0 && self.outgoing.capacity() == 0
+    }
+
     pub(super) fn clear(&mut self) {
         self.outgoing = Vec::new();
         self.outgoing_start = 0;

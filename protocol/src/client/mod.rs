@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Owns what must outlive a connection: the messages under way (`outbox`), the cursor and what was seen
-//! (`inbox`), the credential and the backoff. `link` owns what dies with one. Never reads a clock, never makes
-//! a random number that its seed does not determine, never blocks. All times are microseconds on a monotonic clock
-//! of the caller's.
+//! (`inbox`), the credential and the backoff. `link` and `calls` own what dies with one. Never reads a clock,
+//! never makes a random number that its seed does not determine, never blocks. All times are microseconds on a
+//! monotonic clock of the caller's.
 
 mod backoff;
 mod calls;
@@ -18,6 +18,7 @@ mod config;
 mod inbox;
 mod link;
 mod outbox;
+mod phase;
 mod receive;
 mod seen;
 #[cfg(test)]
@@ -33,11 +34,10 @@ pub use self::config::{ClientConfig, ClientError, Credential, Event, Violation};
 
 use self::backoff::{Backoff, Jitter};
 use self::calls::Calls;
-use self::config::NO_CREDENTIAL;
 use self::inbox::Inbox;
 use self::link::Link;
 use self::outbox::Outbox;
-use crate::error::ErrorClass;
+use self::phase::{Next, Phase};
 use crate::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
 use crate::limits::{CLIENT_BODY_LEN_MAX, HEADER_LEN};
 use crate::proto;
@@ -76,34 +76,6 @@ pub struct Client {
     /// The latest time a caller told.
     now_us: u64,
     events: VecDeque<Event>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// `Connect` was given out.
-    Connecting,
-    /// Login is written, WELCOME awaited.
-    LoggingIn,
-    LoggedIn,
-    /// `Disconnect` was given out.
-    Closing(Next),
-    /// No connection until this time.
-    BackingOff {
-        until_us: u64,
-    },
-    /// No connection until `set_credential`.
-    CredentialNeeded,
-    Stopped,
-}
-
-/// What follows a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Reconnect,
-    /// At once: the server refused the ticket, but there is a token.
-    ReconnectNow,
-    CredentialNeeded,
-    Stop,
 }
 
 impl Client {
@@ -169,63 +141,6 @@ impl Client {
         }
     }
 
-    /// The connection is closed, or could not be opened. Plans the next one, unless the client was told to stop.
-    pub fn handle_disconnected(&mut self, now_us: u64) {
-        self.tick(now_us);
-        let next = match self.phase {
-            Phase::Connecting | Phase::LoggingIn | Phase::LoggedIn => Next::Reconnect,
-            Phase::Closing(next) => {
-                // Closed already: nobody need be asked to.
-                self.events.retain(|event| !matches!(event, Event::Disconnect));
-                next
-            }
-            Phase::BackingOff { .. } | Phase::CredentialNeeded | Phase::Stopped => return,
-        };
-        let leave_us = self.link.leave_us();
-        self.link = Link::default();
-        self.outbox.forget_connection();
-        while let Some(id) = self.calls.end_oldest() {
-            self.events.push_back(Event::Cancelled { id });
-        }
-        match next {
-            Next::Reconnect => {
-                let jitter = &mut self.jitter;
-                let wait_us = self.backoff.next_us(self.backoff_base_ms, self.backoff_max_ms, jitter);
-                // A server that said when to come back has spread its clients already.
-                let due_us = leave_us.unwrap_or(self.now_us.saturating_add(wait_us));
-                self.phase = Phase::BackingOff { until_us: due_us.max(self.not_before_us) };
-            }
-            Next::ReconnectNow => self.connect(),
-            Next::CredentialNeeded => self.phase = Phase::CredentialNeeded,
-            Next::Stop => self.phase = Phase::Stopped,
-        }
-        self.handle_due();
-    }
-
-    /// Time has passed. Early calls do no harm.
-    pub fn handle_timeout(&mut self, now_us: u64) {
-        self.tick(now_us);
-        self.handle_due();
-    }
-
-    /// When `handle_timeout` is due.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<u64> {
-        match self.phase {
-            Phase::BackingOff { until_us } => Some(until_us),
-            Phase::LoggingIn => {
-                let login_us = self.link.connected_us().saturating_add(self.answer_timeout_us);
-                Some(self.link.leave_us().map_or(login_us, |leave_us| leave_us.min(login_us)))
-            }
-            Phase::LoggedIn => {
-                let hold_us = self.outbox.hold_due_us();
-                let link_us = self.link.due_us(self.is_awaiting(), self.answer_timeout_us);
-                [Some(link_us), hold_us, self.link.leave_us()].into_iter().flatten().min()
-            }
-            Phase::Connecting | Phase::Closing(_) | Phase::CredentialNeeded | Phase::Stopped => None,
-        }
-    }
-
     /// The next thing the application should know or do.
     pub fn poll_event(&mut self) -> Option<Event> {
         let event = self.events.pop_front();
@@ -276,7 +191,7 @@ impl Client {
     }
 
     /// Asks the server for something. `Answer` or `Cancelled` will name the number given here, exactly once: a
-    /// request is not sent again on another connection.
+    /// request is not sent again on another connection. An ACK that is due goes out before it.
     ///
     /// # Errors
     /// The request was not sent, and nothing will come of it.
@@ -294,6 +209,8 @@ impl Client {
             self.link.await_from(self.now_us);
         }
         rpc.id = self.calls.begin()?;
+        // What is marked as read must have been acknowledged.
+        self.flush_ack();
         self.link.write_rpc(&rpc);
         Ok(rpc.id)
     }
@@ -433,66 +350,6 @@ impl Client {
             self.link.await_from(self.now_us);
         }
         self.link.write_sends(&mut self.outbox, self.now_us);
-    }
-
-    /// Asks for a connection, if there is anything to log in with.
-    fn connect(&mut self) {
-        if self.token.is_none() && self.ticket.is_none() {
-            self.phase = Phase::CredentialNeeded;
-            self.events.push_back(Event::CredentialNeeded { code: NO_CREDENTIAL });
-            return;
-        }
-        self.phase = Phase::Connecting;
-        self.events.push_back(Event::Connect);
-    }
-
-    fn disconnect(&mut self, next: Next) {
-        if self.has_connection() {
-            self.link.clear();
-            self.phase = Phase::Closing(next);
-            self.events.push_back(Event::Disconnect);
-        }
-    }
-
-    fn handle_due(&mut self) {
-        let now_us = self.now_us;
-        match self.phase {
-            Phase::BackingOff { until_us } if until_us <= now_us => self.connect(),
-            Phase::LoggingIn | Phase::LoggedIn if self.link.leave_us().is_some_and(|leave| leave <= now_us) => {
-                self.disconnect(Next::ReconnectNow);
-            }
-            Phase::LoggingIn if self.poll_timeout().is_some_and(|due| due <= now_us) => {
-                self.disconnect(Next::Reconnect);
-            }
-            Phase::LoggedIn => {
-                let is_awaiting = self.is_awaiting();
-                if !self.link.keep_alive(now_us, is_awaiting, self.answer_timeout_us) {
-                    self.disconnect(Next::Reconnect);
-                    return;
-                }
-                self.write_sends();
-            }
-            _ => {}
-        }
-    }
-
-    /// What an error that ends the connection means for the next one.
-    fn handle_fatal(&mut self, code: u32) {
-        let next = match ErrorClass::of(code) {
-            ErrorClass::RetryHere | ErrorClass::Reconnect => Next::Reconnect,
-            // The ticket may be what was refused: a token, where there is one, has not been tried.
-            ErrorClass::RefreshToken if self.ticket.take().is_some() && self.token.is_some() => Next::ReconnectNow,
-            ErrorClass::RefreshToken => {
-                self.token = None;
-                self.events.push_back(Event::CredentialNeeded { code });
-                Next::CredentialNeeded
-            }
-            ErrorClass::DoNotRetry | ErrorClass::Stop => {
-                self.events.push_back(Event::Stopped { code });
-                Next::Stop
-            }
-        };
-        self.disconnect(next);
     }
 }
 

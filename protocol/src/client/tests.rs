@@ -1,11 +1,14 @@
 //! The client alone: what it writes and does, byte by byte and deadline by deadline.
 
+mod devices;
+
 use bytes::Bytes;
 use prost::Message;
 
 use super::{Client, ClientConfig, ClientError, Credential, Event, Violation};
 use crate::error::ErrorCode;
 use crate::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation, UserId};
+use crate::limits::{CLIENT_BODY_LEN_MAX, RPCS_IN_FLIGHT_MAX};
 use crate::proto;
 use crate::record::{Cipher, RecordType};
 

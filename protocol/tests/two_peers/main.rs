@@ -1,10 +1,13 @@
 //! The client against a model server over a network that cuts connections wherever it hurts.
 //!
 //! Properties, in every world: each send is answered exactly once, answers and acceptances keep each conversation's
-//! order, nothing is delivered twice, everything is delivered in inbox order, cursors and ACKs never go back.
+//! order, nothing is delivered twice, everything is delivered in inbox order save what has expired, what the client
+//! itself sent never comes back, cursors and ACKs never go back, receipts are complete in the end, each request is
+//! answered or cancelled once.
 //!
 //! `CULVER_SEED=n` runs one seed alone; every test prints the seed it is at.
 
+mod app;
 mod server;
 mod world;
 
@@ -16,7 +19,20 @@ const CALM: Plan = Plan {
     sends: 6,
     entries: 6,
     conversations: 2,
-    faults: Faults { reject_for_now: 0, reject_for_good: 0, refuse_ticket: 0, goaway: 0, redeliver: 0, noise: 0 },
+    acts: 4,
+    calls: 3,
+    siblings: true,
+    fetch: false,
+    faults: Faults {
+        reject_for_now: 0,
+        reject_for_good: 0,
+        refuse_ticket: 0,
+        goaway: 0,
+        redeliver: 0,
+        noise: 0,
+        expire: 0,
+        busy: 0,
+    },
     cut_up: None,
     cut_down: None,
     cut_within: None,
@@ -53,6 +69,24 @@ fn cut_again_and_again() {
 }
 
 #[test]
+fn one_device_alone() {
+    for seed in seeds(500) {
+        World::new(Plan { seed, sends: 40, entries: 60, siblings: false, cut_within: Some(600), ..CALM }).run();
+    }
+}
+
+#[test]
+fn own_copies_receipts_requests_and_expiry() {
+    let faults = Faults { redeliver: 30, expire: 5, busy: 20, ..CALM.faults };
+    for seed in seeds(2000) {
+        let fetch = seed % 2 == 0;
+        let plan = Plan { seed, sends: 40, entries: 60, acts: 60, calls: 40, faults, fetch, ..CALM };
+        World::new(plan).run();
+        World::new(Plan { cut_within: Some(800), ..plan }).run();
+    }
+}
+
+#[test]
 fn rejected_and_sent_again_in_order() {
     let faults = Faults { reject_for_now: 20, reject_for_good: 5, ..CALM.faults };
     for seed in seeds(2000) {
@@ -62,10 +96,28 @@ fn rejected_and_sent_again_in_order() {
 
 #[test]
 fn everything_at_once() {
-    let faults =
-        Faults { reject_for_now: 10, reject_for_good: 3, refuse_ticket: 30, goaway: 3, redeliver: 50, noise: 20 };
+    let faults = Faults {
+        reject_for_now: 10,
+        reject_for_good: 3,
+        refuse_ticket: 30,
+        goaway: 3,
+        redeliver: 50,
+        noise: 20,
+        expire: 2,
+        busy: 10,
+    };
     for seed in seeds(4000) {
-        let plan = Plan { seed, sends: 50, entries: 50, conversations: 4, faults, cut_within: Some(900), ..CALM };
+        let plan = Plan {
+            seed,
+            sends: 50,
+            entries: 50,
+            conversations: 4,
+            acts: 30,
+            calls: 20,
+            faults,
+            cut_within: Some(900),
+            ..CALM
+        };
         World::new(plan).run();
     }
 }

@@ -3,13 +3,16 @@
 //! What must outlive a connection is in [`Server`], what dies with it in [`Session`]. It panics where the client
 //! breaks the protocol.
 
+mod outgoing;
+mod receipts;
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
-use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, PREAMBLE_LEN};
-use culver_protocol::message::{Accepted, EntryView, SendView, decode_ack, encode_deliver};
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, MessageId, UserId};
+use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, PREAMBLE_LEN, RPCS_IN_FLIGHT_MAX};
+use culver_protocol::message::{Accepted, SendView, decode_ack};
 use culver_protocol::preamble::Preamble;
 use culver_protocol::proto;
 use culver_protocol::proto::error::Scope;
@@ -18,9 +21,10 @@ use prost::Message;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+pub(crate) use receipts::Marks;
+
 /// The client's user.
 pub(crate) const USER: UserId = UserId(1);
-const WINDOW: u64 = 5;
 
 /// How often, in percent, the server does what it need not.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,19 +35,48 @@ pub(crate) struct Faults {
     pub(crate) goaway: u32,
     pub(crate) redeliver: u32,
     pub(crate) noise: u32,
+    pub(crate) expire: u32,
+    pub(crate) busy: u32,
+}
+
+/// Who sent an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    Peer,
+    /// Another device of the client's user.
+    Sibling,
+    /// The client itself: it never gets that back.
+    Client,
+}
+
+/// An entry of the client's inbox; the first has inbox seq 1.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) conversation: ConversationId,
+    pub(crate) seq: u64,
+    pub(crate) sender: Sender,
 }
 
 #[derive(Default)]
 pub(crate) struct Server {
     pub(crate) faults: Faults,
+    /// Whether the user has other devices, and so gets copies.
+    siblings: bool,
+    fetch: bool,
     /// In the order accepted.
     pub(crate) accepted: Vec<(ConversationId, ClientMessageId)>,
     /// Rejected for good, once is enough.
     pub(crate) refused: Vec<ClientMessageId>,
     results: HashMap<ClientMessageId, Accepted>,
-    /// Payload and conversation seq of each entry; the first has inbox seq 1.
-    pub(crate) inbox: Vec<(ConversationId, u64)>,
+    pub(crate) inbox: Vec<Row>,
+    /// The device's cursor: acknowledged by it, skipped for it, or expired.
     pub(crate) acked: u64,
+    /// The greatest that the client has acknowledged itself.
+    acked_by_client: u64,
+    /// Expired up to here.
+    pub(crate) floor: u64,
+    pub(crate) marks: Marks,
+    receipts_persisted: u64,
     seqs: HashMap<ConversationId, u64>,
 }
 
@@ -53,8 +86,17 @@ pub(crate) struct Session {
     opened: bool,
     login: Option<proto::Login>,
     ready: bool,
+    /// Everything up to here was sent or skipped.
     sent: u64,
+    /// The last that the client was told of: the next `previous`.
+    told: u64,
     acked: u64,
+    acked_by_client: u64,
+    gap: bool,
+    sync: Option<proto::SyncStart>,
+    sync_through: Option<u64>,
+    receipts_told: u64,
+    answers: Vec<proto::RpcResult>,
     /// Rejected for now, so that what follows it in its conversation must wait.
     rejected: HashMap<ConversationId, ClientMessageId>,
     /// The server closes as soon as its bytes are out.
@@ -62,14 +104,29 @@ pub(crate) struct Session {
 }
 
 impl Server {
-    pub(crate) fn new(faults: Faults) -> Self {
-        Self { faults, ..Self::default() }
+    pub(crate) fn new(faults: Faults, siblings: bool, fetch: bool) -> Self {
+        Self { faults, siblings, fetch, ..Self::default() }
     }
 
-    /// Somebody sends the client something.
-    pub(crate) fn receive_from_elsewhere(&mut self, conversation: ConversationId) {
+    /// Somebody sends something, and the client is to get it.
+    pub(crate) fn receive_from_elsewhere(&mut self, conversation: ConversationId, rng: &mut SmallRng) {
+        let sender = if self.siblings && chance(rng, 30) { Sender::Sibling } else { Sender::Peer };
         let seq = self.next_seq(conversation);
-        self.inbox.push((conversation, seq));
+        self.inbox.push(Row { conversation, seq, sender });
+        if chance(rng, self.faults.expire) {
+            self.floor = rng.random_range(self.floor..=self.head());
+            self.acked = self.acked.max(self.floor);
+        }
+    }
+
+    pub(crate) fn head(&self) -> u64 {
+        self.inbox.len() as u64
+    }
+
+    /// The entries beyond `after`, up to `through`, with their inbox seqs.
+    pub(crate) fn rows(&self, after: u64, through: u64) -> impl Iterator<Item = (u64, Row)> + '_ {
+        let rows = (1..).zip(self.inbox.iter().copied());
+        rows.filter(move |(inbox_seq, _)| *inbox_seq > after && *inbox_seq <= through)
     }
 
     fn next_seq(&mut self, conversation: ConversationId) -> u64 {
@@ -124,14 +181,23 @@ impl Server {
             Some(proto::login::Credential::Ticket(ticket)) => assert_eq!(ticket.as_ref(), b"ticket"),
             None => panic!("no credential"),
         }
-        assert!(login.cursor <= self.inbox.len() as u64, "a cursor beyond the head");
-        assert!(login.cursor >= self.acked, "the cursor went back");
-        self.acked = login.cursor;
-        session.sent = login.cursor;
-        session.acked = login.cursor;
+        assert_eq!(login.fetch, self.fetch);
+        assert!(login.cursor <= self.head(), "a cursor beyond the head");
+        assert!(login.cursor >= self.acked_by_client, "the cursor went back");
+        assert!(login.receipts <= self.marks.version(), "receipts that never were");
+        assert!(login.receipts >= self.receipts_persisted, "the receipts cursor went back");
+        self.receipts_persisted = login.receipts;
+        session.receipts_told = login.receipts;
+        session.gap = login.cursor < self.floor;
+        self.acked = self.acked.max(login.cursor);
+        session.sent = self.acked;
+        session.acked = self.acked;
+        session.acked_by_client = login.cursor;
         if chance(rng, self.faults.redeliver) {
-            session.sent -= rng.random_range(0..=login.cursor.min(7));
+            session.sent -= rng.random_range(0..=(self.acked - self.floor).min(7));
         }
+        // What was skipped at the end of an earlier session may be told of again, or not.
+        session.told = if chance(rng, 50) { session.sent } else { session.sent.min(login.cursor) };
         session.login = Some(login);
     }
 
@@ -144,6 +210,7 @@ impl Server {
                 let ticket = Bytes::from_static(b"ticket");
                 let (keep_alive_s, version) = (60, 1);
                 put(out, RecordType::Welcome, &proto::Welcome { ticket, keep_alive_s, version, ..Default::default() });
+                self.announce(session);
             }
             RecordType::Ping => {
                 let ping = proto::Ping::decode(record.body).expect("a ping");
@@ -153,11 +220,21 @@ impl Server {
             RecordType::Send => self.handle_send(session, record.body, rng, out),
             RecordType::Ack => {
                 let (through, ..) = decode_ack(record.body).expect("an ack");
-                assert!(through.0 >= session.acked, "an ACK went back");
-                let told = session.login.as_ref().map_or(0, |login| login.cursor);
-                assert!(through.0 <= session.sent.max(told), "an ACK beyond what was sent");
-                session.acked = through.0;
-                self.acked = self.acked.max(through.0);
+                assert!(through.0 >= session.acked_by_client, "an ACK went back");
+                let claimed = session.login.as_ref().map_or(0, |login| login.cursor);
+                assert!(through.0 <= session.told.max(claimed), "an ACK beyond what was sent");
+                session.acked_by_client = through.0;
+                self.acked_by_client = self.acked_by_client.max(through.0);
+                // With everything told acknowledged, what was skipped behind it is as well.
+                let acked = if through.0 == session.told { session.sent } else { through.0 };
+                session.acked = session.acked.max(acked);
+                self.acked = self.acked.max(session.acked);
+            }
+            RecordType::Rpc => {
+                let rpc = proto::Rpc::decode(record.body).expect("a request");
+                let answer = self.answer(&rpc, rng);
+                session.answers.push(answer);
+                assert!(session.answers.len() <= RPCS_IN_FLIGHT_MAX, "too many requests");
             }
             other => panic!("a client never sends {other:?}"),
         }
@@ -204,46 +281,23 @@ impl Server {
             put_rejection(out, id, ErrorCode::NotAMember, 0);
             return;
         }
+        let seq = self.next_seq(conversation);
+        let mut inbox_seq = InboxSeq(0);
+        if self.siblings {
+            self.inbox.push(Row { conversation, seq, sender: Sender::Client });
+            inbox_seq = InboxSeq(self.head());
+        }
         let accepted = Accepted {
             client_message_id: id,
-            conversation_seq: ConversationSeq(self.next_seq(conversation)),
+            conversation_seq: ConversationSeq(seq),
             message_id: MessageId(self.accepted.len() as u64 + 1),
             server_time_ms: 1,
-            inbox_seq: InboxSeq(0),
+            inbox_seq,
             duplicate: false,
         };
         self.accepted.push((conversation, id));
         self.results.insert(id, accepted);
         Cipher::default().seal(out, RecordType::SendResult, |out| accepted.encode(out));
-    }
-
-    fn deliver(&self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) {
-        let head = self.inbox.len() as u64;
-        while session.ready && !session.closing && session.sent < head.min(session.acked + WINDOW) {
-            if chance(rng, 50) {
-                // Later: what the application persists of an earlier connection may be ahead of this one.
-                break;
-            }
-            let through = rng.random_range(session.sent + 1..=head.min(session.acked + WINDOW));
-            let payload = session.sent.to_be_bytes();
-            let entries = (session.sent + 1..=through).map(|inbox_seq| {
-                let index = usize::try_from(inbox_seq).expect("small") - 1;
-                let (conversation, seq) = *self.inbox.get(index).expect("at most the head");
-                EntryView {
-                    inbox_seq: InboxSeq(inbox_seq),
-                    conversation,
-                    conversation_seq: ConversationSeq(seq),
-                    message_id: MessageId(inbox_seq),
-                    server_time_ms: 1,
-                    sender: UserId(2),
-                    sender_device: DeviceId(1),
-                    payload: &payload,
-                }
-            });
-            let previous = InboxSeq(session.sent);
-            Cipher::default().seal(out, RecordType::Deliver, |out| encode_deliver(out, previous, entries));
-            session.sent = through;
-        }
     }
 }
 

@@ -8,7 +8,8 @@ use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::server::{Faults, Server, Session, USER};
+use crate::app::App;
+use crate::server::{Faults, Sender, Server, Session, USER};
 
 /// Steps after which a world must have come to its end.
 const STEPS_MAX: u32 = 200_000;
@@ -22,6 +23,12 @@ pub(crate) struct Plan {
     pub(crate) sends: u32,
     pub(crate) entries: u32,
     pub(crate) conversations: u64,
+    /// What the other side, or another device, does about messages.
+    pub(crate) acts: u32,
+    pub(crate) calls: u32,
+    /// The user has other devices.
+    pub(crate) siblings: bool,
+    pub(crate) fetch: bool,
     pub(crate) faults: Faults,
     /// The first connection is cut after so many bytes of the client's.
     pub(crate) cut_up: Option<u64>,
@@ -44,18 +51,21 @@ pub(crate) struct World {
     rng: SmallRng,
     now_us: u64,
     client: Client,
+    app: App,
     server: Server,
     connection: Option<Connection>,
     connections: u32,
     unsent: Vec<(ConversationId, ClientMessageId)>,
     to_receive: u32,
+    to_act: u32,
+    to_call: u32,
     sent: Vec<(ConversationId, ClientMessageId)>,
     answers: HashMap<ClientMessageId, bool>,
     answered: Vec<ClientMessageId>,
     delivered: Vec<(ConversationId, u64)>,
     names: HashSet<(ConversationId, u64)>,
-    /// Delivered, not persisted.
-    unpersisted: Vec<u64>,
+    /// Delivered, not persisted: the inbox seq, and what of it may be marked as read then.
+    unpersisted: Vec<(u64, Option<(ConversationId, u64)>)>,
     cursor: InboxSeq,
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
@@ -74,6 +84,7 @@ impl World {
             user: USER,
             credential: Credential::Token("token".into()),
             seed: plan.seed,
+            fetch: plan.fetch,
             ..ClientConfig::default()
         });
         Self {
@@ -81,11 +92,14 @@ impl World {
             rng,
             now_us: 0,
             client,
-            server: Server::new(plan.faults),
+            app: App::default(),
+            server: Server::new(plan.faults, plan.siblings, plan.fetch),
             connection: None,
             connections: 0,
             unsent,
             to_receive: plan.entries,
+            to_act: plan.acts,
+            to_call: plan.calls,
             sent: Vec::new(),
             answers: HashMap::new(),
             answered: Vec::new(),
@@ -136,15 +150,42 @@ impl World {
         }
         if self.to_receive > 0 && self.rng.random_range(0..3) == 0 {
             self.to_receive -= 1;
-            let peer = UserId(2 + self.rng.random_range(0..self.plan.conversations));
-            self.server.receive_from_elsewhere(ConversationId::direct(USER, peer));
+            let conversation = self.conversation();
+            self.server.receive_from_elsewhere(conversation, &mut self.rng);
             self.serve(&[]);
         }
-        if !self.unpersisted.is_empty() && self.rng.random_range(0..4) == 0 {
-            let through = self.unpersisted.remove(self.rng.random_range(0..self.unpersisted.len()));
-            self.unpersisted.retain(|inbox_seq| *inbox_seq > through);
-            self.client.persisted(InboxSeq(through));
+        if self.to_act > 0 && self.rng.random_range(0..3) == 0 {
+            self.to_act -= 1;
+            let conversation = self.conversation();
+            self.server.act_elsewhere(conversation, &mut self.rng);
+            self.serve(&[]);
         }
+        if self.to_call > 0 && self.rng.random_range(0..3) == 0 && self.app.ask(&mut self.client, &mut self.rng) {
+            self.to_call -= 1;
+        }
+        self.persist();
+    }
+
+    fn conversation(&mut self) -> ConversationId {
+        ConversationId::direct(USER, UserId(2 + self.rng.random_range(0..self.plan.conversations)))
+    }
+
+    fn persist(&mut self) {
+        if self.rng.random_range(0..4) > 0 {
+            return;
+        }
+        self.app.persist(&mut self.client, &mut self.rng);
+        if self.unpersisted.is_empty() {
+            return;
+        }
+        let (through, _) = self.unpersisted.remove(self.rng.random_range(0..self.unpersisted.len()));
+        self.client.persisted(InboxSeq(through));
+        self.unpersisted.retain(|(inbox_seq, of_peer)| {
+            if let (true, Some((conversation, seq))) = (*inbox_seq <= through, of_peer) {
+                self.app.may_read(*conversation, *seq);
+            }
+            *inbox_seq > through
+        });
     }
 
     fn handle_events(&mut self) {
@@ -162,7 +203,23 @@ impl World {
                     let name = (conversation, entry.conversation_seq);
                     assert!(self.names.insert(name), "delivered twice: {name:?}");
                     self.delivered.push(name);
-                    self.unpersisted.push(entry.inbox_seq);
+                    let name = (entry.sender != USER.0).then_some(name);
+                    self.unpersisted.push((entry.inbox_seq, name));
+                }
+                Event::Gap(gap) => {
+                    assert!(!gap.reset && gap.start <= self.server.acked + 1);
+                    assert!(self.client.cursor().0 >= gap.start - 1);
+                }
+                Event::Receipt(receipt) => self.app.handle_receipt(receipt),
+                Event::Answer { id, result } => self.app.handle_answer(id, result),
+                Event::Cancelled { id } => self.app.handle_cancelled(id),
+                Event::SyncStart(start) => self.app.handle_sync_start(&start),
+                Event::SyncDone(done) => {
+                    self.app.handle_sync_done(done);
+                    for (inbox_seq, row) in self.server.rows(self.server.floor, done.inbox_seq) {
+                        let has_come = self.names.contains(&(row.conversation, row.seq));
+                        assert!(has_come || row.sender == Sender::Client, "{inbox_seq} is missing");
+                    }
                 }
                 Event::LoggedIn(_) | Event::Goaway(_) | Event::ServerError(_) => {}
                 Event::Rejected { retry: true, .. } => {}
@@ -179,6 +236,7 @@ impl World {
     fn connect(&mut self) {
         assert!(self.connection.is_none(), "two connections");
         self.connections += 1;
+        self.app.forget_connection();
         if self.plan.cut_within.is_some() && self.rng.random_range(0..5) == 0 {
             self.client.handle_disconnected(self.now_us);
             return;
@@ -246,25 +304,43 @@ impl World {
     fn is_done(&self) -> bool {
         self.unsent.is_empty()
             && self.to_receive == 0
+            && self.to_act == 0
+            && self.to_call == 0
+            && self.app.answered == self.plan.calls
             && self.client.in_flight() == 0
-            && self.server.acked == self.server.inbox.len() as u64
+            && self.client.receipts() == self.server.marks.version()
+            && self.server.acked == self.server.head()
     }
 
     fn check(&self) {
         assert_eq!(self.answered.len(), self.sent.len(), "each is answered");
-        assert_eq!(self.delivered, self.server.inbox, "everything, in inbox order, once");
+        self.check_delivered();
         let is_accepted = |id: &ClientMessageId| self.answers.get(id).copied().expect("answered");
         let of = |conversation: ConversationId, list: &[(ConversationId, ClientMessageId)]| -> Vec<ClientMessageId> {
             list.iter().filter(|(of, _)| *of == conversation).map(|(_, id)| *id).collect()
         };
         for peer in 0..self.plan.conversations {
             let conversation = ConversationId::direct(USER, UserId(2 + peer));
+            assert_eq!(self.app.mark(conversation), self.server.marks.get(conversation), "receipts are complete");
             let mut sent = of(conversation, &self.sent);
             let answered: Vec<ClientMessageId> = self.answered.iter().filter(|id| sent.contains(id)).copied().collect();
             assert_eq!(answered, sent, "answers come in the order of the sends of a conversation");
             sent.retain(is_accepted);
             assert_eq!(of(conversation, &self.server.accepted), sent, "accepted in the order sent");
         }
+    }
+
+    /// Everything has come, in inbox order, once, save what has expired and what the client sent itself.
+    fn check_delivered(&self) {
+        let mut delivered = self.delivered.iter().peekable();
+        for (inbox_seq, row) in self.server.rows(0, u64::MAX) {
+            if delivered.next_if(|name| **name == (row.conversation, row.seq)).is_some() {
+                assert_ne!(row.sender, Sender::Client, "the client's own came back");
+            } else {
+                assert!(row.sender == Sender::Client || inbox_seq <= self.server.floor, "{inbox_seq} is missing");
+            }
+        }
+        assert_eq!(delivered.next(), None, "out of order, or from nowhere");
     }
 }
 
