@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
 use culver_protocol::message::Accepted;
 
 pub use crate::key::{DedupKey, SenderKey};
-use crate::record::Record;
+pub use crate::reader::{ConversationView, Fold, Folded};
+use crate::record::{Record, Stream};
 
 /// A message to be accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Send {
     pub conversation: ConversationId,
     /// The opaque payload, at most `PAYLOAD_LEN_MAX` bytes.
     pub payload: Bytes,
+    /// The sender may have other devices: they get a copy.
+    pub copy: bool,
 }
 
 impl Send {
@@ -47,6 +50,17 @@ pub enum Load {
     Dedup(DedupKey),
     /// The greatest id that was ever accepted from a sender.
     Newest(SenderKey),
+    /// What a user and the peer have, told and read of a conversation.
+    Talk(UserId, ConversationId),
+}
+
+/// What a device acknowledged of a conversation: the last entry that somebody else sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Acked {
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// The entry's place there.
+    pub seq: ConversationSeq,
 }
 
 /// What became of a command.
@@ -80,6 +94,49 @@ pub enum View<T> {
 pub struct UserView {
     /// The last entry of the inbox, batches not yet durable included.
     pub head: InboxSeq,
-    /// What the device has acknowledged; for a device that never did, the user's floor.
+    /// Entries up to here are no longer kept.
+    pub floor: InboxSeq,
+    /// What the device has acknowledged; for one that is not linked, where it would start.
     pub cursor: InboxSeq,
+    /// Whether the device is linked.
+    pub linked: bool,
+    /// Whether other devices are.
+    pub siblings: bool,
+    /// No receipt of the user's has a greater version.
+    pub receipts_head: u64,
+}
+
+/// A device of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceView {
+    /// The device.
+    pub device: DeviceId,
+    /// What it has acknowledged.
+    pub cursor: InboxSeq,
+    /// The day it last logged in: days since 1970.
+    pub seen_day: u32,
+}
+
+/// How a stream stands at the shard that numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamState {
+    /// The stream.
+    pub stream: Stream,
+    /// The last durable item.
+    pub durable: u64,
+    /// The last item that is durable where it goes.
+    pub taken: u64,
+}
+
+/// The clock that entries expire by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpiryState {
+    /// What it shows, in milliseconds since 1970.
+    pub clock_ms: u64,
+    /// The day it is for devices: days since 1970. Never ahead of either clock.
+    pub today: u32,
+    /// Entries from before this are expired; 0: none are.
+    pub expire_before_ms: u64,
+    /// The clock on the wall has jumped: nothing expires and no device is unlinked until it is back.
+    pub stopped: bool,
 }

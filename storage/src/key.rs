@@ -8,12 +8,17 @@
 //! inbox         shard:2  user:8  inbox seq:8                                   18
 //! user          shard:2  user:8                                                10
 //! dedup         shard:2  conversation:16  user:8  device:2  client message:16  44
+//! member        shard:2  by:1  user:8  conversation:16  kind:1                 28
+//! outbox        from shard:2  to shard:2  lane:1  n:8                          13
 //! ```
 //!
-//! The shard of `inbox` and `user` rows is that of the user; of `conversation` and `dedup` rows, of the conversation.
+//! The shard of `inbox`, `user` and `member` rows is that of the user; of `conversation` and `dedup` rows, of the
+//! conversation. `member` holds rows by user (1); the other order is kept for groups.
 
 use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
 use xxhash_rust::xxh3::xxh3_64;
+
+use crate::record::{Lane, Stream};
 
 /// Bytes of a `meta` key.
 pub const META_KEY_LEN: usize = 11;
@@ -27,6 +32,12 @@ pub const INBOX_PREFIX_LEN: usize = 10;
 pub const USER_KEY_LEN: usize = 10;
 /// Bytes of a `dedup` key.
 pub const DEDUP_KEY_LEN: usize = 44;
+/// Bytes of a `member` key by user.
+pub const TALK_KEY_LEN: usize = 28;
+/// Bytes of an `outbox` key.
+pub const OUTBOX_KEY_LEN: usize = 13;
+
+const BY_USER: u8 = 1;
 
 /// The number of a shard: below the shard count of its data directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +71,43 @@ pub enum MetaKind {
     Batch = 1,
     /// The time up to which a shard may hand out message ids; the id is 0.
     Time = 2,
+    /// The last item of a stream that arrived; the shard is where to, the id says where from ([`watermark_id`]).
+    Watermark = 3,
+    /// The last item of a stream that is durable where it goes; the shard is where from, the id says where to
+    /// ([`head_id`]).
+    Head = 4,
+    /// The clock that entries expire by; the shard is a hub's first, the id is 0.
+    Clock = 5,
+}
+
+/// What a `member` row by user says of a conversation. The numbers are a stored format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum TalkKind {
+    /// Its last entry at or below the floor.
+    List = 1,
+    /// What a device of the user has persisted.
+    Delivered = 2,
+    /// What the user has read.
+    Read = 3,
+    /// What a device of the peer has persisted.
+    PeerDelivered = 4,
+    /// What the peer has read.
+    PeerRead = 5,
+    /// What expired before any device of the peer had it.
+    PeerExpired = 6,
+}
+
+impl TalkKind {
+    /// All kinds, by number.
+    pub const ALL: [Self; 6] =
+        [Self::List, Self::Delivered, Self::Read, Self::PeerDelivered, Self::PeerRead, Self::PeerExpired];
+
+    /// The kind with this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// What names a message to its sender: the same key is the same message.
@@ -144,6 +192,95 @@ pub fn dedup(shard: ShardId, of: &DedupKey) -> [u8; DEDUP_KEY_LEN] {
         .put(&of.device.0.to_be_bytes())
         .put(&of.client_message_id.0);
     key.done()
+}
+
+/// A key of the `member` family, by user.
+#[must_use]
+pub fn talk(shard: ShardId, user: UserId, conversation: ConversationId, kind: TalkKind) -> [u8; TALK_KEY_LEN] {
+    talk_key(shard, user, conversation, kind as u8)
+}
+
+/// The least and the greatest key that a user's `member` rows can have.
+#[must_use]
+pub fn talks_range(shard: ShardId, user: UserId) -> ([u8; TALK_KEY_LEN], [u8; TALK_KEY_LEN]) {
+    let (least, greatest) = (ConversationId([0; 16]), ConversationId([u8::MAX; 16]));
+    (talk_key(shard, user, least, 0), talk_key(shard, user, greatest, u8::MAX))
+}
+
+fn talk_key(shard: ShardId, user: UserId, conversation: ConversationId, kind: u8) -> [u8; TALK_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes()).put(&[BY_USER]).put(&user.0.to_be_bytes()).put(&conversation.0).put(&[kind]);
+    key.done()
+}
+
+/// A key of the `outbox` family.
+#[must_use]
+pub fn outbox(stream: Stream, n: u64) -> [u8; OUTBOX_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&stream.from.0.to_be_bytes())
+        .put(&stream.to.0.to_be_bytes())
+        .put(&[stream.lane as u8])
+        .put(&n.to_be_bytes());
+    key.done()
+}
+
+/// The id of a stream's watermark row.
+#[must_use]
+pub fn watermark_id(stream: Stream) -> u64 {
+    u64::from(stream.from.0) << 8 | u64::from(stream.lane as u8)
+}
+
+/// The id of a stream's head row.
+#[must_use]
+pub fn head_id(stream: Stream) -> u64 {
+    u64::from(stream.to.0) << 8 | u64::from(stream.lane as u8)
+}
+
+/// The key of a stream's watermark row.
+#[must_use]
+pub fn watermark(stream: Stream) -> [u8; META_KEY_LEN] {
+    meta(stream.to, MetaKind::Watermark, watermark_id(stream))
+}
+
+/// The key of a stream's head row.
+#[must_use]
+pub fn head(stream: Stream) -> [u8; META_KEY_LEN] {
+    meta(stream.from, MetaKind::Head, head_id(stream))
+}
+
+/// The stream that a watermark or head row of `shard` with this `kind` and `id` is about.
+#[must_use]
+pub fn stream_of(shard: ShardId, kind: u8, id: u64) -> Option<Stream> {
+    let [0, 0, 0, 0, 0, high, low, lane] = id.to_be_bytes() else { return None };
+    let (other, lane) = (ShardId(u16::from_be_bytes([high, low])), Lane::from_number(lane)?);
+    match kind {
+        kind if kind == MetaKind::Watermark as u8 => Some(Stream { from: other, to: shard, lane }),
+        kind if kind == MetaKind::Head as u8 => Some(Stream { from: shard, to: other, lane }),
+        _ => None,
+    }
+}
+
+/// Reads a `member` key by user.
+#[must_use]
+pub fn decode_talk(key: &[u8]) -> Option<(ShardId, UserId, ConversationId, TalkKind)> {
+    let (shard, rest) = split_u16(key)?;
+    let (by, rest) = rest.split_first()?;
+    let (user, rest) = split_u64(rest)?;
+    let (conversation, rest) = rest.split_at_checked(16)?;
+    let [kind] = rest else { return None };
+    let conversation = ConversationId::try_from(conversation).ok()?;
+    (*by == BY_USER).then_some((ShardId(shard), UserId(user), conversation, TalkKind::from_number(*kind)?))
+}
+
+/// Reads an `outbox` key.
+#[must_use]
+pub fn decode_outbox(key: &[u8]) -> Option<(Stream, u64)> {
+    let (from, rest) = split_u16(key)?;
+    let (to, rest) = split_u16(rest)?;
+    let (lane, rest) = rest.split_first()?;
+    let (n, rest) = split_u64(rest)?;
+    let stream = Stream { from: ShardId(from), to: ShardId(to), lane: Lane::from_number(*lane)? };
+    rest.is_empty().then_some((stream, n))
 }
 
 /// Reads a `meta` key: shard, kind (a number, for a later version may know more) and id.
@@ -246,6 +383,20 @@ mod tests {
             prop_assert_eq!(decode_user(&user(shard, who)), Some((shard, who)));
             let of = DedupKey { conversation: talk, sender: who, device: DeviceId(device), client_message_id: ClientMessageId(client) };
             prop_assert_eq!(decode_dedup(&dedup(shard, &of)), Some((shard, of)));
+            for kind in TalkKind::ALL {
+                let key = super::talk(shard, who, talk, kind);
+                prop_assert_eq!(decode_talk(&key), Some((shard, who, talk, kind)));
+                let (least, greatest) = talks_range(shard, who);
+                prop_assert!(least < key && key < greatest);
+            }
+            for lane in Lane::ALL {
+                let stream = Stream { from: shard, to: ShardId(device), lane };
+                prop_assert_eq!(decode_outbox(&outbox(stream, seq)), Some((stream, seq)));
+                for key in [watermark(stream), head(stream)] {
+                    let back = decode_meta(&key).and_then(|(shard, kind, id)| stream_of(shard, kind, id));
+                    prop_assert_eq!(back, Some(stream));
+                }
+            }
         }
 
         #[test]
@@ -256,6 +407,8 @@ mod tests {
             prop_assert_eq!(decode_inbox(&bytes).is_some(), fits(INBOX_KEY_LEN));
             prop_assert_eq!(decode_user(&bytes).is_some(), fits(USER_KEY_LEN));
             prop_assert_eq!(decode_dedup(&bytes).is_some(), fits(DEDUP_KEY_LEN));
+            prop_assert!(decode_talk(&bytes).is_none() || fits(TALK_KEY_LEN));
+            prop_assert!(decode_outbox(&bytes).is_none() || fits(OUTBOX_KEY_LEN));
         }
 
         #[test]

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
-use culver_protocol::message::{Accepted, EntryView};
+use culver_protocol::message::{Accepted, EntryView, MarkView};
 
-use crate::key::DedupKey;
-use crate::value::DedupRow;
+use crate::command::Acked;
+use crate::key::{DedupKey, ShardId};
+use crate::value::{DedupRow, ListRow};
 
 /// One entry of an inbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,15 +61,130 @@ impl From<EntryView<'_>> for InboxEntry {
     }
 }
 
+/// A sequence of items from one shard to another: numbered densely from 1, applied in order and once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stream {
+    /// The shard that numbers it.
+    pub from: ShardId,
+    /// The shard that takes it.
+    pub to: ShardId,
+    /// What it carries.
+    pub lane: Lane,
+}
+
+/// What a stream carries. The numbers are a stored format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Lane {
+    /// Entries, from a conversation's home shard.
+    Message = 1,
+    /// Receipts, from the shard of the user who gives them.
+    Receipt = 2,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Message, Self::Receipt];
+
+    /// The lane with this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|lane| *lane as u8 == number)
+    }
+}
+
+/// Where an entry goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Into an inbox of this hub, here.
+    Local(InboxSeq),
+    /// Into a stream, under this number.
+    Stream(Stream, u64),
+}
+
+/// What a stream carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// An entry for an inbox. Its place is given out where it arrives.
+    Entry {
+        /// Whose inbox.
+        user: UserId,
+        /// The entry; its inbox place is 0.
+        entry: InboxEntry,
+    },
+    /// News for the one whose messages they are; 0: nothing new.
+    Receipt {
+        /// Who is told.
+        user: UserId,
+        /// In which conversation.
+        conversation: ConversationId,
+        /// Persisted by a device of the other's up to here.
+        delivered: ConversationSeq,
+        /// Read by the other up to here.
+        read: ConversationSeq,
+        /// Dropped undelivered: what follows the first, up to the second.
+        expired: (ConversationSeq, ConversationSeq),
+    },
+}
+
+/// An item on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// In which stream.
+    pub stream: Stream,
+    /// Its number there.
+    pub n: u64,
+    /// What it is.
+    pub item: Item,
+}
+
+/// What became of an item that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It has a place in an inbox.
+    Entry {
+        /// Whose inbox.
+        user: UserId,
+        /// The entry with its place.
+        entry: InboxEntry,
+    },
+    /// It is news.
+    Receipt {
+        /// For whom.
+        user: UserId,
+        /// What is new.
+        mark: MarkView,
+        /// The version of that.
+        version: u64,
+    },
+    /// No device waits for the copy, or the receipt says nothing new.
+    Nothing,
+}
+
+/// Messages that were dropped before any device of their recipient had them: what follows `after`, up to `through`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// In which conversation.
+    pub conversation: ConversationId,
+    /// Not this one, but what follows it.
+    pub after: ConversationSeq,
+    /// The last.
+    pub through: ConversationSeq,
+}
+
 /// An accepted direct message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MessageRecord {
-    /// Whose inbox it goes to; the sender's own for a message to oneself.
-    pub recipient: UserId,
     /// The sender's id for it.
     pub client_message_id: ClientMessageId,
-    /// The entry of that inbox.
+    /// Whose inbox it goes to; the sender's own for a message to oneself.
+    pub recipient: UserId,
+    /// The entry: with its place in the recipient's inbox if that is given out here, else with 0.
     pub entry: InboxEntry,
+    /// Where it goes.
+    pub place: Place,
+    /// Where the copy for the sender's other devices goes, if there is one.
+    pub copy: Option<Place>,
 }
 
 impl MessageRecord {
@@ -90,8 +206,12 @@ impl MessageRecord {
     }
 
     pub(crate) fn dedup_row(&self) -> DedupRow {
-        let own = if self.recipient == self.entry.sender { self.entry.inbox_seq } else { InboxSeq(0) };
-        DedupRow { conversation_seq: self.entry.conversation_seq, message_id: self.entry.message_id, inbox_seq: own }
+        let own = if self.recipient == self.entry.sender { Some(self.place) } else { self.copy };
+        let inbox_seq = match own {
+            Some(Place::Local(seq)) => seq,
+            Some(Place::Stream(..)) | None => InboxSeq(0),
+        };
+        DedupRow { conversation_seq: self.entry.conversation_seq, message_id: self.entry.message_id, inbox_seq }
     }
 }
 
@@ -112,12 +232,21 @@ impl DedupRow {
 
 /// What was decided.
 ///
-/// Time reservations are no records of their own: `apply` derives them from the time of a message, and writes them
-/// in the same batch.
+/// Time reservations, rows of streams and receipts on their way are no records of their own: `apply` and `seal` derive
+/// them, and write them in the same batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted.
     Message(MessageRecord),
+    /// The next item of a stream arrived.
+    Arrived {
+        /// The stream.
+        stream: Stream,
+        /// The item's number there: the one after the watermark.
+        n: u64,
+        /// What became of it.
+        item: Arrival,
+    },
     /// A device acknowledged everything up to `cursor`.
     CursorMoved {
         /// The user.
@@ -126,7 +255,67 @@ pub enum Record {
         device: DeviceId,
         /// Its new cursor, beyond its last.
         cursor: InboxSeq,
-        /// The user's floor thereafter.
+        /// What no device of the user had before, from others: the last of each conversation.
+        delivered: Vec<Acked>,
+    },
+    /// A device has a cursor from now on.
+    DeviceLinked {
+        /// The user.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// Where it starts.
+        cursor: InboxSeq,
+        /// The day it was seen: days since 1970.
+        day: u32,
+    },
+    /// A device was seen on a later day than before.
+    DeviceSeen {
+        /// The user.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// The day: days since 1970.
+        day: u32,
+    },
+    /// A user read a conversation.
+    MarkedRead {
+        /// The user.
+        user: UserId,
+        /// The conversation.
+        conversation: ConversationId,
+        /// Up to here.
+        seq: ConversationSeq,
+        /// The version of that among the user's receipts.
+        version: u64,
+        /// The peer is told.
+        tell: bool,
+    },
+    /// A user turned read receipts on or off.
+    ReadReceiptsSet {
+        /// The user.
+        user: UserId,
+        /// Whether they are on.
+        on: bool,
+    },
+    /// A floor rose, or devices were unlinked, or both.
+    FloorMoved {
+        /// The user.
+        user: UserId,
+        /// The floor thereafter; cursors below it are raised to it.
         floor: InboxSeq,
+        /// What the entries below it had counted.
+        freed_bytes: u64,
+        /// The last entry of each conversation among them.
+        lists: Vec<(ConversationId, ListRow)>,
+        /// What their senders are told.
+        expired: Vec<Expired>,
+        /// Devices that have no cursor any more.
+        unlinked: Vec<DeviceId>,
+    },
+    /// The clock that entries expire by went on.
+    ClockMoved {
+        /// Milliseconds since 1970.
+        ms: u64,
     },
 }

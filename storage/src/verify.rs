@@ -13,7 +13,7 @@ use crate::key::{self, DedupKey, MetaKind, ShardId};
 #[cfg(feature = "rocks")]
 use crate::layout::DataDir;
 use crate::shard::HEAD_HINT_LAG_MAX;
-use crate::value::{self, BatchRow, ConversationRow, DedupRow, TimeRow, UserRow};
+use crate::value::{self, BatchRow, ConversationRow, DedupRow, DeviceRow, TimeRow, UserRow};
 
 /// Findings that are listed.
 pub const FINDINGS_MAX: usize = 1000;
@@ -141,8 +141,8 @@ impl Check {
                 Ok(row) => row,
                 Err(error) => return report.found(format_args!("user {user}: its row cannot be read: {error}")),
             };
-            let least = row.cursors.iter().map(|(_, cursor)| *cursor).min().unwrap_or_default();
-            if row.floor != least {
+            let least = row.devices.iter().map(|device| device.cursor).min().unwrap_or(row.floor);
+            if row.floor > least {
                 report.found(format_args!("user {user}: the floor is {}, and the least cursor {least}", row.floor));
             }
             users.insert(user, row);
@@ -195,7 +195,7 @@ impl Check {
         if row.head > head || head.0 - row.head.0 >= HEAD_HINT_LAG_MAX {
             self.report.found(format_args!("user {user}: the head is {head}, and its row says {}", row.head));
         }
-        for (device, cursor) in row.cursors.iter().filter(|(_, cursor)| *cursor > head) {
+        for DeviceRow { device, cursor, .. } in row.devices.iter().filter(|device| device.cursor > head) {
             self.report
                 .found(format_args!("user {user}: the cursor of device {device} is {cursor}, beyond the head {head}"));
         }

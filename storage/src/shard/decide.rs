@@ -5,12 +5,12 @@ use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, Devi
 use culver_protocol::limits::PAYLOAD_LEN_MAX;
 
 use super::{AWAITED_MAX, Awaited, Conversation, Shards, User};
-use crate::command::{Decision, Load, Send, UserView, View};
+use crate::command::{Acked, Decision, Load, Send, UserView, View};
 use crate::engine::{Engine, Lookup, Tier};
 use crate::error::EngineError;
 use crate::key::{DedupKey, SenderKey, ShardId};
 use crate::reader::{read_conversation, read_dedup, read_newest, read_user};
-use crate::record::{InboxEntry, MessageRecord, Record};
+use crate::record::{InboxEntry, Place, MessageRecord, Record};
 use crate::value::{ConversationRow, DedupRow};
 
 /// Unwraps what is known; returns from the caller with what must be read first.
@@ -53,6 +53,8 @@ impl Shards {
         Ok(Decision::Apply(Record::Message(MessageRecord {
             recipient,
             client_message_id: send.client_message_id,
+            place: Place::Local(inbox_seq),
+            copy: None,
             entry: InboxEntry {
                 inbox_seq,
                 conversation: send.conversation,
@@ -76,6 +78,7 @@ impl Shards {
         user: UserId,
         device: DeviceId,
         through: InboxSeq,
+        acked: &[Acked],
         _now_ms: u64,
     ) -> Result<Decision, EngineError> {
         if through == InboxSeq(0) {
@@ -88,9 +91,7 @@ impl Shards {
         if through <= state.cursor(device) {
             return Ok(Decision::Unchanged);
         }
-        let others = state.cursors.iter().filter(|(other, _)| *other != device).map(|(_, cursor)| *cursor);
-        let floor = others.fold(through, InboxSeq::min).max(state.floor);
-        Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, floor }))
+        Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered: acked.to_vec() }))
     }
 
     /// What a login sees. Nothing is kept in memory for it, except what had to be read from the disk.
@@ -99,13 +100,13 @@ impl Shards {
     /// The engine failed.
     pub fn user(&mut self, engine: &dyn Engine, user: UserId, device: DeviceId) -> Result<View<UserView>, EngineError> {
         if let Some(state) = self.users.peek(&user) {
-            return Ok(View::Known(UserView { head: state.head, cursor: state.cursor(device) }));
+            return Ok(View::Known(UserView { head: state.head, cursor: state.cursor(device), ..UserView::default() }));
         }
         match read_user(engine, self.shard_count, user, Tier::Memory)? {
             Lookup::Absent => Ok(View::Known(UserView::default())),
             Lookup::Present((row, head)) => {
                 let state = User::from_row(row, head);
-                Ok(View::Known(UserView { head, cursor: state.cursor(device) }))
+                Ok(View::Known(UserView { head, cursor: state.cursor(device), ..UserView::default() }))
             }
             Lookup::Unknown => Ok(self.wait(engine, Load::User(user))),
         }

@@ -11,10 +11,12 @@ mod apply;
 mod cache;
 mod decide;
 mod recover;
+mod sketch;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use hashbrown::HashMap;
@@ -24,7 +26,8 @@ use crate::batch::{Batch, BatchNumber};
 use crate::command::Load;
 use crate::key::{DedupKey, SenderKey, ShardId};
 pub use crate::reader::Loaded;
-use crate::value::{DedupRow, UserRow};
+use crate::topology::{HubId, Topology};
+use crate::value::{DedupRow, DeviceRow, UserRow};
 
 /// Senders whose newest id is kept in memory.
 pub const SENDERS_CACHED_MAX: usize = 256 * 1024;
@@ -38,14 +41,41 @@ pub const AWAITED_MAX: usize = 64 * 1024;
 pub const HEAD_HINT_LAG_MAX: u64 = 64;
 /// How far ahead of a message's time a shard reserves time.
 pub const TIME_RESERVATION_MS: u64 = 1000;
+/// Milliseconds of a day.
+pub const DAY_MS: u64 = 86_400_000;
+/// How long a message's id is kept, so that the same id is the same message.
+pub const DEDUP_DAYS: u64 = 30;
+/// How far the receipts' head in the `user` row may run ahead of the versions given out.
+pub const RECEIPTS_HEAD_LEAD: u64 = 64;
 /// Batches that are sealed and not yet durable.
 pub const BATCHES_SEALED_MAX: usize = 16;
+
+/// How long things are kept, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How long an entry waits for a device, in milliseconds.
+    pub retention_ms: u64,
+    /// A device not seen for so many days is unlinked, except its user's last.
+    pub unlink_days: u32,
+    /// Entries that may wait in an inbox.
+    pub quota_entries: u64,
+    /// Bytes that may wait in an inbox.
+    pub quota_bytes: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { retention_ms: 365 * DAY_MS, unlink_days: 90, quota_entries: 100_000, quota_bytes: 256 * 1024 * 1024 }
+    }
+}
 
 /// The state of one hub's shards.
 #[derive(Debug)]
 pub struct Shards {
     shard_count: u16,
     hub: u16,
+    topology: Arc<Topology>,
+    policy: Policy,
     /// No message is ever given an earlier time.
     clock_ms: u64,
     clocks: Vec<ShardClock>,
@@ -90,7 +120,7 @@ struct User {
     hint: InboxSeq,
     floor: InboxSeq,
     /// By ascending device.
-    cursors: Vec<(DeviceId, InboxSeq)>,
+    devices: Vec<DeviceRow>,
     /// The last batch that changed it.
     touched: BatchNumber,
     /// The head of the last durable batch that changed it.
@@ -108,7 +138,7 @@ impl User {
             head,
             hint: row.head,
             floor: row.floor,
-            cursors: row.cursors,
+            devices: row.devices,
             touched: BatchNumber(0),
             durable_head: head,
             dirty: false,
@@ -117,10 +147,7 @@ impl User {
     }
 
     fn cursor(&self, device: DeviceId) -> InboxSeq {
-        match self.cursors.binary_search_by_key(&device, |(device, _)| *device) {
-            Ok(index) => self.cursors.get(index).expect("the search found this index").1,
-            Err(_) => self.floor,
-        }
+        self.devices.iter().find(|row| row.device == device).map_or(self.floor, |row| row.cursor)
     }
 }
 
@@ -245,6 +272,7 @@ impl Shards {
                 self.awaited.remove(&load);
                 self.newest.insert(of, newest.unwrap_or(ClientMessageId([0; 16])));
             }
+            crate::reader::LoadedRow::Talk(..) => todo!("talk rows"),
             crate::reader::LoadedRow::Dedup(_, row) => {
                 self.awaited.insert(load, Awaited::Dedup(row));
             }

@@ -1,12 +1,13 @@
 //! `recover`: the state of a hub's shards after a restart. Reads only `meta`; all else is loaded when it is needed.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use culver_protocol::id::MessageId;
 use hashbrown::HashMap;
 
 use super::cache::Cache;
-use super::{Building, CONVERSATIONS_CACHED_MAX, SENDERS_CACHED_MAX, ShardClock, Shards, USERS_CACHED_MAX};
+use super::{Policy, HubId, Topology, Building, CONVERSATIONS_CACHED_MAX, SENDERS_CACHED_MAX, ShardClock, Shards, USERS_CACHED_MAX};
 use crate::batch::BatchNumber;
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::{EngineError, Error};
@@ -19,7 +20,15 @@ impl Shards {
     ///
     /// # Errors
     /// The engine failed, or a row of `meta` cannot be read.
-    pub fn recover(engine: &dyn Engine, shard_count: u16, hub: u16, now_ms: u64) -> Result<Self, Error> {
+    pub fn recover(
+        engine: &dyn Engine,
+        topology: Arc<Topology>,
+        hub: HubId,
+        policy: Policy,
+        now_ms: u64,
+        _mono_ms: u64,
+    ) -> Result<Self, Error> {
+        let (shard_count, hub) = (topology.shard_count(), hub.0);
         let batch_row = match engine.get(Family::Meta, &batch_key(hub), Tier::Disk)? {
             Lookup::Present(value) => BatchRow::decode(&value).map_err(|source| EngineError::Row {
                 family: Family::Meta,
@@ -35,6 +44,8 @@ impl Shards {
         Ok(Self {
             shard_count,
             hub,
+            topology,
+            policy,
             clock_ms: now_ms.max(reserved_until_ms),
             clocks,
             conversations: Cache::new(CONVERSATIONS_CACHED_MAX),

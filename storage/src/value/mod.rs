@@ -1,26 +1,53 @@
 //! The values of every column family: fixed layouts, read without copying. Any bytes may come in; none panics.
 //!
-//! Every value begins with a version byte, [`VERSION`]. All numbers are big-endian.
+//! Every value begins with a version byte. It is 1 but where it says 2; there, rows of version 1 are read as well, and
+//! written anew as 2. All numbers are big-endian.
 //!
 //! ```text
-//! conversation  version:1  kind:1  flags:1  last seq:8  last message id:8                                 19 bytes
-//! inbox         version:1  class:1  conversation:16  seq:8  message id:8  sender:8  device:2  payload:…   44 + payload
-//! user          version:1  flags:1  head:8  floor:8  count:2  count × { device:2  cursor:8 }              20 + 10 × count
-//! dedup         version:1  seq:8  message id:8  inbox seq of the sender's own copy (0: none):8            25
-//! meta batch    version:1  number:8  synced through:8  records applied:8                                  25
-//! meta time     version:1  reserved until, ms:8                                                           9
+//! conversation  version 2:1  kind:1  flags:1  last seq:8  last message id:8  last seq by lesser:8  by greater:8    35 bytes
+//! inbox         version:1  class:1  conversation:16  seq:8  message id:8  sender:8  device:2  payload:…            44 + payload
+//! user          version 2:1  flags:1  head:8  floor:8  waiting bytes:8  receipts head:8
+//!               count:2  count × { device:2  cursor:8  seen day:4 }                                                36 + 14 × count
+//! dedup         version:1  seq:8  message id:8  inbox seq of the sender's own copy (0: none):8                     25
+//! member by user, by kind:
+//!   list            version:1  seq:8  message id:8  sender:8  device:2  preview:…                                  27 + preview
+//!   delivered       version:1  seq:8                                                                               9
+//!   read, peer delivered, peer read
+//!                   version:1  seq:8  receipt version:8                                                            17
+//!   peer expired    version:1  after:8  through:8  receipt version:8                                               25
+//! outbox entry  version:1  1:1  user:8  conversation:16  seq:8  message id:8  sender:8  device:2  payload:…        52 + payload
+//! outbox receipt
+//!               version:1  2:1  user:8  conversation:16  delivered:8  read:8  expired after:8  through:8           58
+//! meta batch    version:1  number:8  synced through:8  records applied:8                                           25
+//! meta time     version:1  reserved until, ms:8                                                                    9
+//! meta watermark, head
+//!               version:1  number:8                                                                                9
+//! meta clock    version:1  ms:8                                                                                    9
 //! ```
 //!
-//! The time of a message is that in its id. The devices of a user row ascend. Of an inbox row, class 1 is a direct
-//! message with its payload; the other numbers are kept for references to bodies stored once.
+//! The time of a message is that in its id. The devices of a user row ascend; of its flags, bit 0 says that read
+//! receipts are off. Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for
+//! references to bodies stored once.
+
+mod item;
+mod talk;
+#[cfg(test)]
+mod tests;
+mod user;
 
 use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::EntryView;
 
-use crate::key::{Fields, split_u16, split_u64};
+pub(crate) use self::item::{encode_item_entry, encode_item_receipt};
+pub use self::item::decode_item;
+pub use self::talk::{ExpiredRow, ListRow, MarkRow, SeqRow};
+pub use self::user::{DeviceRow, UserRow};
+use crate::key::{Fields, INBOX_KEY_LEN, split_u16, split_u64};
 
-/// The version byte of every value.
+/// The version byte of a value, but for those that have changed.
 pub const VERSION: u8 = 1;
+/// The version byte of `conversation` and `user` rows.
+pub const VERSION_2: u8 = 2;
 /// Bytes of an inbox row before its payload.
 pub const INBOX_HEADER_LEN: usize = 44;
 
@@ -51,17 +78,23 @@ pub struct ConversationRow {
     pub last_seq: ConversationSeq,
     /// The message at that place.
     pub last_message: MessageId,
+    /// The last place of a message from the lesser of the two users; 0: none, or before rows knew it.
+    pub last_by_lesser: ConversationSeq,
+    /// The same for the greater. In notes to oneself both are the same user.
+    pub last_by_greater: ConversationSeq,
 }
 
 impl ConversationRow {
     /// The stored bytes.
     #[must_use]
-    pub fn encode(&self) -> [u8; 19] {
+    pub fn encode(&self) -> [u8; 35] {
         let mut value = Fields::new();
         value
-            .put(&[VERSION, KIND_DIRECT, 0])
+            .put(&[VERSION_2, KIND_DIRECT, 0])
             .put(&self.last_seq.0.to_be_bytes())
-            .put(&self.last_message.0.to_be_bytes());
+            .put(&self.last_message.0.to_be_bytes())
+            .put(&self.last_by_lesser.0.to_be_bytes())
+            .put(&self.last_by_greater.0.to_be_bytes());
         value.done()
     }
 
@@ -70,14 +103,30 @@ impl ConversationRow {
     /// # Errors
     /// They are no conversation row of this version.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let rest = versioned(bytes)?;
+        let (version, rest) = versioned_2(bytes)?;
         let ([kind, _flags], rest) = rest.split_first_chunk().ok_or(DecodeError::Length)?;
         if *kind != KIND_DIRECT {
             return Err(DecodeError::Kind(*kind));
         }
-        let [last_seq, last_message] = numbers(rest)?;
-        Ok(Self { last_seq: ConversationSeq(last_seq), last_message: MessageId(last_message) })
+        let [last_seq, last_message, by_lesser, by_greater] = if version == VERSION {
+            let [last_seq, last_message] = numbers(rest)?;
+            [last_seq, last_message, 0, 0]
+        } else {
+            numbers(rest)?
+        };
+        Ok(Self {
+            last_seq: ConversationSeq(last_seq),
+            last_message: MessageId(last_message),
+            last_by_lesser: ConversationSeq(by_lesser),
+            last_by_greater: ConversationSeq(by_greater),
+        })
     }
+}
+
+/// What an entry counts in its user's `waiting_bytes`: its row, key included.
+#[must_use]
+pub fn waiting_bytes(payload_len: usize) -> u64 {
+    (INBOX_KEY_LEN + INBOX_HEADER_LEN + payload_len) as u64
 }
 
 /// Encodes the part of a direct message's inbox row that precedes its payload.
@@ -118,61 +167,6 @@ pub fn decode_inbox(inbox_seq: InboxSeq, bytes: &[u8]) -> Result<EntryView<'_>, 
         sender_device: DeviceId(device),
         payload,
     })
-}
-
-/// The value of a `user` row.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UserRow {
-    /// A place that the inbox has reached: its head when the row was written.
-    pub head: InboxSeq,
-    /// The least of the devices' cursors.
-    pub floor: InboxSeq,
-    /// Each device's cursor, by ascending device.
-    pub cursors: Vec<(DeviceId, InboxSeq)>,
-}
-
-impl UserRow {
-    /// Appends the stored bytes.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        Self::encode_parts(self.head, self.floor, &self.cursors, out);
-    }
-
-    pub(crate) fn encode_parts(head: InboxSeq, floor: InboxSeq, cursors: &[(DeviceId, InboxSeq)], out: &mut Vec<u8>) {
-        let count = u16::try_from(cursors.len()).expect("devices are u16 and unique, 65,536 never acknowledge");
-        out.extend_from_slice(&[VERSION, 0]);
-        out.extend_from_slice(&head.0.to_be_bytes());
-        out.extend_from_slice(&floor.0.to_be_bytes());
-        out.extend_from_slice(&count.to_be_bytes());
-        for (device, cursor) in cursors {
-            out.extend_from_slice(&device.0.to_be_bytes());
-            out.extend_from_slice(&cursor.0.to_be_bytes());
-        }
-    }
-
-    /// Reads the stored bytes.
-    ///
-    /// # Errors
-    /// They are no user row of this version.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let (_flags, rest) = versioned(bytes)?.split_first().ok_or(DecodeError::Length)?;
-        let (head, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-        let (floor, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-        let (count, mut rest) = split_u16(rest).ok_or(DecodeError::Length)?;
-        if rest.len() != usize::from(count) * 10 {
-            return Err(DecodeError::Length);
-        }
-        let mut cursors = Vec::with_capacity(usize::from(count));
-        for _ in 0..count {
-            let (device, after) = split_u16(rest).ok_or(DecodeError::Length)?;
-            let (cursor, after) = split_u64(after).ok_or(DecodeError::Length)?;
-            if cursors.last().is_some_and(|(last, _)| *last >= DeviceId(device)) {
-                return Err(DecodeError::Order);
-            }
-            cursors.push((DeviceId(device), InboxSeq(cursor)));
-            rest = after;
-        }
-        Ok(Self { head: InboxSeq(head), floor: InboxSeq(floor), cursors })
-    }
 }
 
 /// The value of a `dedup` row.
@@ -269,9 +263,67 @@ impl TimeRow {
     }
 }
 
+/// The value of a stream's watermark or head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NumberRow {
+    /// The last number that was applied, or taken.
+    pub number: u64,
+}
+
+impl NumberRow {
+    /// The stored bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; 9] {
+        let mut value = Fields::new();
+        value.put(&[VERSION]).put(&self.number.to_be_bytes());
+        value.done()
+    }
+
+    /// Reads the stored bytes.
+    ///
+    /// # Errors
+    /// They are no watermark or head of this version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let [number] = numbers(versioned(bytes)?)?;
+        Ok(Self { number })
+    }
+}
+
+/// The value of a hub's expiry clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockRow {
+    /// What it showed, in milliseconds since 1970.
+    pub ms: u64,
+}
+
+impl ClockRow {
+    /// The stored bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; 9] {
+        NumberRow { number: self.ms }.encode()
+    }
+
+    /// Reads the stored bytes.
+    ///
+    /// # Errors
+    /// They are no clock of this version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { ms: NumberRow::decode(bytes)?.number })
+    }
+}
+
 fn versioned(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     match bytes.split_first() {
         Some((&VERSION, rest)) => Ok(rest),
+        Some((&version, _)) => Err(DecodeError::Version(version)),
+        None => Err(DecodeError::Length),
+    }
+}
+
+/// The version of a row that has two, and what follows it.
+fn versioned_2(bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
+    match bytes.split_first() {
+        Some((&(version @ (VERSION | VERSION_2)), rest)) => Ok((version, rest)),
         Some((&version, _)) => Err(DecodeError::Version(version)),
         None => Err(DecodeError::Length),
     }
@@ -284,65 +336,4 @@ fn numbers<const COUNT: usize>(mut bytes: &[u8]) -> Result<[u64; COUNT], DecodeE
         (*number, bytes) = split_u64(bytes).ok_or(DecodeError::Length)?;
     }
     if bytes.is_empty() { Ok(numbers) } else { Err(DecodeError::Length) }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn values_come_back(a: u64, b: u64, c: u64, device: u16, conversation: [u8; 16], payload: Vec<u8>) {
-            let row = ConversationRow { last_seq: ConversationSeq(a), last_message: MessageId(b) };
-            prop_assert_eq!(ConversationRow::decode(&row.encode()), Ok(row));
-            let row = DedupRow { conversation_seq: ConversationSeq(a), message_id: MessageId(b), inbox_seq: InboxSeq(c) };
-            prop_assert_eq!(DedupRow::decode(&row.encode()), Ok(row));
-            let row = BatchRow { number: a, synced_through: b, applied: c };
-            prop_assert_eq!(BatchRow::decode(&row.encode()), Ok(row));
-            let row = TimeRow { until_ms: a };
-            prop_assert_eq!(TimeRow::decode(&row.encode()), Ok(row));
-            let entry = EntryView {
-                inbox_seq: InboxSeq(a), conversation: ConversationId(conversation), conversation_seq: ConversationSeq(b),
-                message_id: MessageId(c), server_time_ms: MessageId(c).time_ms(), sender: UserId(a),
-                sender_device: DeviceId(device), payload: &payload,
-            };
-            let mut bytes = encode_inbox_header(&entry).to_vec();
-            bytes.extend_from_slice(&payload);
-            prop_assert_eq!(decode_inbox(InboxSeq(a), &bytes), Ok(entry));
-        }
-
-        #[test]
-        fn user_rows_come_back(head: u64, floor: u64, cursors: std::collections::BTreeMap<u16, u64>) {
-            let cursors = cursors.into_iter().map(|(device, cursor)| (DeviceId(device), InboxSeq(cursor))).collect();
-            let row = UserRow { head: InboxSeq(head), floor: InboxSeq(floor), cursors };
-            let mut bytes = Vec::new();
-            row.encode(&mut bytes);
-            prop_assert_eq!(UserRow::decode(&bytes), Ok(row));
-            bytes.push(0);
-            prop_assert_eq!(UserRow::decode(&bytes), Err(DecodeError::Length));
-        }
-
-        #[test]
-        fn no_bytes_panic(mut bytes: Vec<u8>, versioned: bool) {
-            if let (true, Some(first)) = (versioned, bytes.first_mut()) {
-                *first = VERSION;
-            }
-            let read = [
-                ConversationRow::decode(&bytes).is_ok(), UserRow::decode(&bytes).is_ok(), DedupRow::decode(&bytes).is_ok(),
-                BatchRow::decode(&bytes).is_ok(), TimeRow::decode(&bytes).is_ok(), decode_inbox(InboxSeq(1), &bytes).is_ok(),
-            ];
-            prop_assert!(!read.contains(&true) || bytes.first() == Some(&VERSION));
-        }
-    }
-
-    #[test]
-    fn devices_out_of_order_are_refused() {
-        let row =
-            UserRow { cursors: vec![(DeviceId(2), InboxSeq(1)), (DeviceId(1), InboxSeq(1))], ..UserRow::default() };
-        let mut bytes = Vec::new();
-        row.encode(&mut bytes);
-        assert_eq!(UserRow::decode(&bytes), Err(DecodeError::Order));
-    }
 }
