@@ -42,7 +42,7 @@ const LATENCIES: [Figure; 4] = [
     ("/delivery_us/p50", "delivery p50", Shown::Duration),
     ("/delivery_us/p99", "delivery p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 23] = [
+const FIGURES: [Figure; 33] = [
     ("/rounds", "rounds", Shown::Count),
     ("/redelivered", "redelivered before dedup", Shown::Count),
     ("/restart_us/p50", "restart p50", Shown::Duration),
@@ -63,6 +63,16 @@ const FIGURES: [Figure; 23] = [
     ("/given_back_ratio", "share of memory given back", Shown::Fraction),
     ("/entries_per_server_cpu_s", "entries per server CPU second", Shown::Fraction),
     ("/rss_growth_bytes", "memory growth in bytes", Shown::Count),
+    ("/waiting_growth_bytes", "memory growth with what waits, in bytes", Shown::Count),
+    ("/calm/ack_p99_ratio", "calm acknowledgement p99, x without the drain", Shown::Fraction),
+    ("/calm/delivery_p99_ratio", "calm delivery p99, x without the drain", Shown::Fraction),
+    ("/calm/calm_ack_us/p99", "calm acknowledgement p99", Shown::Duration),
+    ("/calm/drain_ack_us/p99", "calm acknowledgement p99 during the drain", Shown::Duration),
+    ("/added_us_per_msg_median", "added server CPU us per message", Shown::Fraction),
+    ("/added_share_median", "added share of server CPU per message", Shown::Fraction),
+    ("/floor/added_us_per_msg_median", "added floor CPU us per message", Shown::Fraction),
+    ("/added_to_floor_ratio", "added CPU per message, x the floor's", Shown::Fraction),
+    ("/floor_receipt_cpu/added_us_per_msg_median", "CPU us that receipts add to the floor", Shown::Fraction),
     ("/expectations_met", "attacks answered as expected", Shown::Count),
     ("/expectations_unmet", "attacks answered otherwise", Shown::Count),
     ("/memory_kept_bytes", "memory kept in bytes", Shown::Count),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, UserId};
 use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, PAYLOAD_LEN_MAX};
@@ -21,6 +21,8 @@ pub(crate) enum Expected {
     ErrorAndEnd(ErrorCode),
     /// This error, and the connection lives.
     ErrorAndLife(ErrorCode),
+    /// A record of this type, whatever comes before it, and the connection lives.
+    RecordAndLife(RecordType),
     /// No error, and the connection lives.
     Life,
     /// The end; an error may come before it.
@@ -29,13 +31,15 @@ pub(crate) enum Expected {
 
 /// When the attacker strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// Instead of a login.
     Opening,
     /// After a login, before READY.
     BeforeReady,
     /// Logged in.
     Steady,
+    /// Instead of a login, when the user has as many devices as a user may have.
+    DevicesFull,
 }
 
 /// One kind of attack.
@@ -53,6 +57,8 @@ pub(crate) struct Material {
     pub(crate) rng: SmallRng,
     pub(crate) user: UserId,
     pub(crate) token: String,
+    /// Of as many other devices of the user's as a user may have; empty once they have logged in.
+    pub(crate) device_tokens: Vec<String>,
     pub(crate) token_expired: String,
     pub(crate) token_elsewhere: String,
     pub(crate) token_otherwise_signed: String,
@@ -61,10 +67,17 @@ pub(crate) struct Material {
 impl Attack {
     /// Strikes once; `Some` says how the server failed.
     pub(crate) fn strike(&self, target: SocketAddr, material: &mut Material) -> Result<Option<String>> {
+        if self.stage == Stage::DevicesFull {
+            for token in std::mem::take(&mut material.device_tokens) {
+                let mut raw = Raw::connect(target)?;
+                raw.login(&token)?;
+                ensure!(raw.is_alive()?, "a device within the limit was not let in");
+            }
+        }
         let bytes = (self.bytes)(material)?;
         let mut raw = Raw::connect(target)?;
         match self.stage {
-            Stage::Opening => {}
+            Stage::Opening | Stage::DevicesFull => {}
             Stage::BeforeReady => raw.write(&opening(&login_with_token(&material.token)))?,
             Stage::Steady => raw.login(&material.token)?,
         }
@@ -74,10 +87,12 @@ impl Attack {
         }
         let (code, ended) = match self.expected {
             Expected::ErrorAndEnd(_) | Expected::End => raw.error_and_end(PATIENCE)?,
-            Expected::ErrorAndLife(_) => {
-                let answer = raw.read(PATIENCE)?;
-                let code = if let super::raw::Answer::Error(code) = answer { Some(code) } else { None };
-                (code, !raw.is_alive()?)
+            Expected::ErrorAndLife(_) => (raw.error()?, !raw.is_alive()?),
+            Expected::RecordAndLife(wanted) => {
+                if !raw.record_came(wanted)? {
+                    return Ok(Some(format!("{wanted:?} expected, and did not come")));
+                }
+                (None, !raw.is_alive()?)
             }
             Expected::Life => (None, !raw.is_alive()?),
         };
@@ -88,7 +103,7 @@ impl Attack {
         let (wanted, end) = match self.expected {
             Expected::ErrorAndEnd(wanted) => (Some(wanted), true),
             Expected::ErrorAndLife(wanted) => (Some(wanted), false),
-            Expected::Life => (None, false),
+            Expected::Life | Expected::RecordAndLife(_) => (None, false),
             Expected::End => (None, true),
         };
         if wanted.is_some_and(|wanted| code != Some(wanted.number())) {
@@ -102,7 +117,7 @@ impl Attack {
     }
 }
 
-const fn attack(
+pub(super) const fn attack(
     name: &'static str,
     stage: Stage,
     expected: Expected,
@@ -115,11 +130,16 @@ const fn cut_short(name: &'static str, stage: Stage, bytes: fn(&mut Material) ->
     Attack { name, stage, expected: Expected::End, bytes, finishes: true }
 }
 
+/// All kinds.
+pub(crate) fn attacks() -> impl Iterator<Item = &'static Attack> {
+    BASIC.iter().chain(super::inbox::INBOX)
+}
+
 use Expected::{ErrorAndEnd, ErrorAndLife, Life};
 use Stage::{BeforeReady, Opening, Steady};
 
-/// All attacks of this file.
-pub(crate) const ATTACKS: &[Attack] = &[
+/// On framing, logins and messages.
+const BASIC: &[Attack] = &[
     attack("wrong magic", Opening, ErrorAndEnd(ErrorCode::BadMagic), |_| Ok(b"GET / HTTP/1.1\r\n\r\n".to_vec())),
     attack("random opening", Opening, ErrorAndEnd(ErrorCode::BadMagic), |m| Ok(random_not_culver(&mut m.rng))),
     attack("unknown version", Opening, ErrorAndEnd(ErrorCode::VersionUnsupported), |m| {
@@ -267,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_verdict_needs_the_code_and_the_end() {
-        let attack = ATTACKS.iter().find(|attack| attack.name == "wrong magic").expect("it is listed");
+        let attack = attacks().find(|attack| attack.name == "wrong magic").expect("it is listed");
         assert_eq!(attack.judge(Some(4020), true), None);
         assert!(attack.judge(Some(4020), false).is_some());
         assert!(attack.judge(None, true).is_some());
@@ -282,9 +302,9 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<_> = ATTACKS.iter().map(|attack| attack.name).collect();
+        let mut names: Vec<_> = attacks().map(|attack| attack.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ATTACKS.len());
+        assert_eq!(names.len(), attacks().count());
     }
 }

@@ -1,6 +1,7 @@
 //! `hostile`: attackers of every kind beside honest pairs, whose latency must not notice.
 
 mod attack;
+mod inbox;
 mod raw;
 mod slow;
 mod tally;
@@ -14,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use culver_protocol::id::UserId;
+use culver_protocol::id::{DeviceId, UserId};
+use culver_protocol::limits::DEVICES_MAX;
 use serde::Serialize;
 
-use self::attack::{ATTACKS, Material};
+use self::attack::{Material, attacks};
 use self::slow::SlowAttack;
 use self::tally::Tally;
 use super::pairs::{PairOutcome, PairRun};
@@ -209,12 +211,18 @@ fn materials(culver: &Culver, first_user: u64, seed: u64, round: u32) -> Result<
             rng: plan::rng(seed, &format!("attack {index} in round {round}")),
             user,
             token: credentials.token(user, DEVICE)?,
+            device_tokens: other_devices().map(|device| credentials.token(user, device)).collect::<Result<_>>()?,
             token_expired: credentials.token_expired(user, DEVICE)?,
             token_otherwise_signed: credentials.token_otherwise_signed(user, DEVICE)?,
             token_elsewhere: credentials.token_for_audience(user, DEVICE, "another-service")?,
         })
     };
-    (0..ATTACKS.len() as u64).map(make).collect()
+    (0..attacks().count() as u64).map(make).collect()
+}
+
+/// As many as a user may have, without the attacker's own.
+fn other_devices() -> impl Iterator<Item = DeviceId> {
+    (1..).map(|number| DeviceId(DEVICE.0 + number)).take(DEVICES_MAX)
 }
 
 /// All kinds in turn, at most `rate` a second.
@@ -223,7 +231,7 @@ fn strike_in_turn(target: SocketAddr, mut materials: Vec<Material>, rate: f64, s
     let pause = Duration::from_secs_f64(1.0 / rate.max(0.1));
     let mut next = Instant::now();
     loop {
-        for (attack, material) in ATTACKS.iter().zip(&mut materials) {
+        for (attack, material) in attacks().zip(&mut materials) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(tally);
             }

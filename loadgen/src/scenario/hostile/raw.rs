@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use culver_protocol::limits::{BODY_LEN_MAX, HEADER_LEN};
 use culver_protocol::preamble::Preamble;
-use culver_protocol::proto::{self, Login, Ping, Ready, SendResult};
+use culver_protocol::proto::{self, Login, Ping, Ready, RpcResult, SendResult};
 use culver_protocol::record::{Cipher, Record, RecordType, split};
 use prost::Message;
 
@@ -19,7 +19,7 @@ const RECORDS_MAX: usize = 64;
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// An ERROR, or a SEND_RESULT with an error.
+    /// An ERROR, or a SEND_RESULT or RPC_RESULT with an error.
     Error(u32),
     /// A record of another type.
     Other(u8),
@@ -111,6 +111,28 @@ impl Raw {
         Ok(false)
     }
 
+    /// The first error that comes, whatever else comes before it.
+    pub(crate) fn error(&mut self) -> Result<Option<u32>> {
+        self.first(|answer| if let Answer::Error(code) = answer { Some(*code) } else { None })
+    }
+
+    /// Whether a record of this type comes, whatever else comes before it.
+    pub(crate) fn record_came(&mut self, wanted: RecordType) -> Result<bool> {
+        let found = self.first(|answer| (*answer == Answer::Other(wanted as u8)).then_some(()))?;
+        Ok(found.is_some())
+    }
+
+    fn first<T>(&mut self, pick: impl Fn(&Answer) -> Option<T>) -> Result<Option<T>> {
+        for _ in 0..RECORDS_MAX {
+            let answer = self.read(PATIENCE)?;
+            let picked = pick(&answer);
+            if picked.is_some() || matches!(answer, Answer::Closed | Answer::Silence) {
+                return Ok(picked);
+            }
+        }
+        Ok(None)
+    }
+
     /// The first error before the connection ends, and whether it ends.
     pub(crate) fn error_and_end(&mut self, patience: Duration) -> Result<(Option<u32>, bool)> {
         let mut code = None;
@@ -157,12 +179,12 @@ fn answer(record: Record<'_>) -> Result<Answer> {
     if record.kind == RecordType::Error as u8 {
         return Ok(Answer::Error(proto::Error::decode(record.body)?.code));
     }
-    if record.kind == RecordType::SendResult as u8
-        && let Some(error) = SendResult::decode(record.body)?.error
-    {
-        return Ok(Answer::Error(error.code));
-    }
-    Ok(Answer::Other(record.kind))
+    let error = match record.kind {
+        kind if kind == RecordType::SendResult as u8 => SendResult::decode(record.body)?.error,
+        kind if kind == RecordType::RpcResult as u8 => RpcResult::decode(record.body)?.error,
+        _ => None,
+    };
+    Ok(error.map_or(Answer::Other(record.kind), |error| Answer::Error(error.code)))
 }
 
 fn is_end(error: &io::Error) -> bool {
