@@ -3,14 +3,19 @@
 //! CPU counts, for the server runs beside it: one read per readable socket (a short read has drained it), one write
 //! per connection and turn, no timer work for clients whose deadline has not come. Never looks into a message.
 
+mod readiness;
+mod traffic;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use culver_protocol::client::{Client, ClientConfig, Event};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+
+pub(crate) use self::readiness::Readiness;
 
 use crate::sys;
 use crate::target::tap::Tap;
@@ -44,6 +49,8 @@ struct Link {
     is_dirty: bool,
     /// The send buffer was full: wait for the writable event.
     is_blocked: bool,
+    /// Offline until it is told to come back.
+    is_away: bool,
     /// The deadline in the timer heap, or `u64::MAX`.
     timer_us: u64,
     source: Option<IpAddr>,
@@ -86,6 +93,7 @@ impl Links {
             is_connecting: false,
             is_dirty: false,
             is_blocked: false,
+            is_away: false,
             timer_us: u64::MAX,
             source,
             tap: None,
@@ -132,6 +140,34 @@ impl Links {
         }
     }
 
+    /// Cuts the connection and opens no other until [`Links::come_back`].
+    pub(crate) fn leave(&mut self, index: LinkIndex, now_us: u64) {
+        self.link(index).is_away = true;
+        if self.close_socket(index) {
+            self.client(index).handle_disconnected(now_us);
+        }
+    }
+
+    /// The connection may be made again: at once, if the client has asked for it meanwhile.
+    pub(crate) fn come_back(&mut self, index: LinkIndex, now_us: u64) {
+        let link = self.link(index);
+        if std::mem::replace(&mut link.is_away, false) && link.is_connecting {
+            link.is_connecting = false;
+            self.connect(index, now_us);
+            self.mark_dirty(index);
+        }
+    }
+
+    /// Puts another client in the place of one, which ends without another word.
+    pub(crate) fn replace(&mut self, index: LinkIndex, config: ClientConfig, now_us: u64) {
+        self.close_socket(index);
+        let link = self.link(index);
+        link.client = Client::new(config);
+        link.is_connecting = false;
+        self.schedule(index, now_us);
+        self.mark_dirty(index);
+    }
+
     /// Closes every socket without another word.
     pub(crate) fn close_all(&mut self) {
         for index in 0..self.links.len() {
@@ -171,16 +207,6 @@ impl Links {
                 self.client(index).handle_timeout(now_us);
             }
             self.schedule(index, now_us);
-        }
-    }
-
-    /// The socket became readable or writable.
-    pub(crate) fn handle_ready(&mut self, index: LinkIndex, event: Readiness, now_us: u64) {
-        if event.writable {
-            self.handle_writable(index, now_us);
-        }
-        if event.readable {
-            self.handle_readable(index, event.read_closed, now_us);
         }
     }
 
@@ -243,6 +269,11 @@ impl Links {
     }
 
     fn connect(&mut self, index: LinkIndex, now_us: u64) {
+        let link = self.link(index);
+        if link.is_away {
+            link.is_connecting = true; // asked for, and done when it comes back
+            return;
+        }
         self.counts.connects += 1;
         let target = self.target;
         let source = self.link(index).source;
@@ -283,119 +314,6 @@ impl Links {
         }
         drop(socket); // closing takes it out of the poll
         true
-    }
-
-    fn handle_writable(&mut self, index: LinkIndex, now_us: u64) {
-        let link = self.link(index);
-        if !link.is_connecting {
-            if link.is_blocked {
-                link.is_blocked = false;
-                self.mark_dirty(index);
-            }
-            return;
-        }
-        let Some(socket) = &link.socket else { return };
-        if !matches!(socket.take_error(), Ok(None)) {
-            self.counts.connect_failures += 1;
-            self.close_socket(index);
-            self.client(index).handle_disconnected(now_us);
-        } else if socket.peer_addr().is_ok() {
-            link.is_connecting = false;
-            self.client(index).handle_connected(now_us);
-        }
-    }
-
-    fn handle_readable(&mut self, index: LinkIndex, read_closed: bool, now_us: u64) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        for _ in 0..READS_MAX {
-            let link = self.link(index);
-            let Some(socket) = link.socket.as_mut().filter(|_| !link.is_connecting) else { break };
-            match socket.read(&mut buffer) {
-                Ok(0) => {
-                    self.disconnect(index, now_us);
-                    break;
-                }
-                Ok(len) => {
-                    let bytes = buffer.get(..len).expect("a read stays within its buffer");
-                    if let Some(tap) = &mut link.tap {
-                        tap.handle_bytes(bytes);
-                    }
-                    self.client(index).handle_bytes(bytes, now_us);
-                    if len < buffer.len() && !read_closed {
-                        break; // drained: what comes later raises a new event
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.disconnect(index, now_us);
-                    break;
-                }
-            }
-            self.note_unread(index);
-        }
-        self.buffer = buffer;
-    }
-
-    /// Remembers a socket whose reads came back full; reading it once more than needed does no harm.
-    fn note_unread(&mut self, index: LinkIndex) {
-        if self.unread.last() != Some(&index) {
-            self.unread.push(index);
-        }
-    }
-
-    fn write(&mut self, index: LinkIndex, now_us: u64) {
-        let link = self.link(index);
-        if link.is_connecting || link.is_blocked {
-            return;
-        }
-        let Some(socket) = &mut link.socket else { return };
-        // The second round is for what an interrupted write left.
-        for _ in 0..2 {
-            let bytes = link.client.transmit();
-            if bytes.is_empty() {
-                return;
-            }
-            let asked = bytes.len();
-            match socket.write(bytes) {
-                Ok(written) => {
-                    link.client.transmitted(written);
-                    link.is_blocked = written < asked;
-                    return;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    link.is_blocked = true;
-                    return;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.disconnect(index, now_us);
-                    return;
-                }
-            }
-        }
-    }
-}
-
-/// What a poll said about one socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Readiness {
-    pub(crate) readable: bool,
-    pub(crate) writable: bool,
-    pub(crate) read_closed: bool,
-}
-
-impl Readiness {
-    /// For sockets that were left with bytes to read.
-    pub(crate) const UNREAD: Self = Self { readable: true, writable: false, read_closed: false };
-
-    pub(crate) fn of(event: &mio::event::Event) -> Self {
-        let broken = event.is_error();
-        Self {
-            readable: event.is_readable() || event.is_read_closed() || broken,
-            writable: event.is_writable() || broken,
-            read_closed: event.is_read_closed() || broken,
-        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The options that scenarios share.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -16,6 +18,11 @@ use crate::report::progress::Progress;
 use crate::scenario::pairs::{Pace, PairLoad};
 use crate::target::culver::Culver;
 use crate::units::{Span, SpanRange};
+use crate::verify::SEATS_MAX;
+
+/// Devices of a generated user, at most.
+const DEVICES_MAX: u8 = 4;
+const _: () = assert!(2 * DEVICES_MAX as usize <= SEATS_MAX && (DEVICES_MAX as usize) < culver_protocol::limits::DEVICES_MAX);
 
 /// Messages under way per pair where nothing else is asked for.
 const IN_FLIGHT_DEFAULT: u32 = 8;
@@ -144,6 +151,12 @@ impl PairOptions {
             journal: None,
             drops_per_s: 0.0,
             persists_late: false,
+            devices: (1, 1),
+            receipts: false,
+            reads: false,
+            leaves_per_s: 0.0,
+            away_us: (0, 0),
+            fetches_per_s: 0.0,
             backoff_max_ms: None,
         }
     }
@@ -158,6 +171,35 @@ pub(crate) struct TimeOptions {
     /// How long the same load runs before that, unmeasured
     #[arg(long, default_value = "2s")]
     pub(crate) warmup: Span,
+}
+
+/// Least and most devices of a user, `2..4` or `3`: both ends are included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceRange(pub(crate) u8, pub(crate) u8);
+
+impl FromStr for DeviceRange {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (from, to) = text.split_once("..").unwrap_or((text, text));
+        let (from, to): (u8, u8) = (from.parse()?, to.parse()?);
+        if from < 1 || to > DEVICES_MAX || from > to {
+            bail!("a user has 1 to {DEVICES_MAX} devices here: 3, or 2..4");
+        }
+        Ok(Self(from, to))
+    }
+}
+
+impl fmt::Display for DeviceRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.0, self.1)
+    }
+}
+
+impl Serialize for DeviceRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// A number per second on the command line.
@@ -186,5 +228,19 @@ impl Serialize for Span {
 impl Serialize for SpanRange {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_a_number_or_a_range() {
+        assert_eq!("3".parse::<DeviceRange>().expect("a number"), DeviceRange(3, 3));
+        assert_eq!("2..4".parse::<DeviceRange>().expect("a range"), DeviceRange(2, 4));
+        for text in ["0", "5", "4..2", "..", "1..9", "x", ""] {
+            assert!(text.parse::<DeviceRange>().is_err(), "{text}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, UserId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-/// The only device of every generated user.
+/// The only device of a generated user, and the one that sends where there are several.
 pub(crate) const DEVICE: DeviceId = DeviceId(1);
 /// Shortest payload: it carries the run and the message's number.
 pub(crate) const PAYLOAD_LEN_MIN: usize = 16;
@@ -28,6 +28,25 @@ pub(crate) struct PairPlan {
     pub(crate) sender: UserId,
     pub(crate) recipient: UserId,
     pub(crate) conversation: ConversationId,
+    /// Devices of the sender; the first of them sends.
+    pub(crate) sender_devices: u8,
+    /// Devices of the recipient.
+    pub(crate) recipient_devices: u8,
+}
+
+impl PairPlan {
+    /// Devices of both users.
+    pub(crate) fn seats(&self) -> u8 {
+        self.sender_devices + self.recipient_devices
+    }
+
+    /// Whose device sits on this seat, and which: the sender's come first.
+    pub(crate) fn device_at(&self, seat: u8) -> (UserId, DeviceId) {
+        match seat.checked_sub(self.sender_devices) {
+            None => (self.sender, DeviceId(DEVICE.0 + u16::from(seat))),
+            Some(place) => (self.recipient, DeviceId(DEVICE.0 + u16::from(place))),
+        }
+    }
 }
 
 /// A generator for one purpose of one seed: purposes do not disturb each other.
@@ -50,9 +69,19 @@ pub(crate) fn pairs(first_user: u64, count: usize) -> Vec<PairPlan> {
         .map(|index| {
             let sender = UserId(first_user.wrapping_add(2 * index));
             let recipient = UserId(sender.0.wrapping_add(1));
-            PairPlan { sender, recipient, conversation: ConversationId::direct(sender, recipient) }
+            let conversation = ConversationId::direct(sender, recipient);
+            PairPlan { sender, recipient, conversation, sender_devices: 1, recipient_devices: 1 }
         })
         .collect()
+}
+
+/// Gives each user of `pairs` a number of devices within `range`, both ends included.
+pub(crate) fn give_devices(pairs: &mut [PairPlan], range: (u8, u8), seed: u64) {
+    let mut rng = rng(seed, "devices");
+    for pair in pairs {
+        pair.sender_devices = rng.random_range(range.0..=range.1);
+        pair.recipient_devices = rng.random_range(range.0..=range.1);
+    }
 }
 
 /// Deals `items` to `workers` in turn; nobody gets none unless there are too few.
@@ -130,6 +159,19 @@ mod tests {
         users.dedup();
         assert_eq!(users.len(), 2000);
         assert!(plan.iter().all(|pair| pair.conversation.direct_peer(pair.sender) == Some(pair.recipient)));
+    }
+
+    #[test]
+    fn every_device_of_a_pair_has_its_seat() {
+        let mut plan = pairs(first_user(9), 200);
+        give_devices(&mut plan, (2, 4), 9);
+        assert!(plan.iter().all(|pair| (4..=8).contains(&pair.seats())));
+        assert!(plan.iter().any(|pair| pair.seats() == 4) && plan.iter().any(|pair| pair.seats() == 8));
+        let pair = PairPlan { sender_devices: 2, recipient_devices: 3, ..*plan.first().expect("200 of them") };
+        let (sender, recipient) = (pair.sender, pair.recipient);
+        let seats: Vec<_> = (0..pair.seats()).map(|seat| pair.device_at(seat)).collect();
+        let expected = [(sender, 1), (sender, 2), (recipient, 1), (recipient, 2), (recipient, 3)];
+        assert_eq!(seats, expected.map(|(user, device)| (user, DeviceId(device))));
     }
 
     #[test]

@@ -34,6 +34,15 @@ pub(crate) struct ChatOptions {
     time: TimeOptions,
     #[command(flatten)]
     run: RunOptions,
+    /// Devices of each user: the first of user 2i sends, all others of both users receive
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
+    devices: u8,
+    /// Check every receipt and measure how long they take
+    #[arg(long)]
+    receipts: bool,
+    /// Three of four recipients mark as read
+    #[arg(long, requires = "receipts")]
+    reads: bool,
     /// Measure so many times, one after the other
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     interleave: u32,
@@ -88,6 +97,11 @@ pub(crate) struct PairMeasurement {
     pub(crate) server_cores_used: f64,
     pub(crate) ack_us: Percentiles,
     pub(crate) delivery_us: Percentiles,
+    /// From the persisting by a device of the recipient's to the receipt at the device that sent; where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) receipt_us: Option<Percentiles>,
+    /// Marks of receipts that came, checked or not.
+    pub(crate) receipt_marks: u64,
     /// How late the generator itself sent.
     pub(crate) generator_lag_us: Percentiles,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,6 +109,8 @@ pub(crate) struct PairMeasurement {
     pub(crate) disconnects: u64,
     pub(crate) errors_by_code: BTreeMap<u32, u64>,
     pub(crate) violations: Vec<String>,
+    /// The first thing that was wrong in each pair, in words.
+    pub(crate) faults: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -140,6 +156,9 @@ pub(crate) fn run(mut options: ChatOptions) -> Result<Document> {
                 floor_receipt_runs.push(measure_floor(&settings, &load, &options.time, &progress)?);
             }
         }
+        // The floor knows one device a user, and its receipts are not checked.
+        let devices = (options.devices, options.devices);
+        let load = PairLoad { devices, receipts: options.receipts, reads: options.reads, ..load };
         runs.push(measure("culver", &mut culver, &load, &options.time, &progress)?);
     }
     let comparison = options.with_floor.then(|| Comparison::of(&runs, &floor_runs));
@@ -212,11 +231,14 @@ impl PairMeasurement {
             server_cores_used: cpu_s / measured_s,
             ack_us: latencies.ack.percentiles(),
             delivery_us: latencies.delivery.percentiles(),
+            receipt_us: Some(latencies.receipt.percentiles()).filter(|times| times.count > 0),
+            receipt_marks: outcome.counts.marks,
             generator_lag_us: latencies.lag.percentiles(),
             fdatasync_us: None,
             disconnects: outcome.links.disconnects,
             errors_by_code: outcome.errors,
             violations: outcome.violations,
+            faults: outcome.faults,
         }
     }
 
@@ -234,10 +256,8 @@ impl PairMeasurement {
         let (name, found) = (self.target, &self.findings);
         let kept = found.is_clean() && found.unanswered == 0;
         misses.expect(kept, || {
-            format!(
-                "{name}: {} lost, {} duplicated, {} reordered, {} skipped, {} inconsistent, {} unanswered",
-                found.lost, found.duplicated, found.reordered, found.skipped, found.inconsistent, found.unanswered
-            )
+            let first = self.faults.first().map_or("", String::as_str);
+            format!("{name}: {}, {} unanswered; {first}", found.told(), found.unanswered)
         });
         misses.expect(self.violations.is_empty(), || format!("{name} broke the protocol: {:?}", self.violations));
         misses.expect(self.measured_msgs > 0, || format!("{name}: nothing was acknowledged in the measured time"));
@@ -364,6 +384,9 @@ pub(crate) fn render_runs<'a>(runs: impl Iterator<Item = (usize, &'a PairMeasure
         checks.row([name.clone()].into_iter().chain(counts).chain(rates).collect());
         times.row(latency_row(&format!("{name} acknowledged"), &run.ack_us));
         times.row(latency_row(&format!("{name} delivered"), &run.delivery_us));
+        if let Some(receipts) = &run.receipt_us {
+            times.row(latency_row(&format!("{name} receipt"), receipts));
+        }
         if let Some(syncs) = &run.fdatasync_us {
             times.row(latency_row(&format!("{name} fdatasync"), syncs));
         }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use super::pairs::{Pace, PairLoad, PairOutcome, PairRun};
 use crate::clock::{Clock, micros};
 use crate::journal;
-use crate::options::RunOptions;
+use crate::options::{DeviceRange, RunOptions};
 use crate::plan::{self, RunId};
 use crate::report::histogram::{Latencies, Percentiles};
 use crate::report::progress::Progress;
@@ -24,6 +24,8 @@ use crate::verify::Findings;
 
 /// Longest wait before a client reconnects: rounds are short.
 const BACKOFF_MS_MAX: u32 = 200;
+/// How often a device leaves where users have several and nothing else is asked for.
+const LEAVES_PER_S: f64 = 4.0;
 
 /// Options of `crash`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -49,6 +51,24 @@ pub(crate) struct CrashOptions {
     /// Connections that the clients themselves cut, per second over all
     #[arg(long, default_value_t = 2.0, value_name = "PER_S")]
     drops: f64,
+    /// Devices of each user, at random within: the first of user 2i sends, all others of both users receive
+    #[arg(long, default_value = "1", value_name = "A..B")]
+    devices: DeviceRange,
+    /// Devices that leave for a while, per second over all [default: 4 where users have several devices, else none]
+    #[arg(long, value_name = "PER_S")]
+    leaves: Option<f64>,
+    /// How long they stay away, at random within
+    #[arg(long, default_value = "50ms..3s", value_name = "A..B")]
+    away: SpanRange,
+    /// Short fetch logins beside the lasting ones, of random devices, per second over all
+    #[arg(long, default_value_t = 0.0, value_name = "PER_S")]
+    fetch_per_s: f64,
+    /// Three of four recipients mark as read, from any of their devices
+    #[arg(long)]
+    reads: bool,
+    /// Spread the server's data over so many volume folders beside its data directory
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=8))]
+    volumes: u8,
     /// Run `PATH verify` between rounds
     #[arg(long)]
     verify_each_round: bool,
@@ -75,8 +95,14 @@ struct CrashResult {
     findings: Findings,
     /// Entries delivered again after a crash or a cut, before the client's dedup.
     redelivered: u64,
+    /// Devices of all users.
+    devices: u64,
     reconnects: u64,
     cut_by_clients: u64,
+    /// Devices that left for a while, and of them those that came back with only what they had persisted.
+    leaves: u64,
+    device_restarts: u64,
+    fetch_logins: u64,
     /// From the start of the process until it says that it is ready.
     restart_us: Percentiles,
     /// Rounds in which nothing at all was acknowledged.
@@ -84,6 +110,8 @@ struct CrashResult {
     settled_s: f64,
     errors_by_code: BTreeMap<u32, u64>,
     violations: Vec<String>,
+    /// The first thing that was wrong in each pair, in words.
+    faults: Vec<String>,
 }
 
 /// What the rounds came to, beside what the pairs tell.
@@ -109,6 +137,12 @@ impl CrashOptions {
             journal: Some(journal),
             drops_per_s: self.drops,
             persists_late: true,
+            devices: (self.devices.0, self.devices.1),
+            receipts: true,
+            reads: self.reads,
+            leaves_per_s: self.leaves.unwrap_or(if self.devices.1 > 1 { LEAVES_PER_S } else { 0.0 }),
+            away_us: (self.away.from.us(), self.away.to.us()),
+            fetches_per_s: self.fetch_per_s,
             backoff_max_ms: Some(BACKOFF_MS_MAX),
         }
     }
@@ -121,7 +155,7 @@ pub(crate) fn run(mut options: CrashOptions) -> Result<Document> {
     let scratch = tempfile::tempdir().context("no temporary directory")?;
     let dir = options.keep.clone().unwrap_or_else(|| scratch.path().to_owned());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let mut server = ServerChild::prepare(&options.culver, &dir.join("data"), &options.server_args, seed)?;
+    let mut server = ServerChild::prepare(&options.culver, &dir.join("data"), options.volumes, &options.server_args, seed)?;
     let mut restarts = Latencies::new();
     restarts.record(micros(server.start(options.restart_max.0)?));
 
@@ -133,6 +167,7 @@ pub(crate) fn run(mut options: CrashOptions) -> Result<Document> {
     let rounds = crash_again_and_again(&options, seed, &mut server, &run, rounds, &progress)?;
 
     let settling = Instant::now();
+    let connections = run.connections();
     let outcome = run.finish(options.settle.0, &progress)?;
     let settled_s = settling.elapsed().as_secs_f64();
     server.kill()?;
@@ -141,13 +176,18 @@ pub(crate) fn run(mut options: CrashOptions) -> Result<Document> {
         rounds: options.rounds,
         findings,
         redelivered: outcome.redelivered,
-        reconnects: outcome.links.connects.saturating_sub(2 * u64::from(options.pairs)),
+        devices: connections,
+        reconnects: outcome.links.connects.saturating_sub(connections),
         cut_by_clients: outcome.links.drops,
+        leaves: outcome.counts.leaves,
+        device_restarts: outcome.counts.restarts,
+        fetch_logins: outcome.counts.fetches,
         restart_us: rounds.restarts.percentiles(),
         rounds_without_progress: rounds.without_progress,
         settled_s,
         errors_by_code: outcome.errors,
         violations: outcome.violations,
+        faults: outcome.faults,
     };
     let missed = check(&result);
     let text = render(&result);
@@ -198,37 +238,39 @@ fn check_journals(outcome: &PairOutcome) -> Result<Findings> {
 fn check(result: &CrashResult) -> Vec<String> {
     let mut misses = Misses::default();
     let found = &result.findings;
-    for (count, what) in [
-        (found.lost, "lost"),
-        (found.duplicated, "duplicated"),
-        (found.reordered, "reordered"),
-        (found.skipped, "places skipped"),
-        (found.inconsistent, "inconsistent"),
-        (found.rejected, "refused for good"),
-        (found.unanswered, "never answered"),
-    ] {
+    let others = [(found.rejected, "refused for good"), (found.unanswered, "never answered")];
+    for (count, what) in found.broken().chain(others) {
         misses.expect(count == 0, || format!("{count} {what}"));
     }
+    misses.expect(result.faults.is_empty(), || result.faults.join("\n  "));
     misses.expect(result.violations.is_empty(), || format!("protocol broken: {:?}", result.violations));
     misses.expect(found.acked > 0, || "nothing was acknowledged at all".to_owned());
     misses.into_vec()
 }
 
 fn render(result: &CrashResult) -> String {
-    let head = ["rounds", "sent", "acked", "delivered", "lost", "reordered", "duplicated", "redelivered"];
+    let head = ["rounds", "sent", "acked", "delivered", "copied", "lost", "reordered", "duplicated", "redelivered"];
     let found = &result.findings;
     let mut checks = Table::new(head);
-    let counts = [found.sent, found.acked, found.delivered, found.lost, found.reordered, found.duplicated];
-    let cells = [u64::from(result.rounds)].into_iter().chain(counts).chain([result.redelivered]);
+    let counts = [found.sent, found.acked, found.delivered, found.copied];
+    let faults = [found.lost, found.reordered, found.duplicated, result.redelivered];
+    let cells = [u64::from(result.rounds)].into_iter().chain(counts).chain(faults);
     checks.row(cells.map(grouped).collect());
+    let mut receipts = Table::new(["receipts", "untrue", "going back", "missing", "reads missing"]);
+    let told = [found.receipts, found.untrue, found.receipts_back, found.receipts_missing, found.reads_missing];
+    receipts.row(told.into_iter().map(grouped).collect());
     let mut times = Table::new(LATENCY_HEAD);
     times.row(latency_row("restart", &result.restart_us));
     format!(
-        "{}\n{}\n{} reconnects, {} connections cut by clients, settled in {:.1} s\n",
+        "{}\n{}\n{}\n{} devices, {} reconnects, {} connections cut by clients, {} leaves, {} fetch logins, settled in {:.1} s\n",
         checks.render(),
+        receipts.render(),
         times.render(),
+        grouped(result.devices),
         grouped(result.reconnects),
         grouped(result.cut_by_clients),
+        grouped(result.leaves),
+        grouped(result.fetch_logins),
         result.settled_s
     )
 }

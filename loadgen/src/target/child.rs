@@ -26,6 +26,8 @@ const PORT_TRIES_MAX: usize = 100;
 pub(crate) struct ServerChild {
     program: PathBuf,
     data_dir: PathBuf,
+    /// Folders beside it that the log is spread over; none: it lies within.
+    volumes: Vec<PathBuf>,
     args: Vec<String>,
     listen: SocketAddr,
     ops: SocketAddr,
@@ -35,9 +37,12 @@ pub(crate) struct ServerChild {
 }
 
 impl ServerChild {
-    /// Initialises a data directory and chooses ports. Nothing runs yet.
-    pub(crate) fn prepare(program: &Path, data_dir: &Path, args: &[String], seed: u64) -> Result<Self> {
-        let status = Command::new(program).arg("init").arg("--data-dir").arg(data_dir).stdout(Stdio::null()).status();
+    /// Initialises a data directory, with so many volumes beside it, and chooses ports. Nothing runs yet.
+    pub(crate) fn prepare(program: &Path, data_dir: &Path, volumes: u8, args: &[String], seed: u64) -> Result<Self> {
+        let volumes: Vec<_> = (0..volumes).map(|number| data_dir.with_extension(format!("volume-{number}"))).collect();
+        let mut command = Command::new(program);
+        command.arg("init").arg("--data-dir").arg(data_dir).stdout(Stdio::null());
+        let status = with_volumes(&mut command, &volumes).status();
         let status = status.with_context(|| format!("cannot run {}", program.display()))?;
         if !status.success() {
             bail!("`{} init` failed: {status}", program.display());
@@ -46,6 +51,7 @@ impl ServerChild {
         Ok(Self {
             program: program.to_owned(),
             data_dir: data_dir.to_owned(),
+            volumes,
             args: args.to_vec(),
             listen,
             ops,
@@ -60,6 +66,7 @@ impl ServerChild {
         let began = Instant::now();
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--data-dir").arg(&self.data_dir);
+        with_volumes(&mut command, &self.volumes);
         command.arg("--listen").arg(self.listen.to_string()).arg("--ops").arg(self.ops.to_string());
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
@@ -123,6 +130,13 @@ impl Drop for ServerChild {
     fn drop(&mut self) {
         self.kill().ok();
     }
+}
+
+fn with_volumes<'a>(command: &'a mut Command, volumes: &[PathBuf]) -> &'a mut Command {
+    for volume in volumes {
+        command.arg("--volume").arg(volume);
+    }
+    command
 }
 
 fn free_ports(seed: u64) -> Result<(SocketAddr, SocketAddr)> {

@@ -1,10 +1,15 @@
 //! Traffic between pairs of users, with its checker: what `chat`, `floor`, `crash` and `hostile` are made of.
 //!
-//! The first user of a pair sends, the second receives and acknowledges; a message is counted once. [`driver`] is
-//! the sans-io part inside each worker, this file starts and ends a run of several workers.
+//! The first user of a pair sends, from the first device; every other device of both users receives and
+//! acknowledges. [`driver`] is the sans-io part inside each worker, with its halves in `sending`, `turmoil` and
+//! `told`; this file starts and ends a run of several workers.
 
 pub(crate) mod driver;
+mod pair;
+mod sending;
 pub(crate) mod shared;
+mod told;
+mod turmoil;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,11 +20,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use self::driver::{PairDriver, PairSeat, PairSettings};
+use self::driver::{PairDriver, PairSettings};
+use self::pair::PairStart;
 use self::shared::Shared;
+use self::turmoil::Turmoil;
 use crate::clock::Clock;
 use crate::journal::Journal;
-use crate::links::LinkCounts;
+use crate::links::{LinkCounts, raise_descriptor_limit};
 use crate::plan::{self, PairPlan, Payloads, RunId};
 use crate::report::histogram::Latencies;
 use crate::report::progress::Progress;
@@ -63,9 +70,21 @@ pub(crate) struct PairLoad {
     pub(crate) journal: Option<PathBuf>,
     /// Connections cut by the clients themselves, per second over all; 0: none.
     pub(crate) drops_per_s: f64,
-    /// Recipients persist, and so acknowledge, some time after they got something: what lies in between comes again
+    /// Devices persist, and so acknowledge, some time after they got something: what lies in between comes again
     /// after a crash.
     pub(crate) persists_late: bool,
+    /// Devices of each user: least and most.
+    pub(crate) devices: (u8, u8),
+    /// Receipts are checked and measured.
+    pub(crate) receipts: bool,
+    /// Most recipients mark as read.
+    pub(crate) reads: bool,
+    /// Devices that leave for a while, per second over all; 0: none.
+    pub(crate) leaves_per_s: f64,
+    /// For how long: least and most, in microseconds.
+    pub(crate) away_us: (u64, u64),
+    /// Short fetch logins of random devices, per second over all; 0: none.
+    pub(crate) fetches_per_s: f64,
     /// Longest wait before a client reconnects.
     pub(crate) backoff_max_ms: Option<u32>,
 }
@@ -84,6 +103,7 @@ pub(crate) struct PairOutcome {
     /// By slot, from slot 1.
     pub(crate) slots: Vec<SlotLatencies>,
     pub(crate) links: LinkCounts,
+    pub(crate) counts: PairCounts,
     pub(crate) redelivered: u64,
     /// Errors that the server told, by code.
     pub(crate) errors: BTreeMap<u32, u64>,
@@ -91,7 +111,22 @@ pub(crate) struct PairOutcome {
     pub(crate) foreign: u64,
     /// Protocol violations that the clients saw.
     pub(crate) violations: Vec<String>,
+    /// The first thing that was wrong in each pair, in words.
+    pub(crate) faults: Vec<String>,
     pub(crate) journals: Vec<PathBuf>,
+}
+
+/// What the clients of a run did, beside sending and receiving.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PairCounts {
+    /// Marks of receipts that came, checked or not.
+    pub(crate) marks: u64,
+    /// Devices that left for a while.
+    pub(crate) leaves: u64,
+    /// Of them, those that came back with nothing but what they had persisted.
+    pub(crate) restarts: u64,
+    /// Fetch logins.
+    pub(crate) fetches: u64,
 }
 
 /// What is measured in one slot.
@@ -103,17 +138,21 @@ pub(crate) struct SlotLatencies {
     pub(crate) delivery: Latencies,
     /// From the intended sending to the sending.
     pub(crate) lag: Latencies,
+    /// From the persisting by a device of the recipient's to the receipt at the device that sent.
+    pub(crate) receipt: Latencies,
 }
 
 impl SlotLatencies {
     pub(crate) fn new() -> Self {
-        Self { ack: Latencies::new(), delivery: Latencies::new(), lag: Latencies::new() }
+        let new = Latencies::new;
+        Self { ack: new(), delivery: new(), lag: new(), receipt: new() }
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
         self.ack.merge(&other.ack);
         self.delivery.merge(&other.delivery);
         self.lag.merge(&other.lag);
+        self.receipt.merge(&other.receipt);
     }
 }
 
@@ -122,7 +161,11 @@ impl PairRun {
     pub(crate) fn start(target: &dyn Target, load: &PairLoad, slots: u8, clock: Clock) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut workers = Vec::new();
-        let plans = plan::deal(plan::pairs(load.first_user, load.pairs), load.workers.max(1));
+        let mut plans = plan::pairs(load.first_user, load.pairs);
+        plan::give_devices(&mut plans, load.devices, load.seed);
+        let connections: u64 = plans.iter().map(|plan| u64::from(plan.seats())).sum();
+        raise_descriptor_limit(usize::try_from(connections).unwrap_or(usize::MAX))?;
+        let plans = plan::deal(plans, load.workers.max(1));
         for (number, plans) in plans.into_iter().enumerate().filter(|(_, plans)| !plans.is_empty()) {
             let share = fraction(plans.len(), load.pairs);
             let driver = make_driver(target, load, &plans, share, number, slots, &shared)?;
@@ -131,7 +174,12 @@ impl PairRun {
             let worker = worker::spawn(name, target.address(), clock, deadline_us, driver);
             workers.push(worker.context("cannot start a worker")?);
         }
-        Ok(Self { shared, workers, connections: 2 * load.pairs as u64 })
+        Ok(Self { shared, workers, connections })
+    }
+
+    /// Devices of all users: each has a connection of its own.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections
     }
 
     /// What the workers tell while they run.
@@ -202,12 +250,17 @@ impl PairOutcome {
         self.links.disconnects += other.links.disconnects;
         self.links.drops += other.links.drops;
         self.links.connect_failures += other.links.connect_failures;
+        self.counts.marks += other.counts.marks;
+        self.counts.leaves += other.counts.leaves;
+        self.counts.restarts += other.counts.restarts;
+        self.counts.fetches += other.counts.fetches;
         self.redelivered += other.redelivered;
         for (code, count) in other.errors {
             *self.errors.entry(code).or_default() += count;
         }
         self.foreign += other.foreign;
         self.violations.extend(other.violations);
+        self.faults.extend(other.faults);
         self.journals.extend(other.journals);
     }
 }
@@ -235,19 +288,24 @@ fn make_driver(
         run: load.run,
         slots,
         journal: journal.transpose()?,
-        drops_per_s: load.drops_per_s * share,
         persists_late: load.persists_late,
+        receipts: load.receipts,
         rng: plan::rng(load.seed, &format!("worker {number}")),
     };
-    let seats = plans.iter().map(|plan| {
-        let config = |user| {
-            let mut config = client_config(target, user, plan::DEVICE, load.seed)?;
+    let rates = [load.drops_per_s, load.leaves_per_s, load.fetches_per_s].map(|rate| rate * share);
+    let turmoil = Turmoil::new(rates, load.away_us);
+    let starts = plans.iter().enumerate().map(|(place, plan)| {
+        let devices = (0..plan.seats()).map(|seat| {
+            let (user, device) = plan.device_at(seat);
+            let mut config = client_config(target, user, device, load.seed)?;
             config.backoff_max_ms = load.backoff_max_ms.unwrap_or(config.backoff_max_ms);
             anyhow::Ok(config)
-        };
-        Ok(PairSeat { plan: *plan, sender: config(plan.sender)?, recipient: config(plan.recipient)? })
+        });
+        // Some never read: their senders must not be told that they did.
+        let reads = load.reads && place % 4 != 3;
+        Ok(PairStart { plan: *plan, devices: devices.collect::<Result<Vec<_>>>()?, reads })
     });
-    Ok(PairDriver::new(settings, seats.collect::<Result<Vec<_>>>()?, Arc::clone(shared)))
+    Ok(PairDriver::new(settings, turmoil, starts.collect::<Result<Vec<_>>>()?, Arc::clone(shared)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of pairs are small")]

@@ -14,6 +14,7 @@ pub(crate) struct Shared {
     sent: AtomicU64,
     acked: AtomicU64,
     delivered: AtomicU64,
+    marks: AtomicU64,
     /// The code of an error after which clients do not come back; 0: none.
     refused: AtomicU64,
 }
@@ -24,6 +25,8 @@ pub(crate) struct Counters {
     pub(crate) sent: u64,
     pub(crate) acked: u64,
     pub(crate) delivered: u64,
+    /// Marks of receipts.
+    pub(crate) marks: u64,
 }
 
 impl fmt::Display for Counters {
@@ -82,6 +85,7 @@ impl Shared {
         self.sent.fetch_add(turn.sent, Ordering::Relaxed);
         self.acked.fetch_add(turn.acked, Ordering::Relaxed);
         self.delivered.fetch_add(turn.delivered, Ordering::Relaxed);
+        self.marks.fetch_add(turn.marks, Ordering::Relaxed);
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -89,6 +93,7 @@ impl Shared {
             sent: self.sent.load(Ordering::Relaxed),
             acked: self.acked.load(Ordering::Relaxed),
             delivered: self.delivered.load(Ordering::Relaxed),
+            marks: self.marks.load(Ordering::Relaxed),
         }
     }
 
