@@ -22,7 +22,8 @@ use crate::verify::SEATS_MAX;
 
 /// Devices of a generated user, at most.
 const DEVICES_MAX: u8 = 4;
-const _: () = assert!(2 * DEVICES_MAX as usize <= SEATS_MAX && (DEVICES_MAX as usize) < culver_protocol::limits::DEVICES_MAX);
+const _: () =
+    assert!(2 * DEVICES_MAX as usize <= SEATS_MAX && (DEVICES_MAX as usize) < culver_protocol::limits::DEVICES_MAX);
 
 /// Messages under way per pair where nothing else is asked for.
 const IN_FLIGHT_DEFAULT: u32 = 8;

@@ -35,6 +35,12 @@ pub(crate) struct PairPlan {
 }
 
 impl PairPlan {
+    /// Two users with one device each.
+    pub(crate) fn new(sender: UserId, recipient: UserId) -> Self {
+        let conversation = ConversationId::direct(sender, recipient);
+        Self { sender, recipient, conversation, sender_devices: 1, recipient_devices: 1 }
+    }
+
     /// Devices of both users.
     pub(crate) fn seats(&self) -> u8 {
         self.sender_devices + self.recipient_devices
@@ -69,8 +75,7 @@ pub(crate) fn pairs(first_user: u64, count: usize) -> Vec<PairPlan> {
         .map(|index| {
             let sender = UserId(first_user.wrapping_add(2 * index));
             let recipient = UserId(sender.0.wrapping_add(1));
-            let conversation = ConversationId::direct(sender, recipient);
-            PairPlan { sender, recipient, conversation, sender_devices: 1, recipient_devices: 1 }
+            PairPlan::new(sender, recipient)
         })
         .collect()
 }

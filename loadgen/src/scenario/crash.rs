@@ -155,7 +155,8 @@ pub(crate) fn run(mut options: CrashOptions) -> Result<Document> {
     let scratch = tempfile::tempdir().context("no temporary directory")?;
     let dir = options.keep.clone().unwrap_or_else(|| scratch.path().to_owned());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let mut server = ServerChild::prepare(&options.culver, &dir.join("data"), options.volumes, &options.server_args, seed)?;
+    let mut server =
+        ServerChild::prepare(&options.culver, &dir.join("data"), options.volumes, &options.server_args, seed)?;
     let mut restarts = Latencies::new();
     restarts.record(micros(server.start(options.restart_max.0)?));
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use culver_protocol::id::{ConversationId, UserId};
+use culver_protocol::id::UserId;
 use serde::Serialize;
 
 use self::calm::{CalmOptions, CalmPairs, Phase};
@@ -266,7 +266,7 @@ fn seats(options: &DrainOptions, senders: &[u32], seed: u64, culver: &Culver) ->
     for (place, sender) in senders.iter().enumerate() {
         for number in (*sender..options.users).step_by(sender_count as usize) {
             let (sender, recipient) = (user(*sender), user(sender_count + number));
-            let plan = PairPlan { sender, recipient, conversation: ConversationId::direct(sender, recipient) };
+            let plan = PairPlan::new(sender, recipient);
             inboxes.push((place, plan, client_config(culver, recipient, DEVICE, seed)?));
         }
     }

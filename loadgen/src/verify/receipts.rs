@@ -1,7 +1,7 @@
 //! Receipts: true at every time, never going back, complete in the end.
 
 use super::note::{Note, Place};
-use super::seat::Seat;
+use super::seat::Marks;
 use super::{Findings, FlowCheck};
 
 impl FlowCheck {
@@ -54,11 +54,7 @@ impl FlowCheck {
         if !is_sender || seq > persisted {
             self.fault(untrue, || format!("device {} was told {seq} delivered, not {persisted}", place.seat));
         }
-        self.told(place, version, |seat| {
-            let marks = &mut seat.life(place.life).marks;
-            let before = std::mem::replace(&mut marks.delivered, seq.max(marks.delivered));
-            (before, seq)
-        });
+        self.told(place, version, seq, |marks| &mut marks.delivered);
     }
 
     fn told_read(&mut self, place: Place, version: u64, seq: u64) {
@@ -70,11 +66,7 @@ impl FlowCheck {
         if !is_sender || seq > asked {
             self.fault(untrue, || format!("device {} was told {seq} read, not {asked}", place.seat));
         }
-        self.told(place, version, |seat| {
-            let marks = &mut seat.life(place.life).marks;
-            let before = std::mem::replace(&mut marks.read, seq.max(marks.read));
-            (before, seq)
-        });
+        self.told(place, version, seq, |marks| &mut marks.read);
     }
 
     fn told_own_read(&mut self, place: Place, version: u64, seq: u64) {
@@ -86,21 +78,15 @@ impl FlowCheck {
         if !is_recipient || seq > asked {
             self.fault(untrue, || format!("device {} was told {seq} read by itself, not {asked}", place.seat));
         }
-        self.told(place, version, |seat| {
-            let marks = &mut seat.life(place.life).marks;
-            let before = std::mem::replace(&mut marks.own_read, seq.max(marks.own_read));
-            (before, seq)
-        });
+        self.told(place, version, seq, |marks| &mut marks.own_read);
     }
 
     /// Neither a mark nor a connection's versions go back.
-    fn told(&mut self, place: Place, version: u64, take: impl FnOnce(&mut Seat) -> (u64, u64)) {
+    fn told(&mut self, place: Place, version: u64, seq: u64, which: fn(&mut Marks) -> &mut u64) {
         let Some(seat) = self.seats.get_mut(usize::from(place.seat)) else { return };
-        let version_before = {
-            let life = seat.life(place.life);
-            std::mem::replace(&mut life.version, version.max(life.version))
-        };
-        let (before, seq) = take(seat);
+        let life = seat.life(place.life);
+        let version_before = raise(&mut life.version, version);
+        let before = raise(which(&mut life.marks), seq);
         let Place { seat, life } = place;
         if seq < before {
             self.fault(back, || format!("device {seat} was told {seq} after {before} (client {life})"));
@@ -142,4 +128,11 @@ fn untrue(found: &mut Findings) -> &mut u64 {
 
 fn back(found: &mut Findings) -> &mut u64 {
     &mut found.receipts_back
+}
+
+/// Sets `value` to `to` unless it is greater already. Returns what it was.
+fn raise(value: &mut u64, to: u64) -> u64 {
+    let before = *value;
+    *value = before.max(to);
+    before
 }

@@ -287,7 +287,7 @@ impl Driver for DrainDriver {
 
 #[cfg(test)]
 mod tests {
-    use culver_protocol::id::{ConversationId, UserId};
+    use culver_protocol::id::UserId;
     use culver_protocol::proto::ConversationItem;
 
     use super::*;
@@ -298,7 +298,7 @@ mod tests {
     fn driver(in_flight: u64) -> DrainDriver {
         let inbox = |sender: usize, recipient: u64| {
             let (from, to) = (UserId(sender as u64), UserId(recipient));
-            let plan = PairPlan { sender: from, recipient: to, conversation: ConversationId::direct(from, to) };
+            let plan = PairPlan::new(from, to);
             (sender, plan, ClientConfig::default())
         };
         let seats = Seats {

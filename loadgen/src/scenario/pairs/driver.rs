@@ -68,12 +68,7 @@ pub(crate) struct PairDriver {
 }
 
 impl PairDriver {
-    pub(super) fn new(
-        settings: PairSettings,
-        turmoil: Turmoil,
-        starts: Vec<PairStart>,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub(super) fn new(settings: PairSettings, turmoil: Turmoil, starts: Vec<PairStart>, shared: Arc<Shared>) -> Self {
         Self {
             slots: (0..settings.slots).map(|_| SlotLatencies::new()).collect(),
             settings,
@@ -291,7 +286,10 @@ impl PairDriver {
         if gap.reset || !is_harmless {
             let Gap { start, reset, .. } = gap;
             let seat = place.seat;
-            self.violated(format!("device {seat}, stored up to {}: the inbox begins at {start} (reset: {reset})", stored.0));
+            self.violated(format!(
+                "device {seat}, stored up to {}: the inbox begins at {start} (reset: {reset})",
+                stored.0
+            ));
         }
     }
 

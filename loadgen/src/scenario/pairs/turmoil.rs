@@ -94,15 +94,7 @@ impl Turmoil {
     /// Drops, leaves and fetch logins per second.
     pub(super) fn new(rates: [f64; 3], away_us: (u64, u64)) -> Self {
         let [drops, leaves, fetches] = rates.map(Chance::new);
-        Self {
-            drops,
-            leaves,
-            fetches,
-            away_us,
-            away: Vec::new(),
-            slots: Vec::new(),
-            clients: 0,
-        }
+        Self { drops, leaves, fetches, away_us, away: Vec::new(), slots: Vec::new(), clients: 0 }
     }
 
     fn next_us(&self) -> Option<u64> {
