@@ -7,6 +7,7 @@
 
 mod connection;
 mod online;
+mod switch;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,13 +17,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use culver_protocol::id::{InboxSeq, UserId};
-use culver_protocol::message::EntryView;
 use rustix::event::epoll;
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use self::connection::{Connection, Relayed, Unacknowledged};
-use self::online::Online;
+use self::connection::Connection;
+use self::switch::{Switch, mark_dirty};
 use super::floor::{FloorReport, MARK};
 use crate::clock::{micros, unix_ms};
 use crate::report::histogram::Latencies;
@@ -72,17 +71,6 @@ struct Relay {
     log: Option<Log>,
     fdatasync_us: Latencies,
     report: FloorReport,
-}
-
-/// The connections, and how frames go from one to others.
-struct Switch {
-    connections: slab::Slab<Connection>,
-    online: Online,
-    /// Connections with something to write, each once.
-    dirty: Vec<usize>,
-    receipts: bool,
-    /// Lent to whoever takes an ACK apart.
-    acknowledged: Vec<Unacknowledged>,
 }
 
 impl Relay {
@@ -205,85 +193,6 @@ impl Relay {
             io::stdout().flush()?;
         }
         Ok(true)
-    }
-}
-
-impl Switch {
-    fn new(receipts: bool) -> Self {
-        Self {
-            connections: slab::Slab::new(),
-            online: Online::default(),
-            dirty: Vec::new(),
-            receipts,
-            acknowledged: Vec::new(),
-        }
-    }
-
-    /// Hands on what these bytes hold for others, and answers what they ask.
-    fn handle_bytes(&mut self, slot: usize, bytes: &[u8], now_ms: u64, report: &mut FloorReport) {
-        // The reading half leaves its place while other connections are touched, which may be this one.
-        let Some(mut reading) = self.connections.get_mut(slot).map(Connection::take) else { return };
-        let outcome = reading.handle_bytes(bytes, now_ms, |relayed| match relayed {
-            Relayed::Login(user) => {
-                self.online.enter(user, slot);
-                report.logins += 1;
-            }
-            Relayed::Message { recipient, entry } => {
-                self.deliver(slot, recipient, entry);
-                report.messages += 1;
-            }
-            Relayed::Ack(through) => self.tell_senders(slot, through),
-        });
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.restore(reading);
-        if outcome.is_err() {
-            return self.close(slot);
-        }
-        if connection.has_output() {
-            mark_dirty(&mut self.dirty, connection, slot);
-        }
-    }
-
-    /// To every connection of the recipient, and to those of the sender but the one it came from.
-    fn deliver(&mut self, from: usize, recipient: UserId, entry: EntryView<'_>) {
-        let copies = if self.online.several_devices() { self.online.slots(entry.sender) } else { &[] };
-        let copies = copies.iter().filter(|slot| **slot != from);
-        for slot in self.online.slots(recipient).iter().chain(copies) {
-            let Some(connection) = self.connections.get_mut(*slot) else { continue };
-            connection.deliver(entry);
-            if self.receipts {
-                connection.expect_ack(&entry);
-            }
-            mark_dirty(&mut self.dirty, connection, *slot);
-        }
-    }
-
-    /// Tells senders what this connection acknowledges, unless another device of the user did before.
-    fn tell_senders(&mut self, slot: usize, through: InboxSeq) {
-        let Some(connection) = self.connections.get_mut(slot).filter(|_| self.receipts) else { return };
-        connection.acknowledge(through, &mut self.acknowledged);
-        for entry in &self.acknowledged {
-            let Some(peer) = self.online.first_to_acknowledge(slot, entry) else { continue };
-            for slot in self.online.slots(peer) {
-                let Some(connection) = self.connections.get_mut(*slot) else { continue };
-                connection.tell_delivered(entry.conversation, entry.conversation_seq);
-                mark_dirty(&mut self.dirty, connection, *slot);
-            }
-        }
-    }
-
-    fn close(&mut self, slot: usize) {
-        if let Some(connection) = self.connections.try_remove(slot) {
-            self.online.leave(slot);
-            drop(connection); // closing takes it out of the epoll
-        }
-    }
-}
-
-fn mark_dirty(dirty: &mut Vec<usize>, connection: &mut Connection, slot: usize) {
-    if !connection.is_dirty {
-        connection.is_dirty = true;
-        dirty.push(slot);
     }
 }
 

@@ -75,6 +75,12 @@ impl Connection {
         !self.out.is_empty()
     }
 
+    /// What has been written and not been sent.
+    #[cfg(test)]
+    pub(super) fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
     /// Takes the reading half out.
     pub(super) fn take(&mut self) -> State {
         let mut state = std::mem::take(&mut self.state);
