@@ -7,8 +7,19 @@ use culver_protocol::limits::{CREDIT_BYTES_MIN, ENTRY_OVERHEAD};
 use culver_protocol::proto;
 use culver_protocol::record::RecordType;
 
-use crate::home::{Home, Server, serve};
+use crate::home::{Home, Layout, Server, on_every_layout, serve_on};
 use crate::peer::{Got, Peer, record, send_record, with};
+
+on_every_layout! {
+    a_backlog_drains_in_order_and_what_was_acknowledged_does_not_come_again,
+    a_window_in_entries_is_kept_and_opens_with_acknowledgements,
+    a_window_in_bytes_is_kept_and_may_be_changed,
+    the_newer_connection_takes_over_with_what_was_not_acknowledged,
+    a_hundred_takeovers_lose_nothing,
+    a_cursor_that_means_nothing_here_is_reset,
+    an_acknowledgement_from_before_the_reset_moves_nothing,
+    who_does_not_read_costs_no_memory_and_loses_nothing,
+}
 
 /// User 1 has sent so many messages to user 2, and all are accepted.
 fn backlog(home: &Home, server: &Server, count: u64, payload_len: usize) -> Peer {
@@ -39,9 +50,8 @@ fn check(entries: &[proto::Entry], len: usize) {
     }
 }
 
-#[test]
-fn a_backlog_drains_in_order_and_what_was_acknowledged_does_not_come_again() {
-    let (home, server) = serve();
+fn a_backlog_drains_in_order_and_what_was_acknowledged_does_not_come_again(layout: Layout) {
+    let (home, server) = serve_on(layout);
     backlog(&home, &server, 230, 20);
     let mut two = Peer::online(&home, &server, 2);
     for _ in 0..3 {
@@ -64,64 +74,60 @@ fn a_backlog_drains_in_order_and_what_was_acknowledged_does_not_come_again() {
     assert_eq!(two.kept(), []);
 }
 
-#[test]
-fn a_window_in_entries_is_kept_and_opens_with_acknowledgements() {
-    let (home, server) = serve();
+fn a_window_in_entries_is_kept_and_opens_with_acknowledgements(layout: Layout) {
+    let (home, server) = serve_on(layout);
     let login = proto::Login { credit_entries: 7, ..with(home.token(2)) };
     let (mut two, welcome) = Peer::resume(&server, 2, &login);
     assert_eq!(welcome.credit_entries, 7);
     // Live as well as from the log.
-    let mut one = backlog(&home, &server, 100, 8);
+    let _one = backlog(&home, &server, 100, 8);
     let mut acked = 0;
     while two.position < 100 {
         check(&two.deliver(), 8);
         assert!(two.position - acked <= 7, "{} entries under way", two.position - acked);
         if two.position - acked == 7 || two.position == 100 {
-            settle(&mut one, &mut two);
+            settle(&server, &mut two);
             // Not all of them: the window slides.
             acked = (two.position - 2).max(acked + 1);
             two.ack(acked);
         }
     }
     two.ack(100);
-    settle(&mut one, &mut two);
+    settle(&server, &mut two);
     assert_eq!(two.kept(), []);
 }
 
-#[test]
-fn a_window_in_bytes_is_kept_and_may_be_changed() {
+fn a_window_in_bytes_is_kept_and_may_be_changed(layout: Layout) {
     const LEN: usize = 10_000;
-    let (home, server) = serve();
-    let mut one = backlog(&home, &server, 20, LEN);
+    let (home, server) = serve_on(layout);
+    let _one = backlog(&home, &server, 20, LEN);
     let login = proto::Login { credit_bytes: 1, ..with(home.token(2)) };
     let (mut two, welcome) = Peer::resume(&server, 2, &login);
     assert_eq!(welcome.credit_bytes, CREDIT_BYTES_MIN, "the longest entry always fits");
     let fit = welcome.credit_bytes as usize / (LEN + ENTRY_OVERHEAD);
     check(&two.entries(fit), LEN);
-    settle(&mut one, &mut two);
+    settle(&server, &mut two);
     assert_eq!(two.kept(), [], "no more than fits");
     let wider = proto::Ack { inbox_seq: two.position, credit_bytes: 0, credit_entries: 1 };
     two.write(&record(RecordType::Ack, &wider));
     check(&two.entries(1), LEN);
-    settle(&mut one, &mut two);
+    settle(&server, &mut two);
     assert_eq!(two.kept(), [], "one entry was asked for");
     let wider = proto::Ack { inbox_seq: two.position, credit_bytes: 1 << 20, credit_entries: 1000 };
     two.write(&record(RecordType::Ack, &wider));
     check(&two.entries(20 - fit - 1), LEN);
 }
 
-/// Twice through the hub, its log and back: what is going to come has come.
-fn settle(one: &mut Peer, two: &mut Peer) {
-    for _ in 0..2 {
-        let number = 1_000_000 + u64::from(two.stream.local_addr().expect("bound").port());
-        one.send_and_wait(3, number, b"");
-        two.send_and_wait(3, number, b"");
+/// What is going to come has come: nothing is on its way between hubs, and the user's own has had its turns.
+fn settle(server: &Server, two: &mut Peer) {
+    server.wait_for_hubs();
+    for _ in 0..3 {
+        two.settle();
     }
 }
 
-#[test]
-fn the_newer_connection_takes_over_with_what_was_not_acknowledged() {
-    let (home, server) = serve();
+fn the_newer_connection_takes_over_with_what_was_not_acknowledged(layout: Layout) {
+    let (home, server) = serve_on(layout);
     let mut one = Peer::online(&home, &server, 1);
     let mut older = Peer::online(&home, &server, 2);
     for number in 1..=10 {
@@ -129,8 +135,8 @@ fn the_newer_connection_takes_over_with_what_was_not_acknowledged() {
     }
     check(&older.entries(10), 8);
     older.ack(4);
-    // The ACK is taken when this is answered, for a device's requests do not overtake each other.
-    older.send_and_wait(3, 1, b"");
+    // The ACK is taken when this is answered.
+    older.settle();
     let mut newer = Peer::online(&home, &server, 2);
     older.refused(ErrorCode::Replaced);
     newer.position = 4;
@@ -142,9 +148,8 @@ fn the_newer_connection_takes_over_with_what_was_not_acknowledged() {
     server.wait_for("culver_sessions", |sessions| sessions == 2);
 }
 
-#[test]
-fn a_hundred_takeovers_lose_nothing() {
-    let (home, server) = serve();
+fn a_hundred_takeovers_lose_nothing(layout: Layout) {
+    let (home, server) = serve_on(layout);
     let mut one = Peer::online(&home, &server, 1);
     let mut peers = Vec::new();
     let mut position = 0;
@@ -168,14 +173,13 @@ fn a_hundred_takeovers_lose_nothing() {
     }
 }
 
-#[test]
-fn a_cursor_that_means_nothing_here_is_reset() {
-    let (home, server) = serve();
+fn a_cursor_that_means_nothing_here_is_reset(layout: Layout) {
+    let (home, server) = serve_on(layout);
     backlog(&home, &server, 5, 8);
     let (mut two, welcome) = Peer::resume(&server, 2, &with(home.token(2)));
     two.entries(5);
     two.ack(2);
-    two.send_and_wait(3, 1, b"");
+    two.settle();
     for login in [
         // Beyond the head.
         proto::Login { cursor: 6, incarnation: welcome.incarnation, ..with(home.token(2)) },
@@ -200,9 +204,8 @@ fn a_cursor_that_means_nothing_here_is_reset() {
 }
 
 /// Its acknowledgement of what the older data held is not one of what this data holds.
-#[test]
-fn an_acknowledgement_from_before_the_reset_moves_nothing() {
-    let (home, server) = serve();
+fn an_acknowledgement_from_before_the_reset_moves_nothing(layout: Layout) {
+    let (home, server) = serve_on(layout);
     backlog(&home, &server, 5, 8);
     let (_, welcome) = Peer::resume(&server, 2, &with(home.token(2)));
     let login = proto::Login { cursor: 5, incarnation: welcome.incarnation ^ 1, ..with(home.token(2)) };
@@ -218,10 +221,9 @@ fn an_acknowledgement_from_before_the_reset_moves_nothing() {
     check(&two.entries(5), 8);
 }
 
-#[test]
-fn who_does_not_read_costs_no_memory_and_loses_nothing() {
+fn who_does_not_read_costs_no_memory_and_loses_nothing(layout: Layout) {
     const LEN: usize = 1000;
-    let (home, server) = serve();
+    let (home, server) = serve_on(layout);
     let login = proto::Login { credit_entries: 1000, credit_bytes: 1 << 20, ..with(home.token(2)) };
     let mut two = Peer::connect_narrow(server.listen, 4096);
     two.log_in(2, &login);
@@ -272,7 +274,7 @@ fn who_does_not_read_costs_no_memory_and_loses_nothing() {
 #[test]
 fn a_flood_of_pings_is_answered_to_the_last() {
     const PINGS: usize = 200_000;
-    let (home, server) = serve();
+    let (home, server) = serve_on(Layout::OneHub);
     let mut one = Peer::online(&home, &server, 1);
     let mut writing = one.stream.try_clone().expect("a socket");
     let flood = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX }).repeat(PINGS);

@@ -14,10 +14,33 @@ use tempfile::TempDir;
 /// No wait takes longer, unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How a server is spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One hub on one volume.
+    OneHub,
+    /// Four hubs on two volumes.
+    FourHubs,
+}
+
+/// Runs each of these tests on every layout.
+macro_rules! on_every_layout {
+    ($($test:ident,)*) => {
+        mod one_hub {
+            $(#[test] fn $test() { super::$test($crate::home::Layout::OneHub); })*
+        }
+        mod four_hubs {
+            $(#[test] fn $test() { super::$test($crate::home::Layout::FourHubs); })*
+        }
+    };
+}
+pub(crate) use on_every_layout;
+
 /// An initialised data directory.
 pub(crate) struct Home {
     _scratch: TempDir,
     pub(crate) data_dir: PathBuf,
+    layout: Layout,
     pub(crate) credentials: DevCredentials,
 }
 
@@ -34,13 +57,23 @@ pub(crate) fn now_s() -> u64 {
 
 impl Home {
     pub(crate) fn new() -> Self {
+        Self::on(Layout::OneHub)
+    }
+
+    pub(crate) fn on(layout: Layout) -> Self {
         let scratch = tempfile::tempdir().expect("a directory");
         let data_dir = scratch.path().join("data");
-        let output = Command::new(env!("CARGO_BIN_EXE_culver")).arg("init").arg("--data-dir").arg(&data_dir).output();
-        let output = output.expect("the binary runs");
+        let mut init = Command::new(env!("CARGO_BIN_EXE_culver"));
+        init.arg("init").arg("--data-dir").arg(&data_dir);
+        if layout == Layout::FourHubs {
+            for volume in ["one", "two"] {
+                init.arg("--volume").arg(scratch.path().join(volume));
+            }
+        }
+        let output = init.output().expect("the binary runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let credentials = DevCredentials::read(&data_dir.join(CREDENTIALS_FILE)).expect("made by init");
-        Self { _scratch: scratch, data_dir, credentials }
+        Self { _scratch: scratch, data_dir, layout, credentials }
     }
 
     /// From the next start on, these are the settings.
@@ -49,15 +82,23 @@ impl Home {
     }
 
     pub(crate) fn token(&self, user: u64) -> Credential {
-        Credential::Token(self.credentials.mint(user, 1, now_s(), 3600).expect("a token"))
+        self.token_of(user, 1)
+    }
+
+    pub(crate) fn token_of(&self, user: u64, device: u16) -> Credential {
+        Credential::Token(self.credentials.mint(user, device, now_s(), 3600).expect("a token"))
     }
 
     pub(crate) fn start(&self) -> Server {
+        self.start_with_hubs(if self.layout == Layout::FourHubs { 4 } else { 1 })
+    }
+
+    pub(crate) fn start_with_hubs(&self, hubs: u16) -> Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_culver"))
             .arg("serve")
             .arg("--data-dir")
             .arg(&self.data_dir)
-            .args(["--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--hubs", &hubs.to_string()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -74,11 +115,24 @@ impl Home {
         };
         Server { listen: address("listens on ", ' '), ops: address("http://", '/'), child }
     }
+
+    /// With the server stopped: every invariant of its data must hold.
+    pub(crate) fn verify(&self) {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_culver"));
+        verify.arg("verify").arg("--data-dir").arg(&self.data_dir);
+        let output = verify.output().expect("the binary runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
 }
 
 /// A fresh directory and its server, with default settings.
 pub(crate) fn serve() -> (Home, Server) {
-    let home = Home::new();
+    serve_on(Layout::OneHub)
+}
+
+/// A fresh directory and its server, spread like this.
+pub(crate) fn serve_on(layout: Layout) -> (Home, Server) {
+    let home = Home::on(layout);
     let server = home.start();
     (home, server)
 }
@@ -104,6 +158,11 @@ impl Server {
             assert!(since.elapsed() < PATIENCE, "{name} stays at {value}");
             std::thread::yield_now();
         }
+    }
+
+    /// Nothing is on its way between hubs any more.
+    pub(crate) fn wait_for_hubs(&self) {
+        self.wait_for("culver_outbox_behind", |behind| behind == 0);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

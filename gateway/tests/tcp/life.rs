@@ -77,7 +77,7 @@ fn sigterm_says_goodbye_and_keeps_everything() {
         alternates: Vec::new(),
     };
     for peer in [&mut one, &mut two] {
-        assert_eq!(peer.next(), Some(Got::Goaway(expected.clone())));
+        assert_eq!(peer.wait_for(|got| matches!(got, Got::Goaway(_))), Got::Goaway(expected.clone()));
         peer.ended();
     }
     let (code, logged) = server.wait();

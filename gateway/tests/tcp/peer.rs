@@ -1,6 +1,6 @@
 //! A client that does exactly what it is told, right or wrong.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
@@ -9,6 +9,8 @@ use culver_protocol::id::{ConversationId, UserId};
 use culver_protocol::limits::{BODY_LEN_MAX, HEADER_LEN};
 use culver_protocol::message::SendView;
 use culver_protocol::preamble::Preamble;
+use culver_protocol::proto::rpc::Request;
+use culver_protocol::proto::rpc_result::Result as Answer;
 use culver_protocol::proto::{self, login::Credential};
 use culver_protocol::record::{Record, RecordType, split};
 use prost::Message;
@@ -26,6 +28,10 @@ pub(crate) enum Got {
     Result(proto::SendResult),
     Deliver(proto::Deliver),
     Gap(proto::Gap),
+    Receipt(proto::Receipt),
+    SyncStart(proto::SyncStart),
+    SyncDone(proto::SyncDone),
+    Answer(proto::RpcResult),
 }
 
 pub(crate) struct Peer {
@@ -36,6 +42,12 @@ pub(crate) struct Peer {
     kept: VecDeque<Got>,
     /// Everything up to here has come on this connection.
     pub(crate) position: u64,
+    /// Numbers are left out where the device has sent the entries itself.
+    pub(crate) has_siblings: bool,
+    /// What all RECEIPTs so far have said, by conversation.
+    marks: BTreeMap<Vec<u8>, proto::Mark>,
+    /// The version of the last.
+    pub(crate) receipts: u64,
     nonce: u64,
 }
 
@@ -63,6 +75,11 @@ pub(crate) fn opening(login: &proto::Login) -> Vec<u8> {
 
 pub(crate) fn with(credential: Credential) -> proto::Login {
     proto::Login { credential: Some(credential), ..Default::default() }
+}
+
+/// The conversation of two users.
+pub(crate) fn conversation(one: u64, other: u64) -> Vec<u8> {
+    ConversationId::direct(UserId(one), UserId(other)).0.to_vec()
 }
 
 /// The id of the `number`th message of a user.
@@ -96,12 +113,30 @@ impl Peer {
         stream.set_read_timeout(Some(PATIENCE)).expect("a time");
         stream.set_write_timeout(Some(PATIENCE)).expect("a time");
         stream.set_nodelay(true).expect("a socket");
-        Self { user: 0, stream, received: Vec::new(), kept: VecDeque::new(), position: 0, nonce: 0 }
+        Self {
+            user: 0,
+            stream,
+            received: Vec::new(),
+            kept: VecDeque::new(),
+            position: 0,
+            has_siblings: false,
+            marks: BTreeMap::new(),
+            receipts: 0,
+            nonce: 0,
+        }
     }
 
     /// A user who has logged in with a token and lost all memory.
     pub(crate) fn online(home: &Home, server: &Server, user: u64) -> Self {
         Self::resume(server, user, &with(home.token(user))).0
+    }
+
+    /// One of several devices of a user, with no memory either, and known to the others.
+    pub(crate) fn device(home: &Home, server: &Server, user: u64, device: u16) -> Self {
+        let mut peer = Self::resume(server, user, &with(home.token_of(user, device))).0;
+        peer.has_siblings = true;
+        peer.settle();
+        peer
     }
 
     /// A user who has logged in like this.
@@ -157,7 +192,9 @@ impl Peer {
         };
         assert_eq!(deliver.previous, self.position, "it joins on");
         for entry in &deliver.entries {
-            assert_eq!(entry.inbox_seq, self.position + 1, "in order, none left out");
+            let next = self.position + 1;
+            let joins_on = if self.has_siblings { entry.inbox_seq >= next } else { entry.inbox_seq == next };
+            assert!(joins_on, "{} behind {}: in order, none left out", entry.inbox_seq, self.position);
             self.position = entry.inbox_seq;
         }
         deliver.entries
@@ -171,6 +208,87 @@ impl Peer {
         }
         assert_eq!(entries.len(), count, "no more than that");
         entries
+    }
+
+    /// What the user's hub was told before this is done, and what it had to say by then has come.
+    pub(crate) fn settle(&mut self) {
+        self.devices();
+    }
+
+    /// The answer to a request, or the code of the error.
+    pub(crate) fn call(&mut self, request: Request) -> Result<Answer, u32> {
+        self.nonce += 1;
+        let id = self.nonce;
+        self.write(&record(RecordType::Rpc, &proto::Rpc { id, request: Some(request) }));
+        let Got::Answer(answer) = self.wait_for(|got| matches!(got, Got::Answer(answer) if answer.id == id)) else {
+            unreachable!("as asked for")
+        };
+        match answer {
+            proto::RpcResult { error: Some(error), result: None, .. } => Err(error.code),
+            proto::RpcResult { error: None, result: Some(result), .. } => Ok(result),
+            other => panic!("neither or both: {other:?}"),
+        }
+    }
+
+    pub(crate) fn devices(&mut self) -> Vec<proto::Device> {
+        match self.call(Request::ListDevices(proto::ListDevices {})) {
+            Ok(Answer::Devices(devices)) => devices.devices,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A page of conversations and where the next begins.
+    pub(crate) fn conversations(&mut self, limit: u32, page: &[u8]) -> proto::Conversations {
+        let page = page.to_vec().into();
+        match self.call(Request::ListConversations(proto::ListConversations { limit, page })) {
+            Ok(Answer::Conversations(conversations)) => conversations,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Marks what was exchanged with another user as read.
+    pub(crate) fn mark_read(&mut self, with: u64, seq: u64) -> Result<u64, u32> {
+        let conversation = conversation(self.user, with).into();
+        self.call(Request::MarkRead(proto::MarkRead { conversation, seq })).map(|answer| match answer {
+            Answer::MarkedRead(marked) => marked.seq,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    pub(crate) fn set_read_receipts(&mut self, on: bool) {
+        let answer = self.call(Request::SetReadReceipts(proto::SetReadReceipts { on }));
+        assert_eq!(answer, Ok(Answer::ReadReceiptsSet(proto::ReadReceiptsSet { on })));
+    }
+
+    /// What RECEIPTs have said so far of the conversation with another user.
+    pub(crate) fn mark(&self, with: u64) -> proto::Mark {
+        self.marks.get(&conversation(self.user, with)).cloned().unwrap_or_default()
+    }
+
+    /// Waits until they have said this.
+    pub(crate) fn wait_for_mark(&mut self, with: u64, is_wanted: impl Fn(&proto::Mark) -> bool) {
+        while !is_wanted(&self.mark(with)) {
+            let got = self.read().unwrap_or_else(|| panic!("the end, after {}", self.brief()));
+            self.kept.push_back(got);
+        }
+    }
+
+    fn take_receipt(&mut self, receipt: &proto::Receipt) {
+        assert!(receipt.version > self.receipts, "versions ascend");
+        self.receipts = receipt.version;
+        for mark in &receipt.marks {
+            let known = self.marks.entry(mark.conversation.to_vec()).or_default();
+            for (known, told) in [
+                (&mut known.delivered, mark.delivered),
+                (&mut known.read, mark.read),
+                (&mut known.expired_after, mark.expired_after),
+                (&mut known.expired_through, mark.expired_through),
+                (&mut known.own_read, mark.own_read),
+            ] {
+                assert!(told == 0 || told >= *known, "never going back: {told} after {known}");
+                *known = told.max(*known);
+            }
+        }
     }
 
     /// Everything written to the server so far has been read, and nothing was wrong with it.
@@ -189,8 +307,14 @@ impl Peer {
         !matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
-    /// What has come so far and was not asked for.
+    /// What has come so far and was not asked for; receipts, and what frames a backlog, are nobody's business here.
     pub(crate) fn kept(&mut self) -> Vec<Got> {
+        let is_frame = |got: &Got| matches!(got, Got::Receipt(_) | Got::SyncStart(_) | Got::SyncDone(_));
+        self.kept.drain(..).filter(|got| !is_frame(got)).collect()
+    }
+
+    /// What has come so far and was not asked for, all of it.
+    pub(crate) fn all_kept(&mut self) -> Vec<Got> {
         self.kept.drain(..).collect()
     }
 
@@ -241,6 +365,9 @@ impl Peer {
                 let end = range.end;
                 let got = parse(self.received.get(range).expect("split gives a range within"));
                 self.received.drain(..end);
+                if let Got::Receipt(receipt) = &got {
+                    self.take_receipt(receipt);
+                }
                 return Some(got);
             }
             match self.stream.read(&mut buffer) {
@@ -270,6 +397,10 @@ fn parse(body: &[u8]) -> Got {
         RecordType::SendResult => Got::Result(decode(body)),
         RecordType::Deliver => Got::Deliver(decode(body)),
         RecordType::Gap => Got::Gap(decode(body)),
+        RecordType::Receipt => Got::Receipt(decode(body)),
+        RecordType::SyncStart => Got::SyncStart(decode(body)),
+        RecordType::SyncDone => Got::SyncDone(decode(body)),
+        RecordType::RpcResult => Got::Answer(decode(body)),
         other => panic!("servers send no {other:?}"),
     }
 }
