@@ -144,13 +144,7 @@ impl Reactor {
 }
 
 /// Has a session write what a hub has to say.
-fn tell(
-    session: &mut Session,
-    kind: EffectKind,
-    unsent: bool,
-    incarnation: Incarnation,
-    out: &mut Vec<u8>,
-) -> Told {
+fn tell(session: &mut Session, kind: EffectKind, unsent: bool, incarnation: Incarnation, out: &mut Vec<u8>) -> Told {
     let mut told = Told::default();
     match kind {
         EffectKind::LoggedIn { cursor, reset, gap, siblings } => {

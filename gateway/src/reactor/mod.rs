@@ -146,12 +146,7 @@ impl Reactor {
     ///
     /// # Errors
     /// Those of epoll_create(2) and eventfd(2).
-    pub fn new(
-        number: u16,
-        mut listener: TcpListener,
-        hubs: Vec<ToHub>,
-        around: Surroundings,
-    ) -> io::Result<Self> {
+    pub fn new(number: u16, mut listener: TcpListener, hubs: Vec<ToHub>, around: Surroundings) -> io::Result<Self> {
         let poll = Poll::new()?;
         let alarm = Arc::new(Alarm::new(poll.registry(), ALARM)?);
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -353,10 +348,7 @@ impl Reactor {
                 .is_some_and(|connection| connection.life != Life::Closed && connection.outgoing != buffers::NO_BUFFER)
         });
         if overdue && (owed || unsent) {
-            tracing::warn!(
-                replies_owed = self.hubs.owed(),
-                "not everything could be written before the time was over"
-            );
+            tracing::warn!(replies_owed = self.hubs.owed(), "not everything could be written before the time was over");
         }
         overdue || (!owed && !unsent)
     }

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use culver_protocol::id::Incarnation;
 use culver_storage::engine::Engine;
-use culver_storage::error::{EngineError, OpenError};
+use culver_storage::error::{Error, OpenError};
 use culver_storage::filter::Retention;
 use culver_storage::layout::DataDir;
 use culver_storage::reader::{Engines, Readers};
@@ -60,7 +60,7 @@ impl Volumes {
         topology: &Arc<Topology>,
         incarnation: Incarnation,
         config: &Config,
-    ) -> Result<Vec<Hub>, EngineError> {
+    ) -> Result<Vec<Hub>, Error> {
         let mut hubs = Vec::new();
         for hub in (0..topology.hub_count()).map(HubId) {
             let engine = Arc::clone(self.engine_of(topology, hub));
@@ -94,7 +94,8 @@ impl Volumes {
             let engines = Engines { engines: self.engines.clone(), topology: topology.clone() };
             let share = readers_of(topology, id, config.readers);
             let readers = Arc::new(Readers::spawn(engines, volume, share, READS_OUTSTANDING_MAX, done));
-            let hubs = links.into_iter().zip(inboxes).map(|(link, other)| HubPort { link, bell: bell_of(other) }).collect();
+            let hubs =
+                links.into_iter().zip(inboxes).map(|(link, other)| HubPort { link, bell: bell_of(other) }).collect();
             let retention = self.retentions.get(usize::from(volume)).expect("one for each volume");
             let (inbox, retention) = (Arc::clone(inbox), Arc::clone(retention));
             let driver = Driver { hub, writer, readers, inbox, reactors, hubs, retention };

@@ -1,11 +1,11 @@
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, MessageId};
-use culver_storage::topology::HUBS_MAX;
 use culver_protocol::limits::PAYLOAD_LEN_MAX;
 use culver_protocol::message::SendView;
 use culver_protocol::preamble::Preamble;
 use culver_protocol::record::Record;
 use culver_storage::command::Send;
 use culver_storage::record::InboxEntry;
+use culver_storage::topology::HUBS_MAX;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -330,7 +330,7 @@ fn copies_are_wanted_until_it_is_known_that_there_are_no_other_devices() {
     let mut bench = Bench::new();
     let opening = bench.opening();
     bench.give(&opening);
-    let mut copy = |bench: &mut Bench| {
+    let copy = |bench: &mut Bench| {
         bench.give(&send(&[1; 16], &[0; 16], b"hello"));
         let Some((_, Command::Send { send, .. })) = bench.commands.pop() else { panic!("a SEND") };
         send.copy

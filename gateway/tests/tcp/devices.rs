@@ -228,7 +228,7 @@ fn a_third_fetch_takes_the_place_of_the_first(layout: Layout) {
     let (home, server) = serve_on(layout);
     let mut live = Peer::online(&home, &server, 1);
     let fetch = proto::Login { fetch: true, ..with(home.token(1)) };
-    let mut login = || {
+    let login = || {
         let mut peer = Peer::resume(&server, 1, &fetch).0;
         peer.settle();
         peer

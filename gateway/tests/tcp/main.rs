@@ -1,15 +1,28 @@
 //! The real server, in a process of its own, over real sockets. Nothing here waits for time to pass: everything waits
 //! for the socket, and the deadlines only bound a failure.
 
+// Their functions are tests by macro, which the lints for tests cannot see.
+#[cfg(test)]
 mod backlog;
+#[cfg(test)]
 mod bad_input;
+#[cfg(test)]
 mod delivery;
+#[cfg(test)]
 mod devices;
+#[cfg(test)]
 mod home;
+#[cfg(test)]
 mod life;
+#[cfg(test)]
 mod login;
+#[cfg(test)]
 mod peer;
+#[cfg(test)]
 mod receipts;
+#[cfg(test)]
 mod requests;
+#[cfg(test)]
 mod sending;
+#[cfg(test)]
 mod topology;

@@ -2,8 +2,8 @@
 
 use culver_protocol::error::ErrorCode;
 use culver_protocol::limits::PREVIEW_LEN_MAX;
-use culver_protocol::proto::rpc::Request;
 use culver_protocol::proto;
+use culver_protocol::proto::rpc::Request;
 use culver_protocol::record::RecordType;
 
 use crate::home::{Layout, on_every_layout, serve_on};
@@ -62,7 +62,7 @@ fn unread_counts_are_the_same_on_every_device(layout: Layout) {
     let (mut first, mut second) = (Peer::device(&home, &server, 1, 1), Peer::device(&home, &server, 1, 2));
     first.settle();
     let mut other = Peer::online(&home, &server, 2);
-    let mut check = |first: &mut Peer, second: &mut Peer, unread: u64, read: u64| {
+    let check = |first: &mut Peer, second: &mut Peer, unread: u64, read: u64| {
         server.wait_for_hubs();
         for peer in [first, second] {
             let items = peer.conversations(0, b"").items;
@@ -134,7 +134,8 @@ fn what_is_no_request_is_refused_and_the_session_lives(layout: Layout) {
     let mut one = Peer::online(&home, &server, 1);
     let invalid = ErrorCode::RequestInvalid.number();
     // None, one of a later version, and a conversation that is none.
-    for (id, body) in [(71, &[0x08, 71][..]), (72, &[0x08, 72, 0xa2, 0x06, 0]), (73, &[0x08, 73, 0x1a, 3, 0x0a, 1, 9])] {
+    for (id, body) in [(71, &[0x08, 71][..]), (72, &[0x08, 72, 0xa2, 0x06, 0]), (73, &[0x08, 73, 0x1a, 3, 0x0a, 1, 9])]
+    {
         one.write(&raw(RecordType::Rpc as u8, body));
         let got = one.wait_for(|got| matches!(got, Got::Answer(answer) if answer.id == id));
         let Got::Answer(proto::RpcResult { error: Some(error), result: None, .. }) = got else { panic!("{got:?}") };

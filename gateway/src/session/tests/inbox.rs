@@ -82,7 +82,10 @@ fn a_backlog_is_through_when_all_of_it_was_sent() {
     bench.session.write_sync_start(2, InboxSeq(12), vec![view], &mut bench.out);
     let start: proto::SyncStart = bench.last(RecordType::SyncStart);
     let item = start.conversations.first().expect("the only one");
-    assert_eq!((start.entries, start.through, item.last_seq, item.unread, item.waiting, item.read), (2, 12, 4, 3, 2, 1));
+    assert_eq!(
+        (start.entries, start.through, item.last_seq, item.unread, item.waiting, item.read),
+        (2, 12, 4, 3, 2, 1)
+    );
     assert_eq!(item.last.as_ref().map(|entry| &entry.payload[..]), Some(&b"hello"[..]));
     bench.deliver(10, &[11], false);
     bench.session.write_sync_done(InboxSeq(12), &mut bench.out);
