@@ -3,148 +3,129 @@
 //! An entry just accepted goes out live if the session has everything before it and room for it. Otherwise it is
 //! skipped, for it is in the log; once its batch is durable the session is marked `behind` and the log is read
 //! from `sent` on, page by page, as far as the window allows. No queue of payloads is kept for anybody.
-
-use std::collections::VecDeque;
+//!
+//! What a device sent itself does not come back to it: the session steps over it, and where nothing is under way the
+//! device's cursor goes with it. A step that did not reach the session is owed to it ([`Owed`]).
 
 use culver_protocol::id::{InboxSeq, UserId};
-use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX, ENTRY_OVERHEAD};
+use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX};
+use culver_storage::error::EngineError;
 use culver_storage::reader::Read;
 use culver_storage::record::InboxEntry;
 
-use super::Hub;
-use super::command::Credit;
-use super::directory::{NO_WINDOW, Online};
+use super::command::{Command, Credit};
+use super::directory::{Flag, NO_WINDOW, Online};
 use super::effect::{Effect, EffectKind};
+use super::extra::{Owed, Sync};
+use super::parking::Work;
+use super::windows::counted_bytes;
+use super::{Hub, split_tag, tag_of};
 
-/// Free window lists kept for the next session that needs one.
-const POOLED_MAX: usize = 1024;
-
-/// The sizes of entries on their way to clients: a pooled list for each session that has any.
-#[derive(Default)]
-pub struct Windows {
-    lists: Vec<VecDeque<(InboxSeq, u32)>>,
-    free: Vec<u32>,
+/// A page from the log.
+pub(super) struct Page {
+    pub(super) user: UserId,
+    pub(super) after: InboxSeq,
+    /// Without what the device sent itself.
+    pub(super) entries: Vec<InboxEntry>,
+    /// The last row looked at.
+    pub(super) through: InboxSeq,
 }
 
-impl Windows {
-    /// Notes an entry that is on its way.
-    pub fn push(&mut self, online: &mut Online, seq: InboxSeq, bytes: u32) {
-        if online.window == NO_WINDOW {
-            online.window = self.free.pop().unwrap_or_else(|| {
-                self.lists.push(VecDeque::new());
-                u32::try_from(self.lists.len() - 1).expect("fewer lists than sessions")
-            });
-        }
-        self.list(online.window).push_back((seq, bytes));
-        online.used_bytes += bytes;
-        online.sent = seq;
-    }
-
-    /// Forgets what the client has persisted.
-    pub fn acknowledge(&mut self, online: &mut Online, through: InboxSeq) {
-        online.acked = through;
-        if online.window == NO_WINDOW {
-            return;
-        }
-        let list = self.list(online.window);
-        while list.front().is_some_and(|(seq, _)| *seq <= through) {
-            let (_, bytes) = list.pop_front().expect("the front was just looked at");
-            online.used_bytes -= bytes;
-        }
-        self.release_if_empty(online);
-    }
-
-    /// Takes back what did not reach the client: everything beyond `sent`.
-    pub fn rewind(&mut self, online: &mut Online, sent: InboxSeq) {
-        online.sent = sent;
-        if online.window == NO_WINDOW {
-            return;
-        }
-        let list = self.list(online.window);
-        while list.back().is_some_and(|(seq, _)| *seq > sent) {
-            let (_, bytes) = list.pop_back().expect("the back was just looked at");
-            online.used_bytes -= bytes;
-        }
-        self.release_if_empty(online);
-    }
-
-    /// Entries on their way.
-    #[must_use]
-    pub fn len(&self, online: &Online) -> usize {
-        if online.window == NO_WINDOW { 0 } else { self.lists.get(online.window as usize).map_or(0, VecDeque::len) }
-    }
-
-    /// Gives the session's list back.
-    pub fn release(&mut self, online: &mut Online) {
-        if online.window != NO_WINDOW {
-            self.list(online.window).clear();
-            online.used_bytes = 0;
-            self.release_if_empty(online);
-        }
-    }
-
-    fn release_if_empty(&mut self, online: &mut Online) {
-        let pooled = self.free.len();
-        let list = self.list(online.window);
-        if list.is_empty() {
-            if pooled >= POOLED_MAX {
-                *list = VecDeque::new();
-            }
-            self.free.push(online.window);
-            online.window = NO_WINDOW;
-            assert!(online.used_bytes == 0, "an empty window uses no bytes");
-        }
-    }
-
-    fn list(&mut self, index: u32) -> &mut VecDeque<(InboxSeq, u32)> {
-        self.lists.get_mut(index as usize).expect("a session's window index names a list")
-    }
-}
-
-/// What an entry counts in windows and pages.
-fn counted_bytes(entry: &InboxEntry) -> u32 {
-    u32::try_from(entry.payload.len() + ENTRY_OVERHEAD).expect("payloads are bounded")
+fn is_own(online: &Online, entry: &InboxEntry) -> bool {
+    let device = online.device();
+    entry.sender == device.user && entry.sender_device == device.device
 }
 
 impl Hub {
     /// An entry was accepted for a user: to each of the user's sessions it goes live, or is skipped.
-    pub(super) fn deliver_live(&mut self, user: UserId, entry: &InboxEntry) {
+    pub(super) fn deliver_live(
+        &mut self,
+        user: UserId,
+        entry: &InboxEntry,
+        now_ms: u64,
+    ) -> Result<(), EngineError> {
         // Few sessions a user, so their indexes fit a small list on the hub.
         let mut sessions = std::mem::take(&mut self.scratch);
+        sessions.clear();
         sessions.extend(self.directory.of_user(user));
-        for index in sessions.drain(..) {
-            let online = self.directory.get_mut(index).expect("the directory names what is there");
-            let previous = online.sent;
-            let bytes = counted_bytes(entry);
-            let fits = self.windows.len(online) < usize::from(online.credit_entries)
-                && online.used_bytes + bytes <= online.credit_bytes;
-            if previous.0 + 1 == entry.inbox_seq.0 && fits {
-                self.windows.push(online, entry.inbox_seq, bytes);
-                let set_backs = online.set_backs;
-                let kind = EffectKind::Deliver { online: index, set_backs, previous, entry: entry.clone() };
-                self.building.effects.push(Effect { session: online.address(), kind });
-            } else {
-                self.building.skipped.push(index);
-            }
+        let mut outcome = Ok(());
+        for index in &sessions {
+            outcome = outcome.and(self.deliver_to(*index, entry, now_ms));
         }
         self.scratch = sessions;
+        outcome
+    }
+
+    fn deliver_to(&mut self, index: u32, entry: &InboxEntry, now_ms: u64) -> Result<(), EngineError> {
+        let online = self.directory.get_mut(index).expect("the directory names what is there");
+        let previous = online.sent;
+        let joins_on = previous.0 + 1 == entry.inbox_seq.0 && !online.is(Flag::Held);
+        if joins_on && is_own(online, entry) {
+            return self.step_over(index, previous, entry.inbox_seq, now_ms);
+        }
+        let fits = self.windows.len(online) < usize::from(online.credit_entries)
+            && online.used_bytes + counted_bytes(entry) <= online.credit_bytes;
+        if joins_on && fits {
+            self.windows.push(online, entry);
+            let (session, set_backs) = (online.address(), online.set_backs);
+            self.tell(session, EffectKind::Deliver { online: index, set_backs, previous, entry: entry.clone() });
+        } else {
+            self.building.skipped.push(index);
+        }
+        Ok(())
+    }
+
+    /// What follows `previous` up to `through` is the session's own. If nothing is under way it counts as acknowledged.
+    fn step_over(
+        &mut self,
+        index: u32,
+        previous: InboxSeq,
+        through: InboxSeq,
+        now_ms: u64,
+    ) -> Result<(), EngineError> {
+        let online = self.directory.get_mut(index).expect("the caller found it");
+        let (session, of) = (online.address(), online.set_backs);
+        let nothing_under_way = online.window == NO_WINDOW && online.acked == online.sent;
+        online.sent = through;
+        let device = online.device();
+        let kind = EffectKind::Skipped { online: index, set_backs: of, previous, through };
+        match self.building.effects.last_mut() {
+            Some(Effect { session: last, kind: EffectKind::Skipped { set_backs, through: end, .. } })
+                if *last == session && *set_backs == of && *end == previous =>
+            {
+                *end = through;
+            }
+            _ => self.tell(session, kind),
+        }
+        // Otherwise the next acknowledgement covers it.
+        if nothing_under_way && self.move_cursor(device, through, &[], now_ms)?.is_none() {
+            self.directory.get_mut(index).expect("found above").acked = through;
+        }
+        Ok(())
     }
 
     /// What was skipped is durable now: the log holds it.
     pub(super) fn mark_behind(&mut self, skipped: Vec<u32>) {
         for index in skipped {
             if let Some(online) = self.directory.get_mut(index) {
-                online.behind = true;
-                online.missed |= online.reading;
+                online.set(Flag::Behind, true);
+                if online.is(Flag::Reading) {
+                    online.set(Flag::Missed, true);
+                }
                 self.pump(index);
             }
         }
     }
 
-    /// Reads on from the log, if the session is behind and has room.
+    /// Tells the session what it is owed, then reads on from the log, if it is behind and has room.
     pub(super) fn pump(&mut self, index: u32) {
+        let Some(online) = self.directory.get(index) else { return };
+        if online.is(Flag::Extra) {
+            self.pay(index);
+            self.tell_sync(index);
+        }
         let Some(online) = self.directory.get_mut(index) else { return };
-        if !online.behind || online.reading {
+        if !online.is(Flag::Behind) || online.is(Flag::Reading) || online.is(Flag::Held) {
             return;
         }
         let entries_max =
@@ -157,100 +138,221 @@ impl Hub {
         if !nothing_under_way && !worth_it {
             return;
         }
-        // Numbered, for a session that comes to be at the same index is not to take it for its own.
-        self.read_number = self.read_number.wrapping_add(1);
-        online.read = self.read_number;
-        online.reading = true;
-        online.missed = false;
-        let (user, after) = (online.user(), online.sent);
-        let tag = u64::from(online.read) << 32 | u64::from(index);
-        self.reads.push_back(Read::Inbox { tag, user, after, entries_max, bytes_max });
+        let (device, after) = (online.device(), online.sent);
+        let tag = self.begin_read(index);
+        let (user, skip_device) = (device.user, device.device);
+        self.reads.push_back(Read::Inbox { tag, user, skip_device, after, entries_max, bytes_max });
+    }
+
+    /// The session's inbox is read from now on. Returns what is to come back with the result.
+    pub(super) fn begin_read(&mut self, index: u32) -> u64 {
+        let read = self.number_read();
+        let online = self.directory.get_mut(index).expect("the caller found it");
+        online.read = read;
+        online.set(Flag::Reading, true);
+        online.set(Flag::Missed, false);
+        tag_of(read, index)
+    }
+
+    /// The session that began this read, if it is still there; it is over now.
+    pub(super) fn end_read(&mut self, tag: u64) -> Option<u32> {
+        let (read, index) = split_tag(tag);
+        let online = self.directory.get_mut(index)?;
+        if !online.is(Flag::Reading) || online.read != read {
+            return None; // of an earlier session
+        }
+        online.set(Flag::Reading, false);
+        Some(index)
     }
 
     /// A page from the log.
-    pub(super) fn deliver_page(&mut self, tag: u64, user: UserId, after: InboxSeq, mut entries: Vec<InboxEntry>) {
-        let index = u32::try_from(tag & u64::from(u32::MAX)).expect("masked to 32 bits");
-        let Some(online) = self.directory.get_mut(index) else { return };
-        if !online.reading || u64::from(online.read) != tag >> 32 || online.user() != user {
-            return; // of an earlier session
-        }
-        online.reading = false;
-        let exhausted = entries.is_empty();
-        let sent = online.sent;
-        if after > sent {
+    pub(super) fn deliver_page(&mut self, tag: u64, page: Page, now_ms: u64) -> Result<(), EngineError> {
+        let Some(index) = self.end_read(tag) else { return Ok(()) };
+        let claimed = self.extras.get(&self.directory, index).map_or(InboxSeq(0), |extra| extra.claimed);
+        let online = self.directory.get_mut(index).expect("found above");
+        assert!(online.user() == page.user, "reads are numbered");
+        let before = online.sent;
+        if page.after > before || online.is(Flag::Held) {
             // The session was set back meanwhile: the page no longer joins on.
-            return self.pump(index);
+            self.pump(index);
+            return Ok(());
         }
-        entries.retain(|entry| entry.inbox_seq > sent);
-        let mut taken = 0;
-        for entry in &entries {
-            let bytes = counted_bytes(entry);
+        if page.through == page.after && !online.is(Flag::Missed) {
+            online.set(Flag::Behind, false);
+        }
+        let mut rest = page.entries.into_iter().filter(|entry| entry.inbox_seq > before).peekable();
+        // What the client says that it has counts as delivered, whatever its window.
+        while let Some(entry) = rest.next_if(|entry| entry.inbox_seq <= claimed) {
+            self.windows.push(online, &entry);
+        }
+        let mut entries = Vec::new();
+        let mut is_cut = false;
+        for entry in rest {
             let under_way = self.windows.len(online);
-            let fits =
-                under_way < usize::from(online.credit_entries) && online.used_bytes + bytes <= online.credit_bytes;
+            let fits = under_way < usize::from(online.credit_entries)
+                && online.used_bytes + counted_bytes(&entry) <= online.credit_bytes;
             if under_way > 0 && !fits {
+                is_cut = true;
                 break;
             }
-            self.windows.push(online, entry.inbox_seq, bytes);
-            taken += 1;
+            self.windows.push(online, &entry);
+            entries.push(entry);
         }
-        entries.truncate(taken);
-        if exhausted && !online.missed {
-            online.behind = false;
+        if let Some(first) = entries.first() {
+            assert!(first.inbox_seq > claimed, "what is claimed is not delivered");
+            let (session, set_backs) = (online.address(), online.set_backs);
+            let previous = before.max(claimed);
+            self.tell(session, EffectKind::DeliverPage { online: index, set_backs, previous, entries });
         }
-        if !entries.is_empty() {
-            let set_backs = online.set_backs;
-            let kind = EffectKind::DeliverPage { online: index, set_backs, previous: sent, entries };
-            self.building.effects.push(Effect { session: online.address(), kind });
+        if !is_cut {
+            self.step_to(index, page.through, claimed, now_ms)?;
+        }
+        if before < claimed {
+            self.believe(index, claimed, now_ms)?;
         }
         self.pump(index);
+        Ok(())
     }
 
-    /// The client has persisted everything up to `through`, and has room for `credit` beyond it.
-    pub(super) fn acknowledge(&mut self, index: u32, through: InboxSeq, credit: Credit) {
+    /// Nothing is for the session between what it was sent and `through`.
+    fn step_to(
+        &mut self,
+        index: u32,
+        through: InboxSeq,
+        claimed: InboxSeq,
+        now_ms: u64,
+    ) -> Result<(), EngineError> {
         let online = self.directory.get_mut(index).expect("the caller found it");
-        online.credit_entries = credit.entries;
-        online.credit_bytes = credit.bytes;
-        if through > online.acked && through <= online.sent {
-            self.windows.acknowledge(online, through);
+        if online.sent < claimed {
+            // The session is there already.
+            online.sent = online.sent.max(through.min(claimed));
         }
-        self.pump(index);
+        let sent = online.sent;
+        if through > sent { self.step_over(index, sent, through, now_ms) } else { Ok(()) }
+    }
+
+    /// The client has said that it has persisted what was just read: as if it had acknowledged it.
+    fn believe(&mut self, index: u32, claimed: InboxSeq, now_ms: u64) -> Result<(), EngineError> {
+        let online = self.directory.get(index).expect("the caller found it");
+        let through = online.sent.min(claimed);
+        let (session, device) = (online.address(), online.device());
+        let credit = Credit { entries: online.credit_entries, bytes: online.credit_bytes };
+        if through == claimed {
+            self.extras.get_or_default(&mut self.directory, index).claimed = InboxSeq(0);
+            self.extras.settle(&mut self.directory, index);
+        }
+        self.handle_work(Work::Command(Command::Ack { session, device, through, credit }), now_ms)
     }
 
     /// Deliveries beyond `sent` did not reach the client: they come again from the log.
     pub(super) fn resume(&mut self, index: u32, sent: InboxSeq) {
-        let online = self.directory.get_mut(index).expect("the caller found it");
+        let online = self.directory.get(index).expect("the caller found it");
         if sent < online.sent {
-            self.set_back(index, sent);
+            self.set_back(index, sent, false);
         }
         self.pump(index);
     }
 
     /// Nothing beyond `sent` has reached the session.
-    fn set_back(&mut self, index: u32, sent: InboxSeq) {
+    fn set_back(&mut self, index: u32, sent: InboxSeq, gap: bool) {
         let online = self.directory.get_mut(index).expect("the caller found it");
-        let sent = sent.max(online.acked);
-        self.windows.rewind(online, sent);
+        let last = sent.max(online.acked);
+        self.windows.rewind(online, last);
         online.set_backs = online.set_backs.wrapping_add(1);
-        online.behind = true;
-        online.missed |= online.reading;
+        online.set(Flag::Behind, true);
+        if online.is(Flag::Reading) {
+            online.set(Flag::Missed, true);
+        }
+        if sent < last {
+            let extra = self.extras.get_or_default(&mut self.directory, index);
+            let owed = extra.owed.get_or_insert(Owed { from: sent, gap });
+            owed.from = owed.from.min(sent);
+            owed.gap |= gap;
+        }
+        if let Some(extra) = self.extras.get(&self.directory, index)
+            && let Sync::Begun { through, told } = &mut extra.sync
+        {
+            *told &= sent >= *through;
+        }
+        self.extras.settle(&mut self.directory, index);
         // Some of it may not be durable yet: the log is looked at again when it is.
         self.building.skipped.push(index);
     }
 
+    /// Tells a session of the step that did not reach it.
+    fn pay(&mut self, index: u32) {
+        let Some(extra) = self.extras.get(&self.directory, index) else { return };
+        let Some(Owed { from: previous, gap }) = extra.owed.take() else { return };
+        self.extras.settle(&mut self.directory, index);
+        let online = self.directory.get(index).expect("it has more about it");
+        let (session, set_backs, through) = (online.address(), online.set_backs, online.sent);
+        let kind = if gap {
+            EffectKind::Gap { online: index, set_backs, previous, start: InboxSeq(through.0 + 1) }
+        } else {
+            EffectKind::Skipped { online: index, set_backs, previous, through }
+        };
+        self.tell(session, kind);
+    }
+
+    /// The floor of a user has risen: sessions below it are told that they go on there.
+    pub(super) fn lift_sessions(&mut self, user: UserId, floor: InboxSeq) {
+        let sessions: Vec<u32> = self.directory.of_user(user).collect();
+        for index in sessions {
+            let claimed = self.extras.get(&self.directory, index).map_or(InboxSeq(0), |extra| extra.claimed);
+            let online = self.directory.get_mut(index).expect("just found");
+            if online.sent >= floor {
+                if online.acked < floor {
+                    self.windows.acknowledge(online, floor);
+                }
+                continue;
+            }
+            self.windows.release(online);
+            let previous = online.sent.max(claimed);
+            online.acked = floor;
+            online.sent = floor;
+            online.set(Flag::Behind, true);
+            if online.is(Flag::Reading) {
+                online.set(Flag::Missed, true);
+            }
+            if previous < floor {
+                if online.is(Flag::Extra) && self.extras.get(&self.directory, index).is_some_and(|it| it.owed.is_some())
+                {
+                    let extra = self.extras.get_or_default(&mut self.directory, index);
+                    extra.owed.as_mut().expect("just seen").gap = true;
+                } else {
+                    let online = self.directory.get(index).expect("just found");
+                    let (session, set_backs) = (online.address(), online.set_backs);
+                    let start = InboxSeq(floor.0 + 1);
+                    self.tell(session, EffectKind::Gap { online: index, set_backs, previous, start });
+                }
+            }
+            // What is beyond the floor may not be durable yet.
+            self.building.skipped.push(index);
+        }
+    }
+
     /// A delivery found no room in the reactor's mailbox: it will be read from the log, which is the queue.
-    pub fn handle_refused(&mut self, effect: &Effect) {
-        let (index, of, previous) = match &effect.kind {
+    pub fn handle_refused(&mut self, effect: Effect) {
+        let Effect { session, kind } = effect;
+        let (index, of, previous, gap) = match &kind {
             EffectKind::Deliver { online, set_backs, previous, .. }
-            | EffectKind::DeliverPage { online, set_backs, previous, .. } => (*online, *set_backs, *previous),
+            | EffectKind::DeliverPage { online, set_backs, previous, .. }
+            | EffectKind::Skipped { online, set_backs, previous, .. } => (*online, *set_backs, *previous, false),
+            EffectKind::Gap { online, set_backs, previous, .. } => (*online, *set_backs, *previous, true),
+            EffectKind::SyncStart { online, .. } | EffectKind::SyncDone { online, .. } => {
+                return self.handle_refused_sync(*online, session, kind);
+            }
+            EffectKind::Receipt { online, turn, after, .. } => {
+                return self.handle_refused_receipt(*online, session, *turn, *after);
+            }
             _ => return,
         };
-        let Some(online) = self.directory.get_mut(index).filter(|online| online.address() == effect.session) else {
+        let Some(online) = self.directory.get_mut(index).filter(|online| online.address() == session) else {
             return;
         };
         // One from before the session was set back would not have joined on, and is made up for already.
         if of == online.set_backs && previous < online.sent {
-            self.set_back(index, previous);
+            self.set_back(index, previous, gap);
             self.hungry.push(index);
         }
     }
@@ -259,6 +361,7 @@ impl Hub {
     pub fn feed_hungry(&mut self) {
         for index in std::mem::take(&mut self.hungry) {
             self.pump(index);
+            self.pump_receipts(index);
         }
     }
 

@@ -35,16 +35,33 @@ pub struct Online {
     pub window: u32,
     /// Window beyond `acked`, in entries.
     pub credit_entries: u16,
-    /// The log holds more than `sent`.
-    pub behind: bool,
-    /// A read of the log is under way.
-    pub reading: bool,
-    /// The number of that read, or of the last.
+    /// The number of the read of the log that is under way, or of the last.
     pub read: u32,
     /// How often deliveries were taken back: those from before are void.
     pub set_backs: u16,
+    /// How often receipts were taken back: those from before are void.
+    pub receipt_turn: u8,
+    flags: u8,
+}
+
+/// Yes or no, of a session.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Flag {
+    /// The log holds more than `sent`.
+    Behind = 1,
+    /// A read of the log is under way.
+    Reading = 2,
     /// While it was, more became durable that it may not have seen.
-    pub missed: bool,
+    Missed = 4,
+    /// It came for the backlog, beside the device's exclusive session.
+    Fetch = 8,
+    /// Nothing goes to it live: something else must go first.
+    Held = 16,
+    /// There is more about it in the hub's side table.
+    Extra = 32,
+    /// There are receipts that it was not told: none goes to it live.
+    ReceiptsBehind = 64,
 }
 
 const _: () = assert!(size_of::<Online>() <= 64);
@@ -60,6 +77,31 @@ impl Online {
     #[must_use]
     pub fn user(&self) -> UserId {
         self.user
+    }
+
+    /// From which of the user's devices it comes.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device { user: self.user, device: self.device }
+    }
+
+    /// Whether it is so.
+    #[must_use]
+    pub fn is(&self, flag: Flag) -> bool {
+        self.flags & flag as u8 != 0
+    }
+
+    /// Sets whether it is so.
+    pub fn set(&mut self, flag: Flag, on: bool) {
+        if on {
+            self.flags |= flag as u8;
+        } else {
+            self.flags &= !(flag as u8);
+        }
+    }
+
+    fn is_of(&self, device: Device) -> bool {
+        self.user == device.user && self.device == device.device
     }
 }
 
@@ -90,20 +132,22 @@ impl Directory {
         self.online.is_empty()
     }
 
-    /// The session of a device.
+    /// The exclusive session of a device.
     #[must_use]
     pub fn find(&self, device: Device) -> Option<u32> {
-        let hash = self.hasher.hash_one(device.user);
-        let same = |index: &u32| {
-            self.online.get(*index).is_some_and(|online| online.user == device.user && online.device == device.device)
-        };
-        self.table(hash).find(hash, same).copied()
+        self.find_where(device, |online| !online.is(Flag::Fetch))
     }
 
-    /// The session of a device, if it is the one at this address.
+    /// The session of a device that has this address.
     #[must_use]
     pub fn current(&self, device: Device, session: Address) -> Option<u32> {
-        self.find(device).filter(|index| self.get(*index).is_some_and(|online| online.address() == session))
+        self.find_where(device, |online| online.address() == session)
+    }
+
+    fn find_where(&self, device: Device, is_wanted: impl Fn(&Online) -> bool) -> Option<u32> {
+        let hash = self.hasher.hash_one(device.user);
+        let same = |index: &u32| self.online.get(*index).is_some_and(|it| it.is_of(device) && is_wanted(it));
+        self.table(hash).find(hash, same).copied()
     }
 
     /// All sessions of a user.
@@ -113,9 +157,9 @@ impl Directory {
         self.table(hash).iter_hash(hash).filter(same).copied()
     }
 
-    /// Adds a session. The device has none: the caller has removed it.
-    pub fn insert(&mut self, device: Device, session: Address, acked: InboxSeq) -> u32 {
-        assert!(self.find(device).is_none(), "one session a device");
+    /// Adds a session. If it is exclusive the device has none: the caller has removed it.
+    pub fn insert(&mut self, device: Device, session: Address, acked: InboxSeq, fetch: bool) -> u32 {
+        assert!(fetch || self.find(device).is_none(), "one exclusive session a device");
         let hash = self.hasher.hash_one(device.user);
         let index = self.online.insert(Online {
             user: device.user,
@@ -130,11 +174,10 @@ impl Directory {
             used_bytes: 0,
             window: NO_WINDOW,
             credit_entries: 0,
-            behind: false,
-            reading: false,
             read: 0,
             set_backs: 0,
-            missed: false,
+            receipt_turn: 0,
+            flags: if fetch { Flag::Fetch as u8 } else { 0 },
         });
         let (online, hasher) = (&self.online, &self.hasher);
         let hash_of = |index: &u32| hasher.hash_one(online.get(*index).expect("the index names what is there").user);
@@ -200,7 +243,7 @@ mod tests {
         for user in 0..5000_u64 {
             for number in 1..=2_u16 {
                 let slot = u32::try_from(user).expect("small") * 2 + u32::from(number);
-                indexes.push((user, number, directory.insert(device(user, number), session(slot), InboxSeq(0))));
+                indexes.push((user, number, directory.insert(device(user, number), session(slot), InboxSeq(0), false)));
             }
         }
         for (user, number, index) in &indexes {
@@ -218,8 +261,19 @@ mod tests {
     #[test]
     fn a_superseded_address_is_not_current() {
         let mut directory = Directory::default();
-        let index = directory.insert(device(1, 1), session(7), InboxSeq(3));
+        let index = directory.insert(device(1, 1), session(7), InboxSeq(3), false);
         assert_eq!(directory.current(device(1, 1), session(7)), Some(index));
         assert_eq!(directory.current(device(1, 1), Address { epoch: 8, ..session(7) }), None);
+    }
+
+    #[test]
+    fn fetch_sessions_stand_beside_the_exclusive_one() {
+        let mut directory = Directory::default();
+        let fetch = directory.insert(device(1, 1), session(1), InboxSeq(3), true);
+        assert_eq!(directory.find(device(1, 1)), None);
+        let live = directory.insert(device(1, 1), session(2), InboxSeq(3), false);
+        assert_eq!(directory.find(device(1, 1)), Some(live));
+        assert_eq!(directory.current(device(1, 1), session(1)), Some(fetch));
+        assert_eq!(directory.of_user(UserId(1)).count(), 2);
     }
 }

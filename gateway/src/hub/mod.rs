@@ -1,40 +1,58 @@
 //! A hub: the only writer of its shards' state, and of who is online there.
 //!
-//! Pure: [`Hub::handle_command`], [`Hub::handle_read`] and [`Hub::handle_durable`] take what happened, with the
-//! time as an argument; [`Hub::next_batch`], [`Hub::take_released`] and [`Hub::next_read`] give what is to be
-//! done. It never waits: not for a disk (cold state is asked of readers, and the command waits in [`parking`]), not
-//! for a mailbox (a delivery that finds no room is read from the log later).
+//! Pure: [`Hub::handle_command`], [`Hub::handle_mail`], [`Hub::handle_read`], [`Hub::handle_durable`] and
+//! [`Hub::keep_up`] take what happened, with the time as an argument; [`Hub::next_batch`], [`Hub::take_released`],
+//! [`Hub::take_mail`] and [`Hub::next_read`] give what is to be done. It never waits: not for a disk (cold state is
+//! asked of readers, and the command waits in [`parking`]), not for a mailbox (a delivery that finds no room is read
+//! from the log later), not for another hub (what it did not take is read from the log, too).
 //!
 //! **Nothing leaves before it is durable**: every effect belongs to the batch under construction when it was
-//! decided, and is released when the write of that batch has returned.
+//! decided, and is released when the write of that batch has returned. So do items of streams.
 
+mod acks;
 pub mod command;
 pub mod delivery;
 pub mod directory;
 pub mod driver;
 pub mod effect;
+mod extra;
+mod login;
 pub mod mail;
 pub mod parking;
+mod receipts;
+mod rpc;
+mod sending;
+mod streams;
+mod sync;
+mod upkeep;
+pub mod windows;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use culver_protocol::error::{ErrorClass, ErrorCode};
-use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation};
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::Incarnation;
 use culver_storage::batch::{Batch, BatchNumber};
-use culver_storage::command::{Decision, Load, Send, View};
+use culver_storage::command::{Acked, Load};
 use culver_storage::engine::Engine;
 use culver_storage::error::EngineError;
 use culver_storage::reader::{Read, ReadResult};
-use culver_storage::record::Record;
+use culver_storage::record::{Outgoing, Record, Stream};
 use culver_storage::shard::Shards;
 use culver_storage::topology::{HubId, Topology};
 
-use self::command::{Address, Command, Credit, Device};
-use self::delivery::Windows;
+use self::command::{Address, Command};
+use self::delivery::Page;
 use self::directory::Directory;
 use self::effect::{Effect, EffectKind};
-use self::parking::{Parked, Parking};
+use self::extra::Extras;
+use self::mail::HubMail;
+use self::parking::{Parked, Parking, Work};
+use self::rpc::Asking;
+use self::sending::Rejected;
+use self::streams::Streams;
+use self::upkeep::Upkeep;
+use self::windows::Windows;
 
 /// Reads a hub may have under way: as many as the queue their results come back on holds.
 pub const READS_OUTSTANDING_MAX: usize = 1024;
@@ -47,19 +65,20 @@ enum Tried {
     Waits(Load),
 }
 
-/// A send that was refused with a retryable error and has not returned.
-struct Rejected {
-    conversation: ConversationId,
-    client_message_id: ClientMessageId,
-    arrival: u64,
-}
-
 /// Effects and other consequences that wait for a batch.
 #[derive(Default)]
 struct Consequences {
     effects: Vec<Effect>,
+    /// Somebody waits for one of them: receipts can wait for company.
+    is_urgent: bool,
     /// Sessions for which an entry of the batch was not delivered live.
     skipped: Vec<u32>,
+    /// Sessions for which a receipt of the batch was held back.
+    held: Vec<(u32, Address)>,
+    /// Items of streams.
+    outgoing: Vec<Outgoing>,
+    /// How far streams have come that end here.
+    taken: HashMap<Stream, u64>,
 }
 
 /// Counts for the metrics, since they were last taken.
@@ -73,6 +92,10 @@ pub struct Counts {
     pub rejected: u64,
     /// Reads from the log, for delivery.
     pub log_reads: u64,
+    /// Receipts that were news.
+    pub receipts: u64,
+    /// Items of streams that were driven again from the log.
+    pub redriven: u64,
 }
 
 /// One hub.
@@ -83,33 +106,42 @@ pub struct Hub {
     hub: HubId,
     shards: Shards,
     directory: Directory,
+    extras: Extras,
     windows: Windows,
     parking: Parking,
-    /// Commands that have arrived; each has its number.
+    streams: Streams,
+    upkeep: Upkeep,
+    /// Commands and mail that have arrived; each has its number.
     arrivals: u64,
     /// The first send of a conversation refused with a retryable error: until it returns, what follows it is refused.
     rejected: HashMap<Address, Vec<Rejected>>,
+    /// Who waits for a page of conversations, by the number of the read.
+    asking: HashMap<u32, Asking>,
     building: Consequences,
     under_way: Option<(BatchNumber, Consequences)>,
     released: Vec<Effect>,
-    /// Reads wanted, of which `next_read` gives out as many as may be under way. At most one a session and one a
-    /// thing that parked commands wait for.
+    /// Reads wanted, of which `next_read` gives out as many as may be under way. At most two a session and its RPCs,
+    /// one a stream, one a thing that parked commands wait for, and those of the upkeep.
     reads: VecDeque<Read>,
     reads_outstanding: usize,
-    /// The number of the last page asked for.
+    /// The number of the last read that has one. Never 0.
     read_number: u32,
     loads: HashSet<Load>,
     /// Sessions whose deliveries found no room: they read from the log when there is.
     hungry: Vec<u32>,
     /// An empty list kept for `deliver_live`.
     scratch: Vec<u32>,
+    /// An empty list kept for acknowledgements.
+    acked: Vec<Acked>,
     /// When the first cursor moved that is not written yet.
     cursors_since_ms: Option<u64>,
+    /// When the first other thing changed that waits for company.
+    others_since_ms: Option<u64>,
     counts: Counts,
 }
 
-/// Longest wait of a cursor for the batch that writes it: meanwhile further acknowledgements only move it on.
-const CURSORS_WAIT_MS: u64 = 20;
+/// Longest wait of a cursor or a receipt for the batch that writes it: meanwhile further ones only move it on.
+const COMPANY_WAIT_MS: u64 = 20;
 
 impl Hub {
     /// A hub over recovered shards.
@@ -121,6 +153,7 @@ impl Hub {
         topology: Arc<Topology>,
         hub: HubId,
     ) -> Self {
+        let streams = Streams::recovered(&shards, &topology, hub);
         Self {
             engine,
             incarnation,
@@ -128,10 +161,14 @@ impl Hub {
             hub,
             shards,
             directory: Directory::default(),
+            extras: Extras::default(),
             windows: Windows::default(),
             parking: Parking::default(),
+            streams,
+            upkeep: Upkeep::default(),
             arrivals: 0,
             rejected: HashMap::new(),
+            asking: HashMap::new(),
             building: Consequences::default(),
             under_way: None,
             released: Vec::new(),
@@ -141,9 +178,17 @@ impl Hub {
             loads: HashSet::new(),
             hungry: Vec::new(),
             scratch: Vec::new(),
+            acked: Vec::new(),
             cursors_since_ms: None,
+            others_since_ms: None,
             counts: Counts::default(),
         }
+    }
+
+    /// Which of the hubs it is.
+    #[must_use]
+    pub fn id(&self) -> HubId {
+        self.hub
     }
 
     /// Takes a command.
@@ -151,80 +196,112 @@ impl Hub {
     /// # Errors
     /// The engine could not be read: nothing can be decided any more.
     pub fn handle_command(&mut self, command: Command, now_ms: u64) -> Result<(), EngineError> {
-        self.arrivals += 1;
-        self.handle_arrived(self.arrivals, command, now_ms)
+        if !self.admit(&command) {
+            return Ok(());
+        }
+        self.handle_work(Work::Command(command), now_ms)
     }
 
     /// Takes the result of a read.
     ///
     /// # Errors
     /// The engine could not be read.
-    pub fn handle_read(&mut self, result: ReadResult) -> Result<(), EngineError> {
+    pub fn handle_read(&mut self, result: ReadResult, now_ms: u64) -> Result<(), EngineError> {
         self.reads_outstanding -= 1;
         match result {
             ReadResult::Loaded(loaded) => {
                 self.loads.remove(&loaded.load());
                 self.shards.loaded(loaded);
+                Ok(())
             }
-            ReadResult::Inbox { tag, user, after, entries } => {
+            ReadResult::Inbox { tag, user, after, entries, through } => {
                 self.counts.log_reads += 1;
-                self.deliver_page(tag, user, after, entries);
+                self.deliver_page(tag, Page { user, after, entries, through }, now_ms)
             }
+            ReadResult::Sync { tag, entries, through, conversations } => {
+                self.begin_sync(tag, entries, through, conversations);
+                Ok(())
+            }
+            ReadResult::Receipts { tag, version, marks, more } => {
+                self.tell_receipts(tag, version, marks, more);
+                Ok(())
+            }
+            ReadResult::Conversations { tag, result } => {
+                self.answer_conversations(tag, result);
+                Ok(())
+            }
+            ReadResult::Folded(folded) => self.handle_work(Work::Floor(Box::new(folded)), now_ms),
+            ReadResult::Outbox { stream, after, items } => self.push_read(stream, after, items, now_ms),
+            ReadResult::Swept { shard, users, next } => self.handle_swept(shard, &users, next, now_ms),
         }
-        Ok(())
     }
 
-    /// Tries the parked commands again, after reads have come back.
+    /// Tries what is parked again, after reads have come back.
     ///
     /// # Errors
     /// The engine could not be read.
     pub fn retry_parked(&mut self, now_ms: u64) -> Result<(), EngineError> {
-        for Parked { arrival, command, load } in self.parking.take() {
+        for Parked { arrival, work, load } in self.parking.take() {
             let still_waits = load.is_some_and(|load| self.loads.contains(&load));
-            if still_waits && !self.parking.holds_back(&command) {
+            if still_waits && !self.parking.holds_back(&work) {
                 // Its read is under way: to decide again would find nothing new, and looks at cold state are dear.
-                self.parking.park(Parked { arrival, command, load });
+                self.parking.park(Parked { arrival, work, load });
             } else {
-                self.handle_arrived(arrival, command, now_ms)?;
+                self.handle_arrived(arrival, work, now_ms)?;
             }
         }
+        self.ask_for_dropped();
         Ok(())
     }
 
     /// The batch under way is durable: what waited for it is released.
     ///
+    /// # Errors
+    /// The engine could not be read.
+    ///
     /// # Panics
     /// If it is not the one under way.
-    pub fn handle_durable(&mut self, number: BatchNumber) {
+    pub fn handle_durable(&mut self, number: BatchNumber, now_ms: u64) -> Result<(), EngineError> {
         let (under_way, consequences) = self.under_way.take().expect("only what is under way becomes durable");
         assert!(under_way == number, "one batch at a time");
         self.shards.durable(number);
-        self.release(consequences);
+        self.release(consequences, now_ms)
     }
 
     /// The next batch to write, if one is due and none is under way. Its effects wait for `handle_durable`.
-    pub fn next_batch(&mut self, now_ms: u64) -> Option<Batch> {
+    ///
+    /// # Errors
+    /// The engine could not be read.
+    pub fn next_batch(&mut self, now_ms: u64) -> Result<Option<Batch>, EngineError> {
         if self.under_way.is_some() {
-            return None;
+            return Ok(None);
         }
         if self.shards.is_batch_empty() {
             // Nothing to write, and nothing unwritten that these could depend on.
             let consequences = std::mem::take(&mut self.building);
-            self.release(consequences);
-            return None;
+            self.release(consequences, now_ms)?;
+            return Ok(None);
         }
-        let cursors_due = self.cursors_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= CURSORS_WAIT_MS);
+        let is_due = |since: Option<u64>| since.is_some_and(|since| now_ms.saturating_sub(since) >= COMPANY_WAIT_MS);
+        let cursors_due = is_due(self.cursors_since_ms);
         let has_messages = self.shards.batch_has_messages();
-        if !has_messages && !cursors_due && self.building.effects.is_empty() {
-            return None;
+        if !has_messages && !cursors_due && !self.building.is_urgent && !is_due(self.others_since_ms) {
+            if self.cursors_since_ms.is_none() {
+                self.others_since_ms.get_or_insert(now_ms);
+            }
+            return Ok(None);
         }
         let with_cursors = cursors_due || !has_messages;
         if with_cursors {
             self.cursors_since_ms = None;
         }
+        self.others_since_ms = None;
         let batch = self.shards.seal(self.engine.sequence_synced(), with_cursors);
-        self.under_way = Some((batch.number(), std::mem::take(&mut self.building)));
-        Some(batch)
+        let mut consequences = std::mem::take(&mut self.building);
+        consequences.outgoing = self.shards.take_outgoing();
+        self.streams.note_sealed(&consequences.outgoing);
+        self.under_way = Some((batch.number(), consequences));
+        Ok(Some(batch))
     }
 
     /// Whether another command may be taken: the batch under construction has room.
@@ -233,14 +310,17 @@ impl Hub {
         self.shards.batch_bytes() < BATCH_BYTES_MAX
     }
 
-    /// Whether everything taken in has been answered.
+    /// Whether everything taken in has been answered, and everything for this hub's own users has arrived. What is on
+    /// its way to other hubs is driven again at the next start.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.under_way.is_none()
             && self.building.effects.is_empty()
             && self.shards.is_batch_empty()
             && self.parking.is_empty()
+            && self.asking.is_empty()
             && self.released.is_empty()
+            && self.streams.own_untaken() == 0
     }
 
     /// Whether a batch is being written.
@@ -249,10 +329,10 @@ impl Hub {
         self.under_way.is_some()
     }
 
-    /// Whether cursors wait for the batch that writes them.
+    /// Whether cursors or receipts wait for the batch that writes them.
     #[must_use]
     pub fn waits_for_company(&self) -> bool {
-        self.cursors_since_ms.is_some()
+        self.cursors_since_ms.is_some() || self.others_since_ms.is_some()
     }
 
     /// Effects that may go out, in order. What finds no room comes back by [`Hub::handle_refused`].
@@ -281,58 +361,87 @@ impl Hub {
         self.directory.len()
     }
 
-    /// Commands that wait for a read.
+    /// Commands and mail that wait for a read.
     #[must_use]
     pub fn parked(&self) -> usize {
         self.parking.len()
     }
 
-    fn release(&mut self, consequences: Consequences) {
-        self.released.extend(consequences.effects);
-        self.mark_behind(consequences.skipped);
+    fn release(&mut self, consequences: Consequences, now_ms: u64) -> Result<(), EngineError> {
+        let Consequences { effects, is_urgent: _, skipped, held, outgoing, taken } = consequences;
+        self.released.extend(effects);
+        self.mark_behind(skipped);
+        self.read_held_receipts(held);
+        self.push_durable(outgoing, now_ms)?;
+        self.tell_taken(taken, now_ms)
     }
 
-    fn handle_arrived(&mut self, arrival: u64, command: Command, now_ms: u64) -> Result<(), EngineError> {
-        if self.parking.holds_back(&command) {
-            self.park(Parked { arrival, command, load: None });
+    /// Adds an effect to those of the batch under construction.
+    fn tell(&mut self, session: Address, kind: EffectKind) {
+        self.building.is_urgent |= !matches!(kind, EffectKind::Receipt { .. } | EffectKind::Skipped { .. });
+        self.building.effects.push(Effect { session, kind });
+    }
+
+    /// Applies what nobody waits for: it is written with the next batch, or soon.
+    fn apply_at_leisure(&mut self, record: &Record, now_ms: u64) {
+        self.shards.apply(record);
+        self.others_since_ms.get_or_insert(now_ms);
+    }
+
+    fn handle_work(&mut self, work: Work, now_ms: u64) -> Result<(), EngineError> {
+        self.arrivals += 1;
+        self.handle_arrived(self.arrivals, work, now_ms)
+    }
+
+    fn handle_arrived(&mut self, arrival: u64, work: Work, now_ms: u64) -> Result<(), EngineError> {
+        if self.parking.holds_back(&work) {
+            self.park(Parked { arrival, work, load: None });
             return Ok(());
         }
-        self.try_command(arrival, command, now_ms)
+        let tried = match &work {
+            Work::Command(command) => self.try_command(arrival, command, now_ms)?,
+            Work::Arrival(outgoing) => self.arrive(outgoing, now_ms)?,
+            Work::Floor(folded) => self.raise_floor(folded, now_ms)?,
+        };
+        if let Tried::Waits(load) = tried {
+            self.park(Parked { arrival, work, load: Some(load) });
+            self.request(load);
+        }
+        Ok(())
     }
 
     fn park(&mut self, parked: Parked) {
-        if self.parking.has_room_for(&parked.command) {
-            self.parking.park(parked);
-        } else if let Command::Send { session, send } = parked.command {
-            self.reject(session, parked.arrival, &send, ErrorCode::Busy);
+        if self.parking.has_room_for(&parked.work) {
+            return self.parking.park(parked);
+        }
+        match parked.work {
+            Work::Command(Command::Send { session, send }) => {
+                self.reject(session, parked.arrival, &send, ErrorCode::Busy);
+            }
+            Work::Arrival(outgoing) => self.streams.drop_arrival(outgoing.stream),
+            Work::Command(_) | Work::Floor(_) => unreachable!("there is always room for what is bounded otherwise"),
         }
     }
 
-    fn try_command(&mut self, arrival: u64, command: Command, now_ms: u64) -> Result<(), EngineError> {
-        let tried = match &command {
-            Command::Login { session, device, cursor, incarnation, credit } => {
-                self.login(*session, *device, *cursor, *incarnation, *credit)?
-            }
-            Command::Send { session, send } => self.send(*session, arrival, send, now_ms)?,
+    fn try_command(&mut self, arrival: u64, command: &Command, now_ms: u64) -> Result<Tried, EngineError> {
+        match command {
+            Command::Login { .. } => self.login(arrival, command, now_ms),
+            Command::Send { session, send } => self.send(*session, arrival, send, now_ms),
             Command::Ack { session, device, through, credit } => {
-                self.ack(*session, *device, *through, *credit, now_ms)?
+                self.ack(*session, *device, *through, *credit, now_ms)
             }
             Command::Resume { session, device, sent } => {
                 if let Some(index) = self.directory.current(*device, *session) {
                     self.resume(index, *sent);
                 }
-                Tried::Done
+                Ok(Tried::Done)
             }
+            Command::Rpc { session, device, id, request } => self.rpc(*session, *device, *id, request, now_ms),
             Command::Close { session, device } => {
                 self.close(*session, *device);
-                Tried::Done
+                Ok(Tried::Done)
             }
-        };
-        if let Tried::Waits(load) = tried {
-            self.park(Parked { arrival, command, load: Some(load) });
-            self.request(load);
         }
-        Ok(())
     }
 
     /// Asks the readers once for what several commands may wait for.
@@ -342,146 +451,22 @@ impl Hub {
         }
     }
 
-    fn login(
-        &mut self,
-        session: Address,
-        device: Device,
-        cursor: InboxSeq,
-        incarnation: Incarnation,
-        credit: Credit,
-    ) -> Result<Tried, EngineError> {
-        let known = match self.shards.user(&*self.engine, device.user, device.device)? {
-            View::Known(view) => view,
-            View::Waits(load) => return Ok(Tried::Waits(load)),
-        };
-        if let Some(older) = self.directory.find(device) {
-            let older = self.remove_session(older);
-            self.building.effects.push(Effect { session: older, kind: EffectKind::Replaced });
-        }
-        let stranger = incarnation != Incarnation(0) && incarnation != self.incarnation;
-        let reset = cursor > known.head || (stranger && cursor > InboxSeq(0));
-        // What the client has persisted by its own account need not come again.
-        let start = if reset { known.cursor } else { known.cursor.max(cursor) };
-        let index = self.directory.insert(device, session, start);
-        let online = self.directory.get_mut(index).expect("just inserted");
-        online.credit_entries = credit.entries;
-        online.credit_bytes = credit.bytes;
-        let kind = EffectKind::LoggedIn { cursor: start, reset };
-        self.building.effects.push(Effect { session, kind });
-        if start < known.head {
-            // The newest may not be durable yet; what is not will be skipped as "missed" when it is.
-            self.building.skipped.push(index);
-        }
-        Ok(Tried::Done)
+    /// Reads are numbered, for a session that comes to be at the same index is not to take another's for its own.
+    fn number_read(&mut self) -> u32 {
+        self.read_number = self.read_number.wrapping_add(1).max(1);
+        self.read_number
     }
+}
 
-    fn send(&mut self, session: Address, arrival: u64, send: &Send, now_ms: u64) -> Result<Tried, EngineError> {
-        let device = Device { user: send.sender, device: send.device };
-        if self.directory.current(device, session).is_none() {
-            self.reject(session, arrival, send, ErrorCode::Replaced);
-            return Ok(Tried::Done);
-        }
-        if let Some(code) = self.after_rejected(session, arrival, send) {
-            self.reject(session, arrival, send, code);
-            return Ok(Tried::Done);
-        }
-        match self.shards.decide_send(&*self.engine, send, now_ms)? {
-            Decision::Apply(record) => {
-                self.shards.apply(&record);
-                if let Record::Message(message) = &record {
-                    self.counts.accepted += 1;
-                    let accepted = message.accepted();
-                    self.building.effects.push(Effect { session, kind: EffectKind::Accepted(accepted) });
-                    self.deliver_live(message.recipient, &message.entry);
-                }
-            }
-            Decision::Duplicate(accepted) => {
-                self.counts.duplicate += 1;
-                self.building.effects.push(Effect { session, kind: EffectKind::Accepted(accepted) });
-            }
-            Decision::Waits(load) => return Ok(Tried::Waits(load)),
-            Decision::Reject(code) => self.reject(session, arrival, send, code),
-            Decision::Unchanged => {}
-        }
-        Ok(Tried::Done)
-    }
+/// What comes back with a read for a session.
+fn tag_of(read: u32, index: u32) -> u64 {
+    u64::from(read) << 32 | u64::from(index)
+}
 
-    /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
-    /// it, and was parked meanwhile, does not follow it.
-    fn after_rejected(&mut self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
-        if self.rejected.is_empty() {
-            return None;
-        }
-        let rejected = self.rejected.get_mut(&session)?;
-        let place = rejected.iter().position(|first| first.conversation == send.conversation)?;
-        let first = rejected.get(place).expect("found above");
-        if first.client_message_id != send.client_message_id {
-            return (first.arrival < arrival).then_some(ErrorCode::AfterRejected);
-        }
-        rejected.remove(place);
-        if rejected.is_empty() {
-            self.rejected.remove(&session);
-        }
-        None
-    }
-
-    fn reject(&mut self, session: Address, arrival: u64, send: &Send, code: ErrorCode) {
-        self.counts.rejected += 1;
-        if code.class() == ErrorClass::RetryHere && code != ErrorCode::AfterRejected {
-            let (conversation, client_message_id) = (send.conversation, send.client_message_id);
-            let rejected = self.rejected.entry(session).or_default();
-            let this = Rejected { conversation, client_message_id, arrival };
-            match rejected.iter_mut().find(|first| first.conversation == conversation) {
-                None => rejected.push(this),
-                Some(first) if arrival < first.arrival => *first = this,
-                Some(_) => {}
-            }
-        }
-        let kind = EffectKind::Rejected { client_message_id: send.client_message_id, code };
-        self.building.effects.push(Effect { session, kind });
-    }
-
-    fn ack(
-        &mut self,
-        session: Address,
-        device: Device,
-        through: InboxSeq,
-        credit: Credit,
-        now_ms: u64,
-    ) -> Result<Tried, EngineError> {
-        let Some(index) = self.directory.current(device, session) else {
-            return Ok(Tried::Done);
-        };
-        if self.directory.get(index).is_none_or(|online| through > online.sent) {
-            // Of what the client knew before it was told to forget: not of what is here under the same numbers.
-            return Ok(Tried::Done);
-        }
-        match self.shards.decide_ack(&*self.engine, device.user, device.device, through, now_ms)? {
-            Decision::Apply(record) => {
-                self.shards.apply(&record);
-                self.cursors_since_ms.get_or_insert(now_ms);
-            }
-            Decision::Waits(load) => return Ok(Tried::Waits(load)),
-            // Sessions let nothing through that was not sent to them.
-            Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => {}
-        }
-        self.acknowledge(index, through, credit);
-        Ok(Tried::Done)
-    }
-
-    fn close(&mut self, session: Address, device: Device) {
-        if let Some(index) = self.directory.current(device, session) {
-            self.remove_session(index);
-        }
-        self.rejected.remove(&session);
-        self.building.effects.push(Effect { session, kind: EffectKind::Closed });
-    }
-
-    fn remove_session(&mut self, index: u32) -> Address {
-        let online = self.directory.get_mut(index).expect("the caller found it");
-        self.windows.release(online);
-        self.directory.remove(index).expect("the caller found it").address()
-    }
+/// The number of the read and the index of the session.
+fn split_tag(tag: u64) -> (u32, u32) {
+    let half = |half: u64| u32::try_from(half & u64::from(u32::MAX)).expect("masked to 32 bits");
+    (half(tag >> 32), half(tag))
 }
 
 #[cfg(test)]

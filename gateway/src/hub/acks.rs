@@ -1,0 +1,72 @@
+//! What clients have persisted: their windows, and the cursors of their devices.
+
+use culver_protocol::id::InboxSeq;
+use culver_storage::command::{Acked, Decision, Load};
+use culver_storage::error::EngineError;
+
+use super::command::{Address, Credit, Device};
+use super::{Hub, Tried};
+
+impl Hub {
+    pub(super) fn ack(
+        &mut self,
+        session: Address,
+        device: Device,
+        through: InboxSeq,
+        credit: Credit,
+        now_ms: u64,
+    ) -> Result<Tried, EngineError> {
+        let Some(index) = self.directory.current(device, session) else {
+            return Ok(Tried::Done);
+        };
+        let online = self.directory.get(index).expect("just found");
+        if through > online.sent {
+            // Of what the client knew before it was told to forget: not of what is here under the same numbers.
+            return Ok(Tried::Done);
+        }
+        let mut acked = std::mem::take(&mut self.acked);
+        acked.clear();
+        let nothing_beyond = self.windows.collect(online, through, &mut acked);
+        // What follows the last entry under way, the device sent itself.
+        let through = if nothing_beyond { online.sent } else { through };
+        let waits = self.move_cursor(device, through, &acked, now_ms);
+        self.acked = acked;
+        if let Some(load) = waits? {
+            return Ok(Tried::Waits(load));
+        }
+        self.acknowledge(index, through, credit);
+        Ok(Tried::Done)
+    }
+
+    /// A device has persisted everything up to here.
+    pub(super) fn move_cursor(
+        &mut self,
+        device: Device,
+        through: InboxSeq,
+        acked: &[Acked],
+        now_ms: u64,
+    ) -> Result<Option<Load>, EngineError> {
+        match self.shards.decide_ack(&*self.engine, device.user, device.device, through, acked, now_ms)? {
+            Decision::Apply(record) => {
+                self.shards.apply(&record);
+                self.cursors_since_ms.get_or_insert(now_ms);
+                Ok(None)
+            }
+            Decision::Waits(load) => Ok(Some(load)),
+            // Sessions let nothing through that was not sent to them.
+            Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => Ok(None),
+        }
+    }
+
+    /// The client has persisted everything up to `through`, and has room for `credit` beyond it.
+    fn acknowledge(&mut self, index: u32, through: InboxSeq, credit: Credit) {
+        let online = self.directory.get_mut(index).expect("the caller found it");
+        online.credit_entries = credit.entries;
+        online.credit_bytes = credit.bytes;
+        if through > online.acked && through <= online.sent {
+            self.windows.acknowledge(online, through);
+        }
+        self.end_sync(index, through);
+        self.pump(index);
+    }
+}

@@ -1,0 +1,98 @@
+//! Messages: what is decided, and the order that holds after one was refused.
+
+use culver_protocol::error::{ErrorClass, ErrorCode};
+use culver_protocol::id::{ClientMessageId, ConversationId};
+use culver_storage::command::{Decision, Send};
+use culver_storage::error::EngineError;
+use culver_storage::record::{InboxEntry, MessageRecord, Place, Record};
+
+use super::command::Address;
+use super::effect::EffectKind;
+use super::{Hub, Tried};
+
+/// A send that was refused with a retryable error and has not returned.
+pub(super) struct Rejected {
+    conversation: ConversationId,
+    client_message_id: ClientMessageId,
+    arrival: u64,
+}
+
+impl Hub {
+    /// A message. Whether its session is still current is not asked, for that may be another hub's to know: what a
+    /// session sends that was replaced is the device's all the same, and dedup knows it when it comes again.
+    pub(super) fn send(
+        &mut self,
+        session: Address,
+        arrival: u64,
+        send: &Send,
+        now_ms: u64,
+    ) -> Result<Tried, EngineError> {
+        if let Some(code) = self.after_rejected(session, arrival, send) {
+            self.reject(session, arrival, send, code);
+            return Ok(Tried::Done);
+        }
+        match self.shards.decide_send(&*self.engine, send, now_ms)? {
+            Decision::Apply(record) => {
+                self.shards.apply(&record);
+                if let Record::Message(message) = &record {
+                    self.counts.accepted += 1;
+                    self.tell(session, EffectKind::Accepted(message.accepted()));
+                    self.deliver_message(message, now_ms)?;
+                }
+            }
+            Decision::Duplicate(accepted) => {
+                self.counts.duplicate += 1;
+                self.tell(session, EffectKind::Accepted(accepted));
+            }
+            Decision::Waits(load) => return Ok(Tried::Waits(load)),
+            Decision::Reject(code) => self.reject(session, arrival, send, code),
+            Decision::Unchanged => {}
+        }
+        Ok(Tried::Done)
+    }
+
+    fn deliver_message(&mut self, message: &MessageRecord, now_ms: u64) -> Result<(), EngineError> {
+        if let Place::Local(_) = message.place {
+            self.deliver_live(message.recipient, &message.entry, now_ms)?;
+        }
+        if let Some(Place::Local(inbox_seq)) = message.copy {
+            let copy = InboxEntry { inbox_seq, ..message.entry.clone() };
+            self.deliver_live(copy.sender, &copy, now_ms)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
+    /// it, and was parked meanwhile, does not follow it.
+    fn after_rejected(&mut self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
+        if self.rejected.is_empty() {
+            return None;
+        }
+        let rejected = self.rejected.get_mut(&session)?;
+        let place = rejected.iter().position(|first| first.conversation == send.conversation)?;
+        let first = rejected.get(place).expect("found above");
+        if first.client_message_id != send.client_message_id {
+            return (first.arrival < arrival).then_some(ErrorCode::AfterRejected);
+        }
+        rejected.remove(place);
+        if rejected.is_empty() {
+            self.rejected.remove(&session);
+        }
+        None
+    }
+
+    pub(super) fn reject(&mut self, session: Address, arrival: u64, send: &Send, code: ErrorCode) {
+        self.counts.rejected += 1;
+        if code.class() == ErrorClass::RetryHere && code != ErrorCode::AfterRejected {
+            let (conversation, client_message_id) = (send.conversation, send.client_message_id);
+            let rejected = self.rejected.entry(session).or_default();
+            let this = Rejected { conversation, client_message_id, arrival };
+            match rejected.iter_mut().find(|first| first.conversation == conversation) {
+                None => rejected.push(this),
+                Some(first) if arrival < first.arrival => *first = this,
+                Some(_) => {}
+            }
+        }
+        self.tell(session, EffectKind::Rejected { client_message_id: send.client_message_id, code });
+    }
+}
