@@ -13,11 +13,9 @@ use culver_storage::error::EngineError;
 use culver_storage::reader::Read;
 use culver_storage::record::InboxEntry;
 
-use super::command::{Command, Credit};
 use super::directory::{Flag, NO_WINDOW, Online};
 use super::effect::{Effect, EffectKind};
 use super::extra::{Owed, Sync};
-use super::parking::Work;
 use super::windows::counted_bytes;
 use super::{Hub, split_tag, tag_of};
 
@@ -168,7 +166,6 @@ impl Hub {
     /// A page from the log.
     pub(super) fn deliver_page(&mut self, tag: u64, page: Page, now_ms: u64) -> Result<(), EngineError> {
         let Some(index) = self.end_read(tag) else { return Ok(()) };
-        let claimed = self.extras.get(&self.directory, index).map_or(InboxSeq(0), |extra| extra.claimed);
         let online = self.directory.get_mut(index).expect("found above");
         assert!(online.user() == page.user, "reads are numbered");
         let before = online.sent;
@@ -180,14 +177,9 @@ impl Hub {
         if page.through == page.after && !online.is(Flag::Missed) {
             online.set(Flag::Behind, false);
         }
-        let mut rest = page.entries.into_iter().filter(|entry| entry.inbox_seq > before).peekable();
-        // What the client says that it has counts as delivered, whatever its window.
-        while let Some(entry) = rest.next_if(|entry| entry.inbox_seq <= claimed) {
-            self.windows.push(online, &entry);
-        }
         let mut entries = Vec::new();
         let mut is_cut = false;
-        for entry in rest {
+        for entry in page.entries.into_iter().filter(|entry| entry.inbox_seq > before) {
             let under_way = self.windows.len(online);
             let fits = under_way < usize::from(online.credit_entries)
                 && online.used_bytes + counted_bytes(&entry) <= online.credit_bytes;
@@ -198,50 +190,16 @@ impl Hub {
             self.windows.push(online, &entry);
             entries.push(entry);
         }
-        if let Some(first) = entries.first() {
-            assert!(first.inbox_seq > claimed, "what is claimed is not delivered");
+        if !entries.is_empty() {
             let (session, set_backs) = (online.address(), online.set_backs);
-            let previous = before.max(claimed);
-            self.tell(session, EffectKind::DeliverPage { online: index, set_backs, previous, entries });
+            self.tell(session, EffectKind::DeliverPage { online: index, set_backs, previous: before, entries });
         }
-        if !is_cut {
-            self.step_to(index, page.through, claimed, now_ms)?;
-        }
-        if before < claimed {
-            self.believe(index, claimed, now_ms)?;
+        let sent = self.directory.get(index).expect("found above").sent;
+        if !is_cut && page.through > sent {
+            self.step_over(index, sent, page.through, now_ms)?;
         }
         self.pump(index);
         Ok(())
-    }
-
-    /// Nothing is for the session between what it was sent and `through`.
-    fn step_to(
-        &mut self,
-        index: u32,
-        through: InboxSeq,
-        claimed: InboxSeq,
-        now_ms: u64,
-    ) -> Result<(), EngineError> {
-        let online = self.directory.get_mut(index).expect("the caller found it");
-        if online.sent < claimed {
-            // The session is there already.
-            online.sent = online.sent.max(through.min(claimed));
-        }
-        let sent = online.sent;
-        if through > sent { self.step_over(index, sent, through, now_ms) } else { Ok(()) }
-    }
-
-    /// The client has said that it has persisted what was just read: as if it had acknowledged it.
-    fn believe(&mut self, index: u32, claimed: InboxSeq, now_ms: u64) -> Result<(), EngineError> {
-        let online = self.directory.get(index).expect("the caller found it");
-        let through = online.sent.min(claimed);
-        let (session, device) = (online.address(), online.device());
-        let credit = Credit { entries: online.credit_entries, bytes: online.credit_bytes };
-        if through == claimed {
-            self.extras.get_or_default(&mut self.directory, index).claimed = InboxSeq(0);
-            self.extras.settle(&mut self.directory, index);
-        }
-        self.handle_work(Work::Command(Command::Ack { session, device, through, credit }), now_ms)
     }
 
     /// Deliveries beyond `sent` did not reach the client: they come again from the log.
@@ -298,7 +256,6 @@ impl Hub {
     pub(super) fn lift_sessions(&mut self, user: UserId, floor: InboxSeq) {
         let sessions: Vec<u32> = self.directory.of_user(user).collect();
         for index in sessions {
-            let claimed = self.extras.get(&self.directory, index).map_or(InboxSeq(0), |extra| extra.claimed);
             let online = self.directory.get_mut(index).expect("just found");
             if online.sent >= floor {
                 if online.acked < floor {
@@ -307,21 +264,16 @@ impl Hub {
                 continue;
             }
             self.windows.release(online);
-            let previous = online.sent.max(claimed);
+            let (previous, session, set_backs) = (online.sent, online.address(), online.set_backs);
             online.acked = floor;
             online.sent = floor;
             online.set(Flag::Behind, true);
             if online.is(Flag::Reading) {
                 online.set(Flag::Missed, true);
             }
-            if previous < floor {
-                if online.is(Flag::Extra) && self.extras.get(&self.directory, index).is_some_and(|it| it.owed.is_some())
-                {
-                    let extra = self.extras.get_or_default(&mut self.directory, index);
-                    extra.owed.as_mut().expect("just seen").gap = true;
-                } else {
-                    let online = self.directory.get(index).expect("just found");
-                    let (session, set_backs) = (online.address(), online.set_backs);
+            match self.extras.get(&self.directory, index).and_then(|extra| extra.owed.as_mut()) {
+                Some(owed) => owed.gap = true,
+                None => {
                     let start = InboxSeq(floor.0 + 1);
                     self.tell(session, EffectKind::Gap { online: index, set_backs, previous, start });
                 }

@@ -22,7 +22,7 @@ pub struct Effect {
 pub enum EffectKind {
     /// Reply: the session is current; delivery goes on behind `cursor`.
     LoggedIn {
-        /// Where the session starts.
+        /// Where the session starts: what the client has beyond this comes all the same, for its receipts' sake.
         cursor: InboxSeq,
         /// What the client believed its cursor to be means nothing here.
         reset: bool,

@@ -12,9 +12,6 @@ use super::effect::EffectKind;
 pub struct Extra {
     /// For a fetch session: when it came.
     pub arrival: u64,
-    /// The client has persisted everything up to here by its own account: it is read for the receipts' sake and not
-    /// delivered.
-    pub claimed: InboxSeq,
     /// The session is to be told that it goes on at `sent`, and was told last that it is here.
     pub owed: Option<Owed>,
     /// What it is told of its backlog.
@@ -40,8 +37,8 @@ pub enum Sync {
     /// There is none.
     #[default]
     Nothing,
-    /// It must be read what waits.
-    Wanted,
+    /// It must be read what waits beyond what the client has by its own account.
+    Wanted(InboxSeq),
     /// Its beginning is on its way to the session's reactor.
     Starting(InboxSeq),
     /// Its beginning found no room.
@@ -70,8 +67,7 @@ pub struct Untold {
 
 impl Extra {
     fn is_idle(&self) -> bool {
-        self.claimed == InboxSeq(0)
-            && self.owed.is_none()
+        self.owed.is_none()
             && matches!(self.sync, Sync::Nothing)
             && self.receipts.is_none()
             && self.rpcs == 0
@@ -79,7 +75,7 @@ impl Extra {
 
     /// Whether something must go to the session before anything goes live.
     fn holds(&self) -> bool {
-        self.owed.is_some() || matches!(self.sync, Sync::Wanted | Sync::Starting(_) | Sync::Refused(_))
+        self.owed.is_some() || matches!(self.sync, Sync::Wanted(_) | Sync::Starting(_) | Sync::Refused(_))
     }
 }
 

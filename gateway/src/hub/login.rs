@@ -12,34 +12,31 @@ use super::effect::EffectKind;
 use super::extra::Sync;
 use super::{Hub, Tried};
 
-/// Where a session starts.
+/// How a login joins on to what the client has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Start {
-    /// The hub reads on from here.
-    from: InboxSeq,
-    /// The session stands here: up to here the client has everything by its own account.
-    cursor: InboxSeq,
-    reset: bool,
-    gap: bool,
+enum Joint {
+    /// It claims something that cannot be.
+    Reset,
+    /// What follows its claim is no longer kept.
+    Gap,
+    Joins,
 }
 
-impl Start {
-    /// From what the client claims and what is known. `is_new`: the device has only now got its cursor.
-    fn new(claim: InboxSeq, is_stranger: bool, is_new: bool, known: &UserView) -> Self {
-        let from = known.cursor;
-        if claim > known.head || (is_stranger && claim > InboxSeq(0)) {
-            return Self { from, cursor: from, reset: true, gap: false };
-        }
-        // A device that has its cursor has acknowledged what precedes it, or sent it itself.
-        let lost = if is_new { from } else { known.lost_through };
-        let gap = claim > InboxSeq(0) && claim < lost;
-        Self { from, cursor: from.max(claim), reset: false, gap }
+/// `is_new`: the device has only now got its cursor. Else it has acknowledged what precedes its cursor, or sent it
+/// itself, unless it expired.
+fn joint(claim: InboxSeq, is_stranger: bool, is_new: bool, known: &UserView) -> Joint {
+    let lost_through = if is_new || known.expired { known.cursor } else { InboxSeq(0) };
+    match claim {
+        InboxSeq(0) => Joint::Joins,
+        _ if is_stranger || claim > known.head => Joint::Reset,
+        _ if claim < lost_through => Joint::Gap,
+        _ => Joint::Joins,
     }
 }
 
 impl Hub {
     pub(super) fn login(&mut self, arrival: u64, login: &Command, now_ms: u64) -> Result<Tried, EngineError> {
-        let Command::Login { session, device, cursor, incarnation, credit, fetch, receipts } = login else {
+        let Command::Login { session, device, cursor: claim, incarnation, credit, fetch, receipts } = login else {
             unreachable!("the caller has looked");
         };
         let (session, device, is_fetch) = (*session, *device, *fetch);
@@ -62,23 +59,23 @@ impl Hub {
         };
         self.replace(device, is_fetch);
         let is_stranger = *incarnation != Incarnation(0) && *incarnation != self.incarnation;
-        let start = Start::new(*cursor, is_stranger, is_new, &known);
-        let index = self.directory.insert(device, session, start.from, is_fetch);
+        let joint = joint(*claim, is_stranger, is_new, &known);
+        let index = self.directory.insert(device, session, known.cursor, is_fetch);
         let online = self.directory.get_mut(index).expect("just inserted");
         online.credit_entries = credit.entries;
         online.credit_bytes = credit.bytes;
-        let Start { from, cursor, reset, gap } = start;
-        self.tell(session, EffectKind::LoggedIn { cursor, reset, gap, siblings: known.siblings });
-        if is_fetch || from < known.head {
+        let (reset, gap) = (joint == Joint::Reset, joint == Joint::Gap);
+        self.tell(session, EffectKind::LoggedIn { cursor: known.cursor, reset, gap, siblings: known.siblings });
+        let has = if reset { known.cursor } else { known.cursor.max(*claim) };
+        if is_fetch || has < known.head {
             let extra = self.extras.get_or_default(&mut self.directory, index);
             extra.arrival = arrival;
-            extra.claimed = if cursor > from { cursor } else { InboxSeq(0) };
-            if cursor < known.head {
-                extra.sync = Sync::Wanted;
+            if has < known.head {
+                extra.sync = Sync::Wanted(has);
             }
             self.extras.settle(&mut self.directory, index);
         }
-        if from < known.head {
+        if known.cursor < known.head {
             // The newest may not be durable yet; what is not will be skipped as "missed" when it is.
             self.building.skipped.push(index);
         }

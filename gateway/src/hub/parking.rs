@@ -1,112 +1,171 @@
-//! Commands that wait for a read, and those held back behind them.
+//! What waits for a read, and what is held back behind it.
 //!
-//! A waiting command holds back every later command of the same device, conversation or cold user, so that
-//! nothing overtakes within any of them. What may be refused is refused beyond a bound; what may not (ACK, Resume,
-//! Login, Close) is bounded by the sessions themselves.
+//! Waiting work holds back all later work of the same device, conversation, stream or cold user, so that nothing
+//! overtakes within any of them. What may be refused is refused beyond a bound, and what a stream brings is dropped, for
+//! it comes again; what may not (ACK, Resume, Login, Close) is bounded by the sessions themselves, and floors by how
+//! many are folded at once.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use culver_protocol::id::{ConversationId, UserId};
 use culver_storage::command::Load;
+use culver_storage::reader::Folded;
+use culver_storage::record::{Item, Outgoing, Stream};
 
 use super::command::{Command, Device};
 
-/// SENDs that may wait before further ones are refused with `busy`.
+/// SENDs and RPCs that may wait before further ones are refused with `busy`.
 pub const PARKED_SENDS_MAX: usize = 4096;
+/// Items of all streams that may wait.
+pub const PARKED_ARRIVALS_MAX: usize = 4096;
+/// Items of one stream that may wait.
+pub const PARKED_OF_STREAM_MAX: usize = 256;
 
-/// What a command has in common with others that must not overtake it.
+const _: () = assert!(PARKED_OF_STREAM_MAX <= PARKED_ARRIVALS_MAX);
+
+/// What is to be decided.
+#[derive(Debug)]
+pub enum Work {
+    /// A session's command.
+    Command(Command),
+    /// The next item of a stream.
+    Arrival(Outgoing),
+    /// A floor to be raised.
+    Floor(Box<Folded>),
+}
+
+/// What work has in common with other work that must not overtake it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Device(Device),
     Conversation(ConversationId),
     User(UserId),
+    Stream(Stream),
 }
 
-/// The parked commands, in the order they came.
+/// What is parked, in the order it came.
 #[derive(Default)]
 pub struct Parking {
-    /// With the number of its arrival.
-    commands: VecDeque<Parked>,
-    /// Keys of all parked commands; rebuilt when they are retried.
+    parked: VecDeque<Parked>,
+    /// Keys of all that is parked; rebuilt when it is retried.
     keys: HashSet<Key>,
     sends: usize,
+    arrivals: HashMap<Stream, usize>,
+    arrivals_total: usize,
 }
 
-/// A command that waits.
+/// What waits.
 #[derive(Debug)]
 pub struct Parked {
     /// The number of its arrival.
     pub arrival: u64,
-    /// The command.
-    pub command: Command,
+    /// What is to be decided.
+    pub work: Work,
     /// The read it waits for; `None`: it is held back behind another.
     pub load: Option<Load>,
 }
 
 impl Parking {
-    /// Commands parked.
+    /// How much is parked.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.commands.len()
+        self.parked.len()
     }
 
-    /// Whether none is.
+    /// Whether nothing is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.commands.is_empty()
+        self.parked.is_empty()
     }
 
-    /// Whether a parked command holds this one back.
+    /// Whether anything of this stream is.
     #[must_use]
-    pub fn holds_back(&self, command: &Command) -> bool {
-        !self.keys.is_empty() && keys(command).into_iter().flatten().any(|key| self.keys.contains(&key))
+    pub fn holds_stream(&self, stream: Stream) -> bool {
+        self.arrivals.contains_key(&stream)
     }
 
-    /// Whether there is room for this command.
+    /// Whether something parked holds this back.
     #[must_use]
-    pub fn has_room_for(&self, command: &Command) -> bool {
-        !matches!(command, Command::Send { .. }) || self.sends < PARKED_SENDS_MAX
+    pub fn holds_back(&self, work: &Work) -> bool {
+        !self.keys.is_empty() && keys(work).into_iter().flatten().any(|key| self.keys.contains(&key))
     }
 
-    /// Parks a command behind those that are there.
+    /// Whether there is room for this.
+    #[must_use]
+    pub fn has_room_for(&self, work: &Work) -> bool {
+        match work {
+            Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends < PARKED_SENDS_MAX,
+            Work::Arrival(outgoing) => {
+                let of_stream = self.arrivals.get(&outgoing.stream).copied().unwrap_or_default();
+                of_stream < PARKED_OF_STREAM_MAX && self.arrivals_total < PARKED_ARRIVALS_MAX
+            }
+            Work::Command(_) | Work::Floor(_) => true,
+        }
+    }
+
+    /// Parks something behind what is there.
     pub fn park(&mut self, parked: Parked) {
-        self.keys.extend(keys(&parked.command).into_iter().flatten());
-        self.sends += usize::from(matches!(parked.command, Command::Send { .. }));
-        self.commands.push_back(parked);
+        self.keys.extend(keys(&parked.work).into_iter().flatten());
+        match &parked.work {
+            Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends += 1,
+            Work::Arrival(outgoing) => {
+                *self.arrivals.entry(outgoing.stream).or_default() += 1;
+                self.arrivals_total += 1;
+            }
+            Work::Command(_) | Work::Floor(_) => {}
+        }
+        self.parked.push_back(parked);
     }
 
-    /// Takes all commands out, to be retried in order; those that must go on waiting are parked again.
+    /// Takes everything out, to be retried in order; what must go on waiting is parked again.
     pub fn take(&mut self) -> VecDeque<Parked> {
         self.keys.clear();
         self.sends = 0;
-        std::mem::take(&mut self.commands)
+        self.arrivals.clear();
+        self.arrivals_total = 0;
+        std::mem::take(&mut self.parked)
     }
 }
 
-fn keys(command: &Command) -> [Option<Key>; 3] {
-    let device = command.device();
-    match command {
-        Command::Send { send, .. } => {
-            // The sender's own inbox is not touched by a send, its order is: that is the device's key.
+fn keys(work: &Work) -> [Option<Key>; 4] {
+    let of_user = |user: UserId| Some(Key::User(user));
+    match work {
+        Work::Command(Command::Send { send, .. }) => {
+            let device = Device { user: send.sender, device: send.device };
             let recipient = send.conversation.direct_peer(send.sender);
-            [Some(Key::Device(device)), Some(Key::Conversation(send.conversation)), recipient.map(Key::User)]
+            // The sender's own inbox is touched only where it gets copies; its order always is: that is the device's.
+            let sender = send.copy.then_some(Key::User(send.sender));
+            let conversation = Some(Key::Conversation(send.conversation));
+            [Some(Key::Device(device)), conversation, recipient.map(Key::User), sender]
         }
-        _ => [Some(Key::Device(device)), Some(Key::User(device.user)), None],
+        Work::Command(command) => {
+            let device = command.device();
+            [Some(Key::Device(device)), of_user(device.user), None, None]
+        }
+        Work::Arrival(outgoing) => {
+            let user = match &outgoing.item {
+                Item::Entry { user, .. } | Item::Receipt { user, .. } => *user,
+            };
+            [Some(Key::Stream(outgoing.stream)), of_user(user), None, None]
+        }
+        Work::Floor(folded) => [of_user(folded.fold.user), None, None, None],
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use culver_protocol::id::{ClientMessageId, DeviceId, InboxSeq};
+    use culver_protocol::id::{ClientMessageId, ConversationSeq, DeviceId, InboxSeq};
     use culver_storage::command::Send;
+    use culver_storage::key::ShardId;
+    use culver_storage::record::Lane;
 
     use super::super::command::Address;
     use super::*;
 
     const SESSION: Address = Address { reactor: 0, slot: 0, generation: 0, epoch: 0 };
 
-    fn send(from: u64, to: u64) -> Command {
+    fn send(from: u64, to: u64) -> Work {
         let (sender, recipient) = (UserId(from), UserId(to));
         let send = Send {
             sender,
@@ -114,23 +173,38 @@ mod tests {
             client_message_id: ClientMessageId([0; 16]),
             conversation: ConversationId::direct(sender, recipient),
             payload: Bytes::new(),
+            copy: false,
         };
-        Command::Send { session: SESSION, send }
+        Work::Command(Command::Send { session: SESSION, send })
     }
 
-    fn close(user: u64) -> Command {
-        Command::Close { session: SESSION, device: Device { user: UserId(user), device: DeviceId(1) } }
+    fn close(user: u64) -> Work {
+        let device = Device { user: UserId(user), device: DeviceId(1) };
+        Work::Command(Command::Close { session: SESSION, device })
+    }
+
+    fn arrival(from: u16, user: u64) -> Work {
+        let stream = Stream { from: ShardId(from), to: ShardId(1), lane: Lane::Receipt };
+        let nothing = ConversationSeq(0);
+        let conversation = ConversationId::direct(UserId(user), UserId(99));
+        let item =
+            Item::Receipt { user: UserId(user), conversation, delivered: nothing, read: nothing, expired: (nothing, nothing) };
+        Work::Arrival(Outgoing { stream, n: 1, item })
+    }
+
+    fn park(parking: &mut Parking, work: Work) {
+        parking.park(Parked { arrival: 1, work, load: None });
     }
 
     #[test]
     fn holds_back_same_device_conversation_and_recipient_only() {
         let mut parking = Parking::default();
         assert!(!parking.holds_back(&send(1, 2)));
-        parking.park(Parked { arrival: 1, command: send(1, 2), load: None });
-        for held in [send(1, 2), send(1, 3), send(2, 1), send(9, 2), close(1), close(2)] {
+        park(&mut parking, send(1, 2));
+        for held in [send(1, 2), send(1, 3), send(2, 1), send(9, 2), close(1), close(2), arrival(1, 2)] {
             assert!(parking.holds_back(&held), "{held:?}");
         }
-        for free in [send(3, 4), send(2, 3), close(3)] {
+        for free in [send(3, 4), send(2, 3), close(3), arrival(1, 1)] {
             assert!(!parking.holds_back(&free), "{free:?}");
         }
         assert_eq!(parking.take().len(), 1);
@@ -138,20 +212,44 @@ mod tests {
     }
 
     #[test]
+    fn nothing_overtakes_within_a_stream() {
+        let mut parking = Parking::default();
+        park(&mut parking, arrival(1, 7));
+        assert!(parking.holds_back(&arrival(1, 8)), "the same stream");
+        assert!(parking.holds_back(&arrival(2, 7)), "the same user");
+        assert!(!parking.holds_back(&arrival(2, 8)));
+    }
+
+    #[test]
+    fn a_stream_has_its_share_and_no_more() {
+        let mut parking = Parking::default();
+        for _ in 0..PARKED_OF_STREAM_MAX {
+            assert!(parking.has_room_for(&arrival(1, 7)));
+            park(&mut parking, arrival(1, 7));
+        }
+        assert!(!parking.has_room_for(&arrival(1, 7)));
+        assert!(parking.has_room_for(&arrival(2, 7)));
+        for stream in 2..2 + PARKED_ARRIVALS_MAX - PARKED_OF_STREAM_MAX {
+            park(&mut parking, arrival(u16::try_from(stream).expect("few"), 7));
+        }
+        assert!(!parking.has_room_for(&arrival(9999, 7)), "all streams together");
+    }
+
+    #[test]
     fn sends_are_bounded_and_the_rest_is_not_refused() {
         let mut parking = Parking::default();
         for _ in 0..PARKED_SENDS_MAX {
             assert!(parking.has_room_for(&send(1, 2)));
-            parking.park(Parked { arrival: 1, command: send(1, 2), load: None });
+            park(&mut parking, send(1, 2));
         }
         assert!(!parking.has_room_for(&send(1, 2)));
         assert!(parking.has_room_for(&close(1)));
-        let ack = Command::Ack {
+        let ack = Work::Command(Command::Ack {
             session: SESSION,
             device: Device { user: UserId(1), device: DeviceId(1) },
             through: InboxSeq(1),
             credit: super::super::command::Credit { entries: 1, bytes: 1 },
-        };
+        });
         assert!(parking.has_room_for(&ack));
     }
 }

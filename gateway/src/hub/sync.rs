@@ -57,14 +57,14 @@ impl Hub {
     /// Goes on with the story, if that is due.
     pub(super) fn tell_sync(&mut self, index: u32) {
         let Some(extra) = self.extras.get(&self.directory, index) else { return };
-        let claimed = extra.claimed;
         let online = self.directory.get(index).expect("it has more about it");
         let session = online.address();
         match &mut extra.sync {
             Sync::Nothing | Sync::Starting(_) => {}
-            Sync::Wanted => {
+            Sync::Wanted(after) => {
+                let after = online.sent.max(*after);
                 if !online.is(Flag::Reading) && online.is(Flag::Behind) {
-                    let (device, after) = (online.device(), online.sent.max(claimed));
+                    let device = online.device();
                     let tag = self.begin_read(index);
                     self.reads.push_back(Read::Sync { tag, user: device.user, device: device.device, after });
                 }

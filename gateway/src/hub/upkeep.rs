@@ -1,0 +1,180 @@
+//! What nobody asks for: floors, expiry, devices that stay away, streams that stand still, the clock entries expire by.
+
+use std::collections::VecDeque;
+
+use culver_protocol::id::UserId;
+use culver_storage::command::Decision;
+use culver_storage::error::EngineError;
+use culver_storage::filter::Retention;
+use culver_storage::key::ShardId;
+use culver_storage::reader::{Folded, Read};
+use culver_storage::record::Record;
+
+use super::{Hub, Tried};
+
+/// How often it is looked after.
+const INTERVAL_MS: u64 = 50;
+/// From the start to the first sweep.
+const FIRST_SWEEP_MS: u64 = 60_000;
+/// From the end of a sweep to the next.
+const SWEEP_INTERVAL_MS: u64 = 600_000;
+/// Users that a sweep looks at in one read.
+const SWEEP_USERS: usize = 1024;
+/// Floors that are folded at once.
+const FOLDS_MAX: usize = 128;
+
+/// What the upkeep remembers.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// When it was last looked after.
+    last_ms: Option<u64>,
+    /// Folds that have not come back, or wait.
+    folds: usize,
+    /// When the next sweep begins.
+    sweep_ms: Option<u64>,
+    /// Shards that the sweep has not finished.
+    shards: VecDeque<ShardId>,
+    /// Users that it found, and that are not asked for yet.
+    found: VecDeque<UserId>,
+}
+
+impl Hub {
+    /// Looks after what nobody asks for, if it is time.
+    ///
+    /// # Errors
+    /// The engine could not be read.
+    pub fn keep_up(&mut self, now_ms: u64, mono_ms: u64) -> Result<(), EngineError> {
+        if self.upkeep.last_ms.is_some_and(|last| mono_ms.saturating_sub(last) < INTERVAL_MS) {
+            return Ok(());
+        }
+        self.upkeep.last_ms = Some(mono_ms);
+        if let Some(record) = self.shards.tick(now_ms, mono_ms) {
+            self.apply_at_leisure(&record, now_ms);
+        }
+        self.redrive(now_ms);
+        self.ask_for_dropped();
+        self.fold(now_ms);
+        self.sweep(mono_ms);
+        Ok(())
+    }
+
+    /// What compaction may forget, as of what is durable.
+    pub fn tell_retention(&self, retention: &Retention) {
+        retention.forget_dedup_before(self.shards.dedup_before_ms());
+    }
+
+    /// The clock that entries expire by has stopped, for the clock on the wall has jumped.
+    #[must_use]
+    pub fn is_expiry_stopped(&self) -> bool {
+        self.shards.expiry().stopped
+    }
+
+    /// The clock that entries expire by.
+    #[must_use]
+    pub fn expiry_clock_ms(&self) -> u64 {
+        self.shards.expiry().clock_ms
+    }
+
+    fn fold(&mut self, now_ms: u64) {
+        if self.upkeep.folds >= FOLDS_MAX {
+            return;
+        }
+        for fold in self.shards.fold_due(now_ms) {
+            self.upkeep.folds += 1;
+            self.reads.push_back(Read::Fold(fold));
+        }
+    }
+
+    /// A fold has come back.
+    pub(super) fn raise_floor(&mut self, folded: &Folded, now_ms: u64) -> Result<Tried, EngineError> {
+        let user = folded.fold.user;
+        match self.shards.decide_floor(&*self.engine, folded, now_ms)? {
+            Decision::Waits(load) => return Ok(Tried::Waits(load)),
+            Decision::Apply(record) => {
+                self.apply_at_leisure(&record, now_ms);
+                if let Record::FloorMoved { floor, unlinked, .. } = &record {
+                    self.lift_sessions(user, *floor);
+                    if !unlinked.is_empty() {
+                        self.tell_unlinked(user)?;
+                    }
+                }
+            }
+            Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => {}
+        }
+        self.upkeep.folds -= 1;
+        Ok(Tried::Done)
+    }
+
+    /// Devices of a user were unlinked: a last one that is online has no siblings any more.
+    fn tell_unlinked(&mut self, user: UserId) -> Result<(), EngineError> {
+        use culver_storage::command::View;
+        if let View::Known(devices) = self.shards.devices(&*self.engine, user)?
+            && let [last] = devices.as_slice()
+        {
+            let last = last.device;
+            self.tell_siblings(user, |device| device.device == last, false);
+        }
+        Ok(())
+    }
+
+    /// Goes on with the sweep, one read at a time.
+    fn sweep(&mut self, mono_ms: u64) {
+        let due_ms = *self.upkeep.sweep_ms.get_or_insert(mono_ms + FIRST_SWEEP_MS);
+        if mono_ms < due_ms {
+            return;
+        }
+        // The next one is due some time after this one: it is a few reads for each shard.
+        self.upkeep.sweep_ms = Some(mono_ms + SWEEP_INTERVAL_MS);
+        if self.upkeep.shards.is_empty() {
+            self.upkeep.shards = self.topology.shards_of(self.hub).collect();
+            self.sweep_on(None);
+        }
+    }
+
+    fn sweep_on(&mut self, after: Option<UserId>) {
+        let Some(shard) = self.upkeep.shards.front().copied() else { return };
+        let expiry = self.shards.expiry();
+        self.reads.push_back(Read::Sweep {
+            shard,
+            after,
+            limit: SWEEP_USERS,
+            today: expiry.today,
+            expire_before_ms: expiry.expire_before_ms,
+            unlink_days: self.shards.policy().unlink_days,
+        });
+    }
+
+    /// A sweep has found users whose floor may have to rise.
+    pub(super) fn handle_swept(
+        &mut self,
+        shard: ShardId,
+        users: &[UserId],
+        next: Option<UserId>,
+        now_ms: u64,
+    ) -> Result<(), EngineError> {
+        assert_eq!(self.upkeep.shards.front(), Some(&shard), "one shard at a time");
+        for user in users {
+            self.see_devices(*user, now_ms)?;
+            self.shards.want_fold(*user);
+        }
+        if next.is_none() {
+            self.upkeep.shards.pop_front();
+        }
+        self.sweep_on(next);
+        Ok(())
+    }
+
+    /// Devices that are online are not away, however long ago they logged in.
+    fn see_devices(&mut self, user: UserId, now_ms: u64) -> Result<(), EngineError> {
+        let sessions: Vec<u32> = self.directory.of_user(user).collect();
+        for index in sessions {
+            let device = self.directory.get(index).expect("just found").device();
+            // Where the user is cold, the next sweep comes in time.
+            let decision = self.shards.decide_link(&*self.engine, user, device.device, now_ms)?;
+            if let Decision::Apply(record @ Record::DeviceSeen { .. }) = decision {
+                self.apply_at_leisure(&record, now_ms);
+            }
+        }
+        Ok(())
+    }
+}
