@@ -232,7 +232,10 @@ impl Hub {
             }
             ReadResult::Folded(folded) => self.handle_work(Work::Floor(Box::new(folded)), now_ms),
             ReadResult::Outbox { stream, after, items } => self.push_read(stream, after, items, now_ms),
-            ReadResult::Swept { shard, users, next } => self.handle_swept(shard, &users, next, now_ms),
+            ReadResult::Swept { shard, users, next } => {
+                self.handle_swept(shard, users, next);
+                Ok(())
+            }
         }
     }
 
@@ -299,7 +302,7 @@ impl Hub {
         let batch = self.shards.seal(self.engine.sequence_synced(), with_cursors);
         let mut consequences = std::mem::take(&mut self.building);
         consequences.outgoing = self.shards.take_outgoing();
-        self.streams.note_sealed(&consequences.outgoing);
+        self.note_sealed(&consequences.outgoing, now_ms);
         self.under_way = Some((batch.number(), consequences));
         Ok(Some(batch))
     }
@@ -401,6 +404,7 @@ impl Hub {
         let tried = match &work {
             Work::Command(command) => self.try_command(arrival, command, now_ms)?,
             Work::Arrival(outgoing) => self.arrive(outgoing, now_ms)?,
+            Work::Fold(user) => self.fold_user(*user, now_ms)?,
             Work::Floor(folded) => self.raise_floor(folded, now_ms)?,
         };
         if let Tried::Waits(load) = tried {
@@ -418,8 +422,11 @@ impl Hub {
             Work::Command(Command::Send { session, send }) => {
                 self.reject(session, parked.arrival, &send, ErrorCode::Busy);
             }
+            Work::Command(Command::Rpc { session, device, id, .. }) => {
+                self.answer(session, device, id, Err(ErrorCode::Busy));
+            }
             Work::Arrival(outgoing) => self.streams.drop_arrival(outgoing.stream),
-            Work::Command(_) | Work::Floor(_) => unreachable!("there is always room for what is bounded otherwise"),
+            Work::Command(_) | Work::Fold(_) | Work::Floor(_) => unreachable!("there is always room for what is bounded otherwise"),
         }
     }
 

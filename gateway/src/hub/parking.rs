@@ -30,6 +30,8 @@ pub enum Work {
     Command(Command),
     /// The next item of a stream.
     Arrival(Outgoing),
+    /// A user whose floor may have to rise.
+    Fold(UserId),
     /// A floor to be raised.
     Floor(Box<Folded>),
 }
@@ -99,7 +101,7 @@ impl Parking {
                 let of_stream = self.arrivals.get(&outgoing.stream).copied().unwrap_or_default();
                 of_stream < PARKED_OF_STREAM_MAX && self.arrivals_total < PARKED_ARRIVALS_MAX
             }
-            Work::Command(_) | Work::Floor(_) => true,
+            Work::Command(_) | Work::Fold(_) | Work::Floor(_) => true,
         }
     }
 
@@ -112,7 +114,7 @@ impl Parking {
                 *self.arrivals.entry(outgoing.stream).or_default() += 1;
                 self.arrivals_total += 1;
             }
-            Work::Command(_) | Work::Floor(_) => {}
+            Work::Command(_) | Work::Fold(_) | Work::Floor(_) => {}
         }
         self.parked.push_back(parked);
     }
@@ -148,6 +150,7 @@ fn keys(work: &Work) -> [Option<Key>; 4] {
             };
             [Some(Key::Stream(outgoing.stream)), of_user(user), None, None]
         }
+        Work::Fold(user) => [of_user(*user), None, None, None],
         Work::Floor(folded) => [of_user(folded.fold.user), None, None, None],
     }
 }

@@ -38,7 +38,7 @@ impl Hub {
         true
     }
 
-    fn answer(&mut self, session: Address, device: Device, id: u64, result: Result<Answer, ErrorCode>) {
+    pub(super) fn answer(&mut self, session: Address, device: Device, id: u64, result: Result<Answer, ErrorCode>) {
         if let Some(index) = self.directory.current(device, session)
             && let Some(extra) = self.extras.get(&self.directory, index)
         {

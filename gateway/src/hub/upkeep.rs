@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 
 use culver_protocol::id::UserId;
-use culver_storage::command::Decision;
+use culver_storage::command::{Decision, ExpiryState, Load, View};
 use culver_storage::error::EngineError;
 use culver_storage::filter::Retention;
 use culver_storage::key::ShardId;
 use culver_storage::reader::{Folded, Read};
 use culver_storage::record::Record;
 
+use super::parking::Work;
 use super::{Hub, Tried};
 
 /// How often it is looked after.
@@ -34,8 +35,10 @@ pub(super) struct Upkeep {
     sweep_ms: Option<u64>,
     /// Shards that the sweep has not finished.
     shards: VecDeque<ShardId>,
-    /// Users that it found, and that are not asked for yet.
+    /// Users that it found, and that are not seen to yet.
     found: VecDeque<UserId>,
+    /// It goes on after this user of the first of the shards once they are.
+    sweep_on: Option<Option<UserId>>,
 }
 
 impl Hub {
@@ -55,7 +58,7 @@ impl Hub {
         self.ask_for_dropped();
         self.fold(now_ms);
         self.sweep(mono_ms);
-        Ok(())
+        self.fold_found(now_ms)
     }
 
     /// What compaction may forget, as of what is durable.
@@ -85,9 +88,40 @@ impl Hub {
         }
     }
 
+    /// Users that the sweep found, as far as there is room.
+    fn fold_found(&mut self, now_ms: u64) -> Result<(), EngineError> {
+        while self.upkeep.folds < FOLDS_MAX {
+            let Some(user) = self.upkeep.found.pop_front() else { break };
+            self.upkeep.folds += 1;
+            self.handle_work(Work::Fold(user), now_ms)?;
+        }
+        if self.upkeep.found.is_empty()
+            && let Some(after) = self.upkeep.sweep_on.take()
+        {
+            self.read_sweep(after);
+        }
+        Ok(())
+    }
+
+    /// A user whom the sweep found.
+    pub(super) fn fold_user(&mut self, user: UserId, now_ms: u64) -> Result<Tried, EngineError> {
+        if let Some(load) = self.see_devices(user, now_ms)? {
+            return Ok(Tried::Waits(load));
+        }
+        match self.shards.fold_user(&*self.engine, user, now_ms)? {
+            View::Waits(load) => return Ok(Tried::Waits(load)),
+            View::Known(Some(fold)) => self.reads.push_back(Read::Fold(fold)),
+            View::Known(None) => self.upkeep.folds -= 1,
+        }
+        Ok(Tried::Done)
+    }
+
     /// A fold has come back.
     pub(super) fn raise_floor(&mut self, folded: &Folded, now_ms: u64) -> Result<Tried, EngineError> {
         let user = folded.fold.user;
+        if let Some(load) = self.see_devices(user, now_ms)? {
+            return Ok(Tried::Waits(load));
+        }
         match self.shards.decide_floor(&*self.engine, folded, now_ms)? {
             Decision::Waits(load) => return Ok(Tried::Waits(load)),
             Decision::Apply(record) => {
@@ -107,7 +141,6 @@ impl Hub {
 
     /// Devices of a user were unlinked: a last one that is online has no siblings any more.
     fn tell_unlinked(&mut self, user: UserId) -> Result<(), EngineError> {
-        use culver_storage::command::View;
         if let View::Known(devices) = self.shards.devices(&*self.engine, user)?
             && let [last] = devices.as_slice()
         {
@@ -127,54 +160,39 @@ impl Hub {
         self.upkeep.sweep_ms = Some(mono_ms + SWEEP_INTERVAL_MS);
         if self.upkeep.shards.is_empty() {
             self.upkeep.shards = self.topology.shards_of(self.hub).collect();
-            self.sweep_on(None);
+            self.read_sweep(None);
         }
     }
 
-    fn sweep_on(&mut self, after: Option<UserId>) {
+    fn read_sweep(&mut self, after: Option<UserId>) {
         let Some(shard) = self.upkeep.shards.front().copied() else { return };
-        let expiry = self.shards.expiry();
-        self.reads.push_back(Read::Sweep {
-            shard,
-            after,
-            limit: SWEEP_USERS,
-            today: expiry.today,
-            expire_before_ms: expiry.expire_before_ms,
-            unlink_days: self.shards.policy().unlink_days,
-        });
+        let ExpiryState { today, expire_before_ms, .. } = self.shards.expiry();
+        let unlink_days = self.shards.policy().unlink_days;
+        let limit = SWEEP_USERS;
+        self.reads.push_back(Read::Sweep { shard, after, limit, today, expire_before_ms, unlink_days });
     }
 
-    /// A sweep has found users whose floor may have to rise.
-    pub(super) fn handle_swept(
-        &mut self,
-        shard: ShardId,
-        users: &[UserId],
-        next: Option<UserId>,
-        now_ms: u64,
-    ) -> Result<(), EngineError> {
+    /// A sweep has found users whose floor may have to rise. It goes on when they are seen to.
+    pub(super) fn handle_swept(&mut self, shard: ShardId, users: Vec<UserId>, next: Option<UserId>) {
         assert_eq!(self.upkeep.shards.front(), Some(&shard), "one shard at a time");
-        for user in users {
-            self.see_devices(*user, now_ms)?;
-            self.shards.want_fold(*user);
-        }
+        self.upkeep.found.extend(users);
         if next.is_none() {
             self.upkeep.shards.pop_front();
         }
-        self.sweep_on(next);
-        Ok(())
+        self.upkeep.sweep_on = Some(next);
     }
 
     /// Devices that are online are not away, however long ago they logged in.
-    fn see_devices(&mut self, user: UserId, now_ms: u64) -> Result<(), EngineError> {
+    fn see_devices(&mut self, user: UserId, now_ms: u64) -> Result<Option<Load>, EngineError> {
         let sessions: Vec<u32> = self.directory.of_user(user).collect();
         for index in sessions {
             let device = self.directory.get(index).expect("just found").device();
-            // Where the user is cold, the next sweep comes in time.
-            let decision = self.shards.decide_link(&*self.engine, user, device.device, now_ms)?;
-            if let Decision::Apply(record @ Record::DeviceSeen { .. }) = decision {
-                self.apply_at_leisure(&record, now_ms);
+            match self.shards.decide_link(&*self.engine, user, device.device, now_ms)? {
+                Decision::Apply(record @ Record::DeviceSeen { .. }) => self.apply_at_leisure(&record, now_ms),
+                Decision::Waits(load) => return Ok(Some(load)),
+                _ => {}
             }
         }
-        Ok(())
+        Ok(None)
     }
 }

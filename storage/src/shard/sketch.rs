@@ -136,6 +136,18 @@ impl Shards {
         todo!("streams")
     }
 
+    /// Whether a user's inbox holds as much as it may, as far as memory knows.
+    #[must_use]
+    pub fn is_full(&self, user: UserId) -> bool {
+        todo!("quota")
+    }
+
+    /// How long things are kept.
+    #[must_use]
+    pub fn policy(&self) -> super::Policy {
+        self.policy
+    }
+
     /// The inbox of a user in another hub is full: messages to it are refused until then.
     pub fn refuse_full(&mut self, user: UserId, until_ms: u64) {
         todo!("streams")
