@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 
-use culver_storage::topology::HubId;
+use culver_storage::topology::{HubId, Topology};
 use mio::net::TcpStream;
 
 use super::buffers::{Buffers, NO_BUFFER};
@@ -100,9 +100,9 @@ impl Connection {
     /// The hub that is to be told something next, if any: first what the session has to say to its user's hub, then
     /// that it is over.
     #[must_use]
-    pub fn next_hub(&self, home: HubId) -> Option<HubId> {
+    pub fn next_hub(&self, topology: &Topology) -> Option<HubId> {
         if self.session.has_pending(self.outgoing != NO_BUFFER) {
-            return Some(home);
+            return Some(topology.hub_of_user(self.session.device().user));
         }
         let bit = u16::try_from(self.to_close.trailing_zeros()).expect("at most 16");
         (self.to_close != 0).then_some(HubId(bit))

@@ -41,8 +41,7 @@ impl Reactor {
         if connection.to_post {
             return;
         }
-        let home = self.around.topology.hub_of_user(connection.session.device().user);
-        if let Some(hub) = connection.next_hub(home) {
+        if let Some(hub) = connection.next_hub(&self.around.topology) {
             connection.to_post = true;
             self.hubs.wait_at(hub, slot);
         }
@@ -65,9 +64,8 @@ impl Reactor {
         let session = connection.address(self.number, slot);
         let unsent = connection.outgoing != NO_BUFFER;
         let device = connection.session.device();
-        let home = self.around.topology.hub_of_user(device.user);
         loop {
-            let next = connection.next_hub(home);
+            let next = connection.next_hub(&self.around.topology);
             if next != Some(hub) {
                 connection.to_post = next.is_some();
                 next.into_iter().for_each(|next| self.hubs.wait_at(next, slot));
