@@ -76,7 +76,6 @@ pub(crate) struct Server {
     /// Expired up to here.
     pub(crate) floor: u64,
     pub(crate) marks: Marks,
-    receipts_persisted: u64,
     seqs: HashMap<ConversationId, u64>,
 }
 
@@ -95,12 +94,20 @@ pub(crate) struct Session {
     gap: bool,
     sync: Option<proto::SyncStart>,
     sync_through: Option<u64>,
+    /// What the client's application had persisted when it connected.
+    receipts_persisted: u64,
     receipts_told: u64,
     answers: Vec<proto::RpcResult>,
     /// Rejected for now, so that what follows it in its conversation must wait.
     rejected: HashMap<ConversationId, ClientMessageId>,
     /// The server closes as soon as its bytes are out.
     pub(crate) closing: bool,
+}
+
+impl Session {
+    pub(crate) fn new(receipts_persisted: u64) -> Self {
+        Self { receipts_persisted, ..Self::default() }
+    }
 }
 
 impl Server {
@@ -185,8 +192,7 @@ impl Server {
         assert!(login.cursor <= self.head(), "a cursor beyond the head");
         assert!(login.cursor >= self.acked_by_client, "the cursor went back");
         assert!(login.receipts <= self.marks.version(), "receipts that never were");
-        assert!(login.receipts >= self.receipts_persisted, "the receipts cursor went back");
-        self.receipts_persisted = login.receipts;
+        assert_eq!(login.receipts, session.receipts_persisted, "the receipts cursor as it is kept");
         session.receipts_told = login.receipts;
         session.gap = login.cursor < self.floor;
         self.acked = self.acked.max(login.cursor);

@@ -249,8 +249,8 @@ impl World {
         };
         let up_left = budget(self.plan.cut_up, &mut self.rng);
         let down_left = budget(self.plan.cut_down, &mut self.rng);
-        self.connection =
-            Some(Connection { session: Session::default(), up: Vec::new(), down: Vec::new(), up_left, down_left });
+        let session = Session::new(self.client.receipts());
+        self.connection = Some(Connection { session, up: Vec::new(), down: Vec::new(), up_left, down_left });
         self.client.handle_connected(self.now_us);
     }
 

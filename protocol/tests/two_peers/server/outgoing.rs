@@ -31,7 +31,7 @@ impl Server {
             let answer = session.answers.remove(rng.random_range(0..session.answers.len()));
             put(out, RecordType::RpcResult, &answer);
         }
-        self.tell_gap(session, out);
+        self.tell_gap(session, rng, out);
         if let Some(start) = session.sync.take() {
             put(out, RecordType::SyncStart, &start);
         }
@@ -49,12 +49,15 @@ impl Server {
         }
     }
 
-    fn tell_gap(&mut self, session: &mut Session, out: &mut Vec<u8>) {
+    fn tell_gap(&mut self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) {
         if session.gap || session.sent < self.floor {
             session.gap = false;
             session.sent = session.sent.max(self.floor);
             session.told = session.sent;
             put(out, RecordType::Gap, &proto::Gap { start: session.sent + 1, ..Default::default() });
+        } else if session.acked < self.floor && chance(rng, 50) {
+            // What is under way may yet arrive.
+            put(out, RecordType::Gap, &proto::Gap { start: self.floor + 1, ..Default::default() });
         }
         session.acked = session.acked.max(self.floor);
         self.acked = self.acked.max(self.floor);
