@@ -47,9 +47,9 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen floor --pairs 64 --in-flight 8\n  culver-loadgen floor --rate 5000 --sync --data-dir /var/tmp --json -"
     )]
     Floor(Box<scenario::floor::FloorOptions>),
-    /// What receipts add to the server CPU of a message
+    /// What receipts, or a second device, add to the server CPU of a message
     #[command(
-        after_help = "Examples:\n  culver-loadgen cost receipts --in-flight 1 --with-floor --added-to-floor-max 1.15 \\\n    --plain-target 127.0.0.1:7410 --plain-ops 127.0.0.1:7411 --plain-credentials plain/dev-credentials.json"
+        after_help = "Examples:\n  culver-loadgen cost recipient-device --in-flight 8 --added-share-max 0.4\n  culver-loadgen cost receipts --in-flight 1 --with-floor --added-to-floor-max 1.15 \\\n    --plain-target 127.0.0.1:7410 --plain-ops 127.0.0.1:7411 --plain-credentials plain/dev-credentials.json"
     )]
     Cost(Box<scenario::cost::CostOptions>),
     /// Kills the server under load again and again: nothing acknowledged may be lost

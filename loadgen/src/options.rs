@@ -11,7 +11,7 @@ use culver_protocol::limits::{CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX};
 use serde::{Serialize, Serializer};
 
 use crate::clock::unix_ms;
-use crate::plan::{self, PAYLOAD_LEN_MIN, RunId};
+use crate::plan::{self, Devices, PAYLOAD_LEN_MIN, RunId};
 use crate::report::JsonTo;
 use crate::report::machine::cores;
 use crate::report::progress::Progress;
@@ -152,7 +152,7 @@ impl PairOptions {
             journal: None,
             drops_per_s: 0.0,
             persists_late: false,
-            devices: (1, 1),
+            devices: Devices::of_each(1, 1),
             receipts: false,
             reads: false,
             leaves_per_s: 0.0,

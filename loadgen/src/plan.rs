@@ -80,12 +80,26 @@ pub(crate) fn pairs(first_user: u64, count: usize) -> Vec<PairPlan> {
         .collect()
 }
 
-/// Gives each user of `pairs` a number of devices within `range`, both ends included.
-pub(crate) fn give_devices(pairs: &mut [PairPlan], range: (u8, u8), seed: u64) {
+/// Least and most devices of each sender, and of each recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Devices {
+    pub(crate) senders: (u8, u8),
+    pub(crate) recipients: (u8, u8),
+}
+
+impl Devices {
+    /// So many for each user, both ends included.
+    pub(crate) fn of_each(least: u8, most: u8) -> Self {
+        Self { senders: (least, most), recipients: (least, most) }
+    }
+}
+
+/// Gives each user of `pairs` a number of devices.
+pub(crate) fn give_devices(pairs: &mut [PairPlan], devices: Devices, seed: u64) {
     let mut rng = rng(seed, "devices");
     for pair in pairs {
-        pair.sender_devices = rng.random_range(range.0..=range.1);
-        pair.recipient_devices = rng.random_range(range.0..=range.1);
+        pair.sender_devices = rng.random_range(devices.senders.0..=devices.senders.1);
+        pair.recipient_devices = rng.random_range(devices.recipients.0..=devices.recipients.1);
     }
 }
 
@@ -169,7 +183,7 @@ mod tests {
     #[test]
     fn every_device_of_a_pair_has_its_seat() {
         let mut plan = pairs(first_user(9), 200);
-        give_devices(&mut plan, (2, 4), 9);
+        give_devices(&mut plan, Devices::of_each(2, 4), 9);
         assert!(plan.iter().all(|pair| (4..=8).contains(&pair.seats())));
         assert!(plan.iter().any(|pair| pair.seats() == 4) && plan.iter().any(|pair| pair.seats() == 8));
         let pair = PairPlan { sender_devices: 2, recipient_devices: 3, ..*plan.first().expect("200 of them") };

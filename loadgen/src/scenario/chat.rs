@@ -12,6 +12,7 @@ use super::cost::Added;
 use super::pairs::{PairLoad, PairOutcome, PairRun, SlotLatencies};
 use crate::clock::Clock;
 use crate::options::{PairOptions, RunOptions, TargetOptions, TimeOptions};
+use crate::plan::Devices;
 use crate::report::histogram::{Percentiles, median};
 use crate::report::progress::Progress;
 use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
@@ -146,7 +147,8 @@ pub(crate) fn run(mut options: ChatOptions) -> Result<Document> {
     let mut culver = options.target.find()?;
     let (mut runs, mut floor_runs, mut floor_receipt_runs) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..u64::from(options.interleave) {
-        let load = options.pairs.load(&options.run, seed, number);
+        let devices = Devices::of_each(options.devices, options.devices);
+        let load = PairLoad { devices, ..options.pairs.load(&options.run, seed, number) };
         if options.with_floor {
             let (sync, data_dir) = (options.floor_sync, options.floor_data_dir.clone());
             let mut settings = FloorSettings { sync, data_dir, receipts: false };
@@ -156,9 +158,8 @@ pub(crate) fn run(mut options: ChatOptions) -> Result<Document> {
                 floor_receipt_runs.push(measure_floor(&settings, &load, &options.time, &progress)?);
             }
         }
-        // The floor knows one device a user, and its receipts are not checked.
-        let devices = (options.devices, options.devices);
-        let load = PairLoad { devices, receipts: options.receipts, reads: options.reads, ..load };
+        // The floor's receipts are not checked.
+        let load = PairLoad { receipts: options.receipts, reads: options.reads, ..load };
         runs.push(measure("culver", &mut culver, &load, &options.time, &progress)?);
     }
     let comparison = options.with_floor.then(|| Comparison::of(&runs, &floor_runs));

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::chat::{PairMeasurement, measure, measure_floor, render_runs};
 use super::pairs::PairLoad;
 use crate::options::{PairOptions, RunOptions, TargetOptions, TimeOptions};
+use crate::plan::Devices;
 use crate::report::histogram::median;
 use crate::report::progress::Progress;
 use crate::report::{Document, JsonTo, Misses};
@@ -54,6 +55,10 @@ pub(crate) struct CostOptions {
 enum Addition {
     /// A receipt for each acknowledgement: needs a second server, with `receipts = false` in its configuration
     Receipts,
+    /// A second device of each recipient, online: each message is delivered twice
+    RecipientDevice,
+    /// A second device of each sender, online: it gets a copy of each message
+    SenderDevice,
 }
 
 /// The server without receipts.
@@ -126,7 +131,10 @@ pub(crate) fn run(mut options: CostOptions) -> Result<Document> {
     let (mut culver, mut plain) = (options.target.find()?, options.plain.find()?);
     let (mut server, mut floor) = (Runs::default(), Runs::default());
     for number in 0..u64::from(options.interleave) {
-        let load = |with: bool| options.pairs.load(&options.run, seed, 2 * number + u64::from(with));
+        let load = |with: bool| {
+            let load = options.pairs.load(&options.run, seed, 2 * number + u64::from(with));
+            PairLoad { devices: options.of.devices(with), ..load }
+        };
         // Whoever is first has the advantage, or not: by turns.
         let order = if number % 2 == 0 { [false, true] } else { [true, false] };
         for with in order.into_iter().filter(|_| options.with_floor) {
@@ -160,6 +168,17 @@ impl Addition {
     fn has_receipts(self, with: bool) -> bool {
         match self {
             Self::Receipts => with,
+            // As the server does, which the relay is compared with.
+            Self::RecipientDevice | Self::SenderDevice => true,
+        }
+    }
+
+    fn devices(self, with: bool) -> Devices {
+        let one = Devices::of_each(1, 1);
+        match self {
+            Self::RecipientDevice if with => Devices { recipients: (2, 2), ..one },
+            Self::SenderDevice if with => Devices { senders: (2, 2), ..one },
+            _ => one,
         }
     }
 }
@@ -243,6 +262,12 @@ fn check(options: &CostOptions, result: &CostResult) -> Vec<String> {
     for run in result.rows().iter().flat_map(|(_, runs)| *runs) {
         run.check(&mut misses);
     }
+    let told_without = result.runs_without.iter().any(|run| run.receipt_marks > 0);
+    misses.expect(options.of != Addition::Receipts || !told_without, || {
+        "the server without receipts sent some: it needs `receipts = false` under [inbox]".to_owned()
+    });
+    let told = result.runs_with.iter().chain(&result.floor_runs_with).all(|run| run.receipt_marks > 0);
+    misses.expect(told, || "there were no receipts where they were to be measured".to_owned());
     if let Some(max) = options.added_share_max {
         let found = result.added.added_share_median;
         misses.expect(found <= max, || format!("{:.0}% are added, not {:.0}%", found * 100.0, max * 100.0));
@@ -287,6 +312,19 @@ mod tests {
         assert!(close(added.added_share_median, 0.05), "{added:?}");
         let line = added.line("floor");
         assert!(line.contains("floor: median 1.00 us (1.00 1.00 2.00), 5% (10.00 5.00 5.00)"), "{line}");
+    }
+
+    #[test]
+    fn one_thing_is_added_and_nothing_else() {
+        let of_each = Devices::of_each;
+        for what in [Addition::Receipts, Addition::RecipientDevice, Addition::SenderDevice] {
+            assert_eq!(what.devices(false), of_each(1, 1));
+            assert!(what.has_receipts(true));
+        }
+        assert_eq!(Addition::Receipts.devices(true), of_each(1, 1));
+        assert!(!Addition::Receipts.has_receipts(false) && Addition::SenderDevice.has_receipts(false));
+        assert_eq!(Addition::RecipientDevice.devices(true), Devices { recipients: (2, 2), ..of_each(1, 1) });
+        assert_eq!(Addition::SenderDevice.devices(true), Devices { senders: (2, 2), ..of_each(1, 1) });
     }
 
     #[test]

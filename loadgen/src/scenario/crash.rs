@@ -13,7 +13,7 @@ use super::pairs::{Pace, PairLoad, PairOutcome, PairRun};
 use crate::clock::{Clock, micros};
 use crate::journal;
 use crate::options::{DeviceRange, RunOptions};
-use crate::plan::{self, RunId};
+use crate::plan::{self, Devices, RunId};
 use crate::report::histogram::{Latencies, Percentiles};
 use crate::report::progress::Progress;
 use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
@@ -137,7 +137,7 @@ impl CrashOptions {
             journal: Some(journal),
             drops_per_s: self.drops,
             persists_late: true,
-            devices: (self.devices.0, self.devices.1),
+            devices: Devices::of_each(self.devices.0, self.devices.1),
             receipts: true,
             reads: self.reads,
             leaves_per_s: self.leaves.unwrap_or(if self.devices.1 > 1 { LEAVES_PER_S } else { 0.0 }),

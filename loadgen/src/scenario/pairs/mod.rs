@@ -27,7 +27,7 @@ use self::turmoil::Turmoil;
 use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::links::{LinkCounts, raise_descriptor_limit};
-use crate::plan::{self, PairPlan, Payloads, RunId};
+use crate::plan::{self, Devices, PairPlan, Payloads, RunId};
 use crate::report::histogram::Latencies;
 use crate::report::progress::Progress;
 use crate::target::{Target, client_config};
@@ -73,8 +73,7 @@ pub(crate) struct PairLoad {
     /// Devices persist, and so acknowledge, some time after they got something: what lies in between comes again
     /// after a crash.
     pub(crate) persists_late: bool,
-    /// Devices of each user: least and most.
-    pub(crate) devices: (u8, u8),
+    pub(crate) devices: Devices,
     /// Receipts are checked and measured.
     pub(crate) receipts: bool,
     /// Most recipients mark as read.
