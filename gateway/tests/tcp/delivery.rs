@@ -19,6 +19,7 @@ on_every_layout! {
     a_cursor_that_means_nothing_here_is_reset,
     an_acknowledgement_from_before_the_reset_moves_nothing,
     who_does_not_read_costs_no_memory_and_loses_nothing,
+    who_lets_what_it_is_owed_pile_up_is_ended_and_loses_nothing,
 }
 
 /// User 1 has sent so many messages to user 2, and all are accepted.
@@ -221,53 +222,71 @@ fn an_acknowledgement_from_before_the_reset_moves_nothing(layout: Layout) {
     check(&two.entries(5), 8);
 }
 
+/// Pings, whose answers are not read, until the server reads no more either. How many there were, and what is left to
+/// be written of the last.
+fn stuff(home: &Home, server: &Server, peer: &mut Peer) -> (u64, Vec<u8>) {
+    peer.stream.set_nonblocking(true).expect("a socket");
+    let ping = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX });
+    let (mut pings, mut rest) = (0, Vec::new());
+    let mut refused = false;
+    loop {
+        let bytes = if rest.is_empty() { &ping } else { &rest };
+        match peer.stream.write(bytes) {
+            Ok(len) => {
+                refused = false;
+                rest = bytes.get(len..).expect("no more than there was").to_vec();
+                pings += u64::from(rest.is_empty());
+                assert!(pings < 10_000_000, "it reads for ever");
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !refused => {
+                // The server may just not have come to it yet: it has when another client's turn has come and gone.
+                refused = true;
+                Peer::online(home, server, 9).ping();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    peer.stream.set_nonblocking(false).expect("a socket");
+    (pings, rest)
+}
+
 fn who_does_not_read_costs_no_memory_and_loses_nothing(layout: Layout) {
     const LEN: usize = 1000;
     let (home, server) = serve_on(layout);
     let login = proto::Login { credit_entries: 1000, credit_bytes: 1 << 20, ..with(home.token(2)) };
     let mut two = Peer::connect_narrow(server.listen, 4096);
     two.log_in(2, &login);
-    // Pings, whose answers are not read, until the server reads no more either.
     let before = server.metric("culver_process_resident_bytes");
-    two.stream.set_nonblocking(true).expect("a socket");
-    let ping = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX });
-    let (mut pings, mut rest) = (0, Vec::new());
-    loop {
-        match two.stream.write(if rest.is_empty() { &ping } else { &rest }) {
-            Ok(len) => {
-                let of = if rest.is_empty() { &ping } else { &rest };
-                rest = of.get(len..).expect("no more than there was").to_vec();
-                pings += u64::from(rest.is_empty());
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                // The server may just not have come to it yet: it has when another client's turn has come and gone.
-                let turned = pings;
-                Peer::online(&home, &server, 9).ping();
-                let written = two.stream.write(if rest.is_empty() { &ping } else { &rest });
-                match written {
-                    Ok(len) => {
-                        let of = if rest.is_empty() { &ping } else { &rest };
-                        rest = of.get(len..).expect("no more than there was").to_vec();
-                        pings += u64::from(rest.is_empty());
-                        assert!(turned < 10_000_000, "it reads for ever");
-                    }
-                    Err(_) => break,
-                }
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
+    let (pings, rest) = stuff(&home, &server, &mut two);
     let mut one = backlog(&home, &server, 300, LEN);
     one.ping();
     let after = server.metric("culver_process_resident_bytes");
     let grown = after.saturating_sub(before) / 1024;
     assert!(grown < 48 * 1024, "memory has grown by {grown} KiB");
-    two.stream.set_nonblocking(false).expect("a socket");
     for _ in 0..pings {
         two.wait_for(|got| *got == Got::Pong(u64::MAX));
     }
     two.write(&rest);
     check(&two.entries(300), LEN);
+}
+
+fn who_lets_what_it_is_owed_pile_up_is_ended_and_loses_nothing(layout: Layout) {
+    let (home, server) = serve_on(layout);
+    let mut one = Peer::connect_narrow(server.listen, 4096);
+    one.log_in(1, &with(home.token(1)));
+    one.send_and_wait(2, 1, b"hello");
+    stuff(&home, &server, &mut one);
+    let mut two = Peer::online(&home, &server, 2);
+    two.entries(1);
+    // A receipt is written all the same; one too many.
+    two.ack(1);
+    server.wait_for("culver_receipts_total", |receipts| receipts == 1);
+    server.wait_for("culver_errors_sent_total", |errors| errors == 1);
+    // It goes without having read why.
+    server.wait_for("culver_sessions", |sessions| sessions == 1);
+    drop(one);
+    Peer::online(&home, &server, 1).wait_for_mark(2, |mark| mark.delivered == 1);
 }
 
 /// The answers leave at once, so that no socket ever says that it takes bytes again.
