@@ -33,6 +33,8 @@ struct Json<'a> {
     conversations: u64,
     messages: u64,
     dedup_rows: u64,
+    talk_rows: u64,
+    outbox_rows: u64,
     batch: u64,
     findings: &'a [String],
     findings_unlisted: u64,
@@ -58,13 +60,24 @@ impl Verify {
 }
 
 fn json(report: &Report) -> String {
-    let Report { users, conversations, messages, dedup_rows, batch, ref findings, findings_unlisted } = *report;
-    let report = Json { users, conversations, messages, dedup_rows, batch, findings, findings_unlisted };
+    let Report { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, .. } = *report;
+    let (findings, findings_unlisted) = (&report.findings, report.findings_unlisted);
+    let report = Json {
+        users,
+        conversations,
+        messages,
+        dedup_rows,
+        talk_rows,
+        outbox_rows,
+        batch,
+        findings,
+        findings_unlisted,
+    };
     serde_json::to_string_pretty(&report).expect("numbers and strings are JSON")
 }
 
 fn words(report: &Report) -> String {
-    let Report { users, conversations, messages, dedup_rows, batch, findings, findings_unlisted } = report;
+    let Report { users, conversations, messages, dedup_rows, batch, findings, findings_unlisted, .. } = report;
     let mut text = format!(
         "{messages} messages, {conversations} conversations, {users} users, {dedup_rows} client message ids remembered, \
          {batch} batches"
