@@ -13,8 +13,10 @@ use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, U
 use culver_storage::batch::BatchNumber;
 use culver_storage::command::{Decision, Send};
 use culver_storage::engine::Engine;
+use culver_storage::reader::Loaded;
 use culver_storage::rocks::{RocksEngine, RocksOptions};
-use culver_storage::shard::{Loaded, Shards};
+use culver_storage::shard::{Policy, Shards};
+use culver_storage::topology::{HubId, Topology};
 use culver_storage::writer::Writer;
 
 const PAYLOAD_LEN: usize = 256;
@@ -35,7 +37,14 @@ fn main() {
         Arc::clone(&engine),
         Box::new(move |number: BatchNumber| done.send(number).expect("main outlives the writer")),
     );
-    let mut shards = Shards::recover(&*engine, 64, 0, now_ms()).expect("a new volume recovers");
+    let topology = Arc::new(Topology::single(64));
+    let shards = Shards::recover(&*engine, topology, HubId(0), Policy::default(), now_ms(), mono_ms());
+    let mut shards = shards.expect("a new volume recovers");
+    for user in 1..=2 * pairs {
+        let decision = shards.decide_link(&*engine, UserId(user), DeviceId(1), now_ms()).expect("the engine reads");
+        let Decision::Apply(record) = decision else { panic!("a new device is linked, not {decision:?}") };
+        shards.apply(&record);
+    }
     let mut acked = vec![0u64; usize::try_from(2 * pairs).expect("few pairs")];
     let (cpu_before, begin) = (cpu_us(), Instant::now());
     let (mut batches, mut loads) = (0, 0);
@@ -72,6 +81,7 @@ fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked:
         client_message_id: ClientMessageId(u128::from(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes()),
         conversation: ConversationId::direct(sender, recipient),
         payload: Bytes::from_static(&[7; PAYLOAD_LEN]),
+        copy: false,
     };
     loop {
         match shards.decide_send(engine, &send, now_ms()).expect("the engine reads") {
@@ -88,7 +98,8 @@ fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked:
     *slot += 1;
     if slot.is_multiple_of(8) {
         let through = InboxSeq(*slot - 1);
-        match shards.decide_ack(engine, recipient, DeviceId(1), through, now_ms()).expect("the engine reads") {
+        // Without what it says of conversations: receipts are measured elsewhere.
+        match shards.decide_ack(engine, recipient, DeviceId(1), through, &[], now_ms()).expect("the engine reads") {
             Decision::Apply(record) => shards.apply(&record),
             other => panic!("an acknowledgement moves the cursor, not {other:?}"),
         }
@@ -98,6 +109,12 @@ fn send(shards: &mut Shards, engine: &dyn Engine, index: u64, pairs: u64, acked:
 fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("the clock is after 1970");
     u64::try_from(since.as_millis()).expect("milliseconds fit for half a billion years")
+}
+
+/// A clock that never jumps.
+fn mono_ms() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(time.tv_sec * 1000 + time.tv_nsec / 1_000_000).expect("it counts from the start of the machine")
 }
 
 /// CPU time of all threads of this process, user and system, in microseconds.

@@ -9,7 +9,7 @@ use crate::error::EngineError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Family {
-    /// Batches, time reservations, later watermarks and heads.
+    /// Batches, time reservations, watermarks and heads of streams, the expiry clock.
     Meta = 1,
     /// The last place of each conversation.
     Conversation = 2,
@@ -21,11 +21,11 @@ pub enum Family {
     User = 5,
     /// What was accepted under which client message id.
     Dedup = 6,
-    /// Members of conversations. Nothing writes it yet.
+    /// What a user's conversations have come to: receipts and last entries.
     Member = 7,
     /// Devices of users. Nothing writes it yet.
     Device = 8,
-    /// Records on their way to other shards. Nothing writes it yet.
+    /// Entries and receipts on their way to other shards.
     Outbox = 9,
 }
 

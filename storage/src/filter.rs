@@ -16,8 +16,8 @@ pub(crate) mod tests;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::engine::Family;
-use crate::key::{self, MetaKind, ShardId};
-use crate::value::{self, DedupRow, UserRow};
+use crate::key;
+use crate::value::{self, DedupRow, NumberRow, UserRow};
 
 /// How long rows are kept that have an age. Shared by who knows the time and who drops rows; it starts by keeping all.
 #[derive(Debug, Default)]
@@ -91,10 +91,11 @@ impl Filter {
         value: &[u8],
         look_up: impl FnOnce(Family, &[u8]) -> Option<Vec<u8>>,
     ) -> Option<bool> {
-        let (stream, n) = decode_outbox(key)?;
-        decode_item(value)?;
-        let head = |row: Vec<u8>| decode_number(&row).unwrap_or(0);
-        Some(n <= self.through(&stream, || look_up(Family::Meta, &stream).map_or(0, head)))
+        let (stream, n) = key::decode_outbox(key)?;
+        value::decode_item(value).ok()?;
+        let through = |row: Vec<u8>| NumberRow::decode(&row).map_or(0, |row| row.number);
+        let head = key::head(stream);
+        Some(n <= self.through(&head, || look_up(Family::Meta, &head).map_or(0, through)))
     }
 
     fn drops_dedup(&self, key: &[u8], value: &[u8]) -> Option<bool> {
@@ -109,27 +110,4 @@ impl Filter {
             _ => self.last.insert((key.to_vec(), read())).1,
         }
     }
-}
-
-// What follows moves to `key` and `value` as soon as they know outbox rows.
-
-fn decode_outbox(key: &[u8]) -> Option<([u8; key::META_KEY_LEN], u64)> {
-    let (from, rest) = key::split_u16(key)?;
-    let (to, rest) = key::split_u16(rest)?;
-    let (lane, rest) = rest.split_first()?;
-    let (n, rest) = key::split_u64(rest)?;
-    let mut head = key::meta(ShardId(from), MetaKind::Time, u64::from(to) << 8 | u64::from(*lane));
-    *head.get_mut(2)? = 4;
-    rest.is_empty().then_some((head, n))
-}
-
-fn decode_item(value: &[u8]) -> Option<()> {
-    let (version, _) = value.split_first()?;
-    (*version <= 2).then_some(())
-}
-
-fn decode_number(value: &[u8]) -> Option<u64> {
-    let (_, rest) = value.split_first()?;
-    let (number, rest) = key::split_u64(rest)?;
-    rest.is_empty().then_some(number)
 }

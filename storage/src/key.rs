@@ -34,6 +34,8 @@ pub const USER_KEY_LEN: usize = 10;
 pub const DEDUP_KEY_LEN: usize = 44;
 /// Bytes of a `member` key by user.
 pub const TALK_KEY_LEN: usize = 28;
+/// Bytes of a `member` key by user that name the user: shard, how it is ordered, and user.
+pub const TALK_PREFIX_LEN: usize = 11;
 /// Bytes of an `outbox` key.
 pub const OUTBOX_KEY_LEN: usize = 13;
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use culver_protocol::id::{InboxSeq, UserId};
+use culver_protocol::id::{DeviceId, InboxSeq, UserId};
 use culver_storage::command::Load;
 use culver_storage::engine::Engine;
 use culver_storage::memory::MemoryEngine;
-use culver_storage::reader::{Read, ReadResult, Readers};
+use culver_storage::reader::{Engines, Read, ReadResult, Readers};
 
 /// The writer as it is, not as the test-only features make it.
 #[cfg(not(any(feature = "answer-before-write", feature = "answer-before-sync")))]
@@ -83,14 +83,15 @@ fn readers_answer_what_was_asked() {
     let (sender, answers) = mpsc::channel();
     let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
     let done = Arc::new(move |result| sender.send(result).expect("the test waits for it"));
-    let readers = Readers::spawn(engine, 64, 2, 8, done);
+    let readers = Readers::spawn(Engines::single(engine, 64), 0, 2, 8, done);
     let user = UserId(5);
     assert_eq!(readers.submit(Read::Load(Load::User(user))), Ok(()));
     let Ok(ReadResult::Loaded(loaded)) = answers.recv() else { panic!("it was asked") };
     assert_eq!(loaded.load(), Load::User(user));
-    let read = Read::Inbox { tag: 9, user, after: InboxSeq(3), entries_max: 1, bytes_max: 1 };
+    let (after, skip_device) = (InboxSeq(3), DeviceId(1));
+    let read = Read::Inbox { tag: 9, user, skip_device, after, entries_max: 1, bytes_max: 1 };
     assert_eq!(readers.submit(read), Ok(()));
-    let expected = ReadResult::Inbox { tag: 9, user, after: InboxSeq(3), entries: Vec::new() };
+    let expected = ReadResult::Inbox { tag: 9, user, after, entries: Vec::new(), through: after };
     assert_eq!(answers.recv(), Ok(expected));
 }
 
@@ -100,7 +101,7 @@ fn a_full_queue_gives_the_read_back() {
     let (gate, wait) = crossbeam::channel::bounded::<()>(0);
     // The gate is never opened, only taken away.
     let done = Arc::new(move |_| assert!(wait.recv().is_err()));
-    let readers = Readers::spawn(engine, 64, 1, 2, done);
+    let readers = Readers::spawn(Engines::single(engine, 64), 0, 1, 2, done);
     let refused = (0..10).map(|user| readers.submit(Read::Load(Load::User(UserId(user)))));
     let refused: Vec<_> = refused.filter_map(Result::err).collect();
     assert!(refused.len() >= 7 && refused.contains(&Read::Load(Load::User(UserId(9)))), "{refused:?}");

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use culver_storage::engine::Engine;
 use measure::Measured;
 use traffic::Traffic;
 use world::World;

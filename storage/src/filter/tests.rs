@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::batch::{Batch, BatchNumber};
 use crate::engine::{Engine, Tier};
-use crate::key::DedupKey;
+use crate::key::{DedupKey, ShardId};
 use crate::memory::MemoryEngine;
+use crate::record::{Lane, Stream};
 
 pub(crate) const DEDUP_BEFORE_MS: u64 = 1_000_000;
 
@@ -38,7 +39,7 @@ pub(crate) fn worlds() -> impl Strategy<Value = World> {
         }
         for (stream, (last, head)) in &streams {
             for n in 1..=*last {
-                world.put(Family::Outbox, &outbox_key(*stream, n), &[1, 1, 9], n > head.unwrap_or(0));
+                world.put(Family::Outbox, &outbox_key(*stream, n), &item(n), n > head.unwrap_or(0));
             }
         }
         for (id, time_ms) in dedup {
@@ -55,9 +56,9 @@ pub(crate) fn worlds() -> impl Strategy<Value = World> {
             }
         }
         for ((from, to, lane), (_, head)) in streams {
-            let key = [&from.to_be_bytes()[..], &[4], &[0; 5], &to.to_be_bytes(), &[lane]].concat();
-            if let Some(head) = head {
-                world.put(Family::Meta, &key, &[&[1][..], &head.to_be_bytes()].concat(), true);
+            if let Some(number) = head {
+                let head = key::head(stream((from, to, lane)));
+                world.put(Family::Meta, &head, &NumberRow { number }.encode(), true);
             }
         }
         world
@@ -110,8 +111,32 @@ fn entry(seq: u64) -> Vec<u8> {
     [value::encode_inbox_header(&entry).as_slice(), entry.payload].concat()
 }
 
-fn outbox_key((from, to, lane): (u16, u16, u8), n: u64) -> Vec<u8> {
-    [&from.to_be_bytes()[..], &to.to_be_bytes(), &[lane], &n.to_be_bytes()].concat()
+fn stream((from, to, lane): (u16, u16, u8)) -> Stream {
+    Stream { from: ShardId(from), to: ShardId(to), lane: Lane::from_number(lane).expect("1 and 2 are lanes") }
+}
+
+fn outbox_key(of: (u16, u16, u8), n: u64) -> Vec<u8> {
+    key::outbox(stream(of), n).to_vec()
+}
+
+/// A message or a receipt on its way.
+fn item(n: u64) -> Vec<u8> {
+    let (user, conversation) = (UserId(2), ConversationId::direct(UserId(1), UserId(2)));
+    let seq = ConversationSeq(n);
+    if n.is_multiple_of(2) {
+        return value::encode_item_receipt(user, conversation, seq, seq, (seq, seq)).to_vec();
+    }
+    let entry = EntryView {
+        inbox_seq: InboxSeq(0),
+        conversation,
+        conversation_seq: seq,
+        message_id: MessageId::new(n, 3, 0),
+        server_time_ms: n,
+        sender: UserId(1),
+        sender_device: DeviceId(1),
+        payload: b"hello",
+    };
+    [value::encode_item_entry(user, &entry).as_slice(), entry.payload].concat()
 }
 
 fn dedup_key(id: u128) -> Vec<u8> {
@@ -178,7 +203,11 @@ fn what_cannot_be_read_is_kept() {
     assert!(entries.drops(&inbox_key(9, 1), &entry(1), |_, _| Some(user_row(5))));
     let mut outgoing = Filter::new(Family::Outbox, &Retention::default());
     let key = outbox_key((3, 4, 1), 1);
-    assert!(!outgoing.drops(&key, &[1, 1, 9], |_, _| None));
+    assert!(!outgoing.drops(&key, &item(1), |_, _| None));
+    let head = |number| NumberRow { number }.encode().to_vec();
+    let key = outbox_key((3, 4, 2), 1);
+    assert!(!outgoing.drops(&key, &[1, 77, 9], |_, _| Some(head(1))));
+    assert!(outgoing.drops(&key, &item(1), |_, _| Some(head(1))));
 }
 
 #[test]

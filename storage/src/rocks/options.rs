@@ -10,7 +10,7 @@ use rocksdb::{
 use super::merge::{Access, Factory};
 use crate::engine::Family;
 use crate::filter::{Filter, Retention};
-use crate::key::{CONVERSATION_KEY_LEN, INBOX_PREFIX_LEN, USER_KEY_LEN};
+use crate::key::{CONVERSATION_KEY_LEN, INBOX_PREFIX_LEN, TALK_PREFIX_LEN, USER_KEY_LEN};
 
 /// What the volumes opened together may use.
 #[derive(Clone, Debug)]
@@ -56,9 +56,6 @@ impl Shared {
         }
     }
 }
-
-/// Bytes of a `member` key that name the user of a talk row: shard, tag and user.
-const TALK_PREFIX_LEN: usize = 11;
 
 /// Buckets of a hashed memtable: 8 bytes each.
 const HASH_BUCKETS: usize = 64 * 1024;
