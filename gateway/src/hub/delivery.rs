@@ -36,12 +36,7 @@ fn is_own(online: &Online, entry: &InboxEntry) -> bool {
 
 impl Hub {
     /// An entry was accepted for a user: to each of the user's sessions it goes live, or is skipped.
-    pub(super) fn deliver_live(
-        &mut self,
-        user: UserId,
-        entry: &InboxEntry,
-        now_ms: u64,
-    ) -> Result<(), EngineError> {
+    pub(super) fn deliver_live(&mut self, user: UserId, entry: &InboxEntry, now_ms: u64) -> Result<(), EngineError> {
         // Few sessions a user, so their indexes fit a small list on the hub.
         let mut sessions = std::mem::take(&mut self.scratch);
         sessions.clear();
@@ -74,13 +69,7 @@ impl Hub {
     }
 
     /// What follows `previous` up to `through` is the session's own. If nothing is under way it counts as acknowledged.
-    fn step_over(
-        &mut self,
-        index: u32,
-        previous: InboxSeq,
-        through: InboxSeq,
-        now_ms: u64,
-    ) -> Result<(), EngineError> {
+    fn step_over(&mut self, index: u32, previous: InboxSeq, through: InboxSeq, now_ms: u64) -> Result<(), EngineError> {
         let online = self.directory.get_mut(index).expect("the caller found it");
         let (session, of) = (online.address(), online.set_backs);
         let nothing_under_way = online.window == NO_WINDOW && online.acked == online.sent;

@@ -10,6 +10,7 @@ use culver_storage::batch::BatchNumber;
 use culver_storage::error::EngineError;
 use culver_storage::filter::Retention;
 use culver_storage::reader::{ReadResult, Readers};
+use culver_storage::topology::HubId;
 use culver_storage::writer::Writer;
 
 use super::effect::{Effect, EffectKind};
@@ -19,8 +20,12 @@ use crate::metrics::Counters;
 
 /// Commands taken from one reactor before the others have their turn.
 const COMMANDS_A_TURN: usize = 512;
+/// Mail taken from one hub before the others have their turn.
+const MAIL_A_TURN: usize = 512;
 /// Longest sleep while a batch waits for company, so that cursors are written in time.
 const COMPANY_WAIT: Duration = Duration::from_millis(5);
+/// Longest sleep while items of streams are under way, so that those that stand still are driven again.
+const STREAMS_WAIT: Duration = Duration::from_millis(100);
 /// Longest sleep otherwise.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
@@ -160,6 +165,11 @@ pub struct Driver {
     pub retention: Arc<Retention>,
 }
 
+/// The numbers of hubs, ascending.
+fn hub_ids() -> impl Iterator<Item = HubId> {
+    (0..u16::MAX).map(HubId)
+}
+
 /// What the thread remembers between turns.
 #[derive(Default)]
 struct Memory {
@@ -215,33 +225,48 @@ impl Driver {
         let now_ms = now_ms();
         counters.turns.add(1);
         let mut busy = self.take_in(now_ms, counters, &mut memory.gathering)?;
+        busy |= self.take_mail(now_ms)?;
         busy |= self.take_commands(now_ms)?;
+        self.hub.keep_up(now_ms, mono_ms())?;
         while let Some(read) = self.hub.next_read() {
             assert!(self.readers.submit(read).is_ok(), "the readers' queue holds all reads under way");
         }
         let now = Instant::now();
         if memory.gathering.left(now).is_none()
-            && let Some(batch) = self.hub.next_batch(now_ms)
+            && let Some(batch) = self.hub.next_batch(now_ms)?
         {
             memory.gathering.submitted(now);
             self.writer.submit(batch);
         }
         busy |= self.post_effects(&mut memory.notices, counters);
-        let Counts { accepted, duplicate, rejected, log_reads } = self.hub.take_counts();
-        memory.gathering.messages += accepted;
+        busy |= self.post_mail();
+        self.count(counters, &mut memory.gathering);
+        Ok(busy)
+    }
+
+    fn count(&mut self, counters: &Counters, gathering: &mut Gathering) {
+        let Counts { accepted, duplicate, rejected, log_reads, pushed, mail_refused, floors_moved } =
+            self.hub.take_counts();
+        gathering.messages += accepted;
         counters.messages_accepted.add(accepted);
         counters.messages_duplicate.add(duplicate);
         counters.messages_rejected.add(rejected);
         counters.log_reads.add(log_reads);
+        counters.outbox_pushed.add(pushed);
+        counters.mail_refused.add(mail_refused);
+        counters.floors_moved.add(floors_moved);
+        counters.outbox_behind.set(self.hub.untaken());
+        counters.expiry_clock_ms.set(self.hub.expiry_clock_ms());
+        counters.expiry_stopped.set(u64::from(self.hub.is_expiry_stopped()));
         counters.sessions.set(self.hub.sessions() as u64);
         counters.parked_commands.set(self.hub.parked() as u64);
-        Ok(busy)
     }
 
     fn take_in(&mut self, now_ms: u64, counters: &Counters, gathering: &mut Gathering) -> Result<bool, EngineError> {
         let mut busy = false;
         while let Some(number) = self.inbox.durable.pop() {
-            self.hub.handle_durable(number);
+            self.hub.handle_durable(number, now_ms)?;
+            self.hub.tell_retention(&self.retention);
             let gathers = gathering.durable(Instant::now());
             self.reactors.iter().for_each(|port| port.link.set_gathering(gathers));
             counters.batches.add(1);
@@ -249,13 +274,54 @@ impl Driver {
         }
         let mut read = false;
         while let Some(result) = self.inbox.reads.pop() {
-            self.hub.handle_read(result)?;
+            self.hub.handle_read(result, now_ms)?;
             read = true;
         }
         if read {
             self.hub.retry_parked(now_ms)?;
         }
         Ok(busy | read)
+    }
+
+    /// What other hubs say.
+    fn take_mail(&mut self, now_ms: u64) -> Result<bool, EngineError> {
+        let own = self.hub.id();
+        let mut busy = false;
+        for (other, port) in hub_ids().zip(&self.hubs).filter(|(other, _)| *other != own) {
+            let mut taken = 0;
+            while taken < MAIL_A_TURN && self.hub.has_room() {
+                let Some(mail) = port.link.take(other, own) else { break };
+                self.hub.handle_mail(mail, now_ms)?;
+                taken += 1;
+            }
+            busy |= taken > 0;
+        }
+        Ok(busy)
+    }
+
+    /// What is to be said to other hubs. A full queue blocks nobody: the hub keeps what must arrive for its next turn,
+    /// and the other hub has been rung for what is in the queue.
+    fn post_mail(&mut self) -> bool {
+        let own = self.hub.id();
+        let mut touched: u64 = 0;
+        let mut full: u64 = 0;
+        for (to, mail) in self.hub.take_mail() {
+            let port = self.hubs.get(to.index()).expect("the topology names hubs");
+            let bit = 1 << to.0;
+            // What comes behind something that found no room must not overtake it.
+            let posted = if full & bit == 0 { port.link.post(own, to, mail) } else { Err(mail) };
+            match posted {
+                Ok(()) => touched |= bit,
+                Err(mail) => {
+                    full |= bit;
+                    self.hub.refused_mail(to, mail);
+                }
+            }
+        }
+        for (_, port) in hub_ids().zip(&self.hubs).filter(|(to, _)| touched & (1 << to.0) != 0) {
+            (port.bell)();
+        }
+        touched != 0
     }
 
     fn take_commands(&mut self, now_ms: u64) -> Result<bool, EngineError> {
@@ -287,16 +353,28 @@ impl Driver {
         for effect in earlier.into_iter().chain(released) {
             let reactor = usize::from(effect.session.reactor);
             let port = self.reactors.get(reactor).expect("addresses name reactors");
-            let posted = if effect.kind.is_reply() {
+            let mut touch = || touched.get_mut(reactor).into_iter().for_each(|touched| *touched = true);
+            if effect.kind.is_reply() {
                 port.link.post_reply(effect);
-                Ok(())
-            } else {
-                port.link.post_delivery(effect)
+                touch();
+                continue;
+            }
+            if self.hub.is_void(&effect) {
+                continue;
+            }
+            let begins = match effect.kind {
+                EffectKind::SyncStart { online, .. } => Some((online, effect.session)),
+                _ => None,
             };
-            match posted {
-                Ok(()) => touched.get_mut(reactor).into_iter().for_each(|touched| *touched = true),
-                Err(notice) if matches!(notice.kind, EffectKind::Replaced) => notices.push(notice),
-                Err(refused) => self.hub.handle_refused(&refused),
+            // Notices keep their order: none overtakes one that waits.
+            let waits = effect.kind.is_notice() && !notices.is_empty();
+            match if waits { Err(effect) } else { port.link.post_delivery(effect) } {
+                Ok(()) => {
+                    touch();
+                    begins.into_iter().for_each(|(online, session)| self.hub.handle_posted_sync(online, session));
+                }
+                Err(notice) if notice.kind.is_notice() => notices.push(notice),
+                Err(refused) => self.hub.handle_refused(refused),
             }
         }
         let mut busy = false;
@@ -317,7 +395,12 @@ impl Driver {
     fn has_work(&self) -> bool {
         !self.inbox.durable.is_empty()
             || !self.inbox.reads.is_empty()
-            || (self.hub.has_room() && self.reactors.iter().any(|port| port.link.has_commands()))
+            || (self.hub.has_room() && (self.reactors.iter().any(|port| port.link.has_commands()) || self.has_mail()))
+    }
+
+    fn has_mail(&self) -> bool {
+        let own = self.hub.id();
+        hub_ids().zip(&self.hubs).any(|(other, port)| other != own && port.link.has_mail(other, own))
     }
 
     fn sleep(&self) {
@@ -327,8 +410,12 @@ impl Driver {
             self.inbox.bell.announce();
         }
         if !self.has_work() {
-            let company = self.hub.waits_for_company() || self.hub.is_hungry();
-            let wait = if company { COMPANY_WAIT } else { IDLE_WAIT };
+            let company = self.hub.waits_for_company() || self.hub.is_hungry() || self.hub.has_unsent_mail();
+            let wait = match (company, self.hub.has_untaken()) {
+                (true, _) => COMPANY_WAIT,
+                (false, true) => STREAMS_WAIT,
+                (false, false) => IDLE_WAIT,
+            };
             thread::park_timeout(wait);
         }
         self.inbox.bell.withdraw();

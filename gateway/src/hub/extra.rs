@@ -9,31 +9,31 @@ use super::effect::EffectKind;
 
 /// More about one session.
 #[derive(Debug, Default)]
-pub struct Extra {
+pub(super) struct Extra {
     /// For a fetch session: when it came.
-    pub arrival: u64,
+    pub(super) arrival: u64,
     /// The session is to be told that it goes on at `sent`, and was told last that it is here.
-    pub owed: Option<Owed>,
+    pub(super) owed: Option<Owed>,
     /// What it is told of its backlog.
-    pub sync: Sync,
+    pub(super) sync: Sync,
     /// Receipts that it was not told.
-    pub receipts: Option<Untold>,
+    pub(super) receipts: Option<Untold>,
     /// RPCs that are not answered.
-    pub rpcs: usize,
+    pub(super) rpcs: usize,
 }
 
 /// A step without entries that did not reach the session.
 #[derive(Clone, Copy, Debug)]
-pub struct Owed {
+pub(super) struct Owed {
     /// The session stands here.
-    pub from: InboxSeq,
+    pub(super) from: InboxSeq,
     /// What it steps over is no longer kept, and the client must know.
-    pub gap: bool,
+    pub(super) gap: bool,
 }
 
 /// How far the story of a backlog is told.
 #[derive(Debug, Default)]
-pub enum Sync {
+pub(super) enum Sync {
     /// There is none.
     #[default]
     Nothing,
@@ -54,23 +54,20 @@ pub enum Sync {
 
 /// Receipts that a session was not told.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Untold {
+pub(super) struct Untold {
     /// It was told everything up to this version.
-    pub told: u64,
+    pub(super) told: u64,
     /// The number of the read under way; 0: none is.
-    pub reading: u32,
+    pub(super) reading: u32,
     /// Since that began, more became durable.
-    pub missed: bool,
+    pub(super) missed: bool,
     /// Live ones that were held back and are not durable yet.
-    pub held: u32,
+    pub(super) held: u32,
 }
 
 impl Extra {
     fn is_idle(&self) -> bool {
-        self.owed.is_none()
-            && matches!(self.sync, Sync::Nothing)
-            && self.receipts.is_none()
-            && self.rpcs == 0
+        self.owed.is_none() && matches!(self.sync, Sync::Nothing) && self.receipts.is_none() && self.rpcs == 0
     }
 
     /// Whether something must go to the session before anything goes live.
@@ -81,13 +78,13 @@ impl Extra {
 
 /// The table.
 #[derive(Default)]
-pub struct Extras {
+pub(super) struct Extras {
     extras: HashMap<u32, Extra>,
 }
 
 impl Extras {
     /// More about a session, if there is more.
-    pub fn get(&mut self, directory: &Directory, index: u32) -> Option<&mut Extra> {
+    pub(super) fn get(&mut self, directory: &Directory, index: u32) -> Option<&mut Extra> {
         if directory.get(index).is_some_and(|online| online.is(Flag::Extra)) {
             self.extras.get_mut(&index)
         } else {
@@ -96,13 +93,13 @@ impl Extras {
     }
 
     /// More about a session that is there; afterwards comes [`Extras::settle`].
-    pub fn get_or_default(&mut self, directory: &mut Directory, index: u32) -> &mut Extra {
+    pub(super) fn get_or_default(&mut self, directory: &mut Directory, index: u32) -> &mut Extra {
         directory.get_mut(index).expect("the caller found it").set(Flag::Extra, true);
         self.extras.entry(index).or_default()
     }
 
     /// Brings a session's flags in line with what is in the table, and forgets what says nothing any more.
-    pub fn settle(&mut self, directory: &mut Directory, index: u32) {
+    pub(super) fn settle(&mut self, directory: &mut Directory, index: u32) {
         let Some(online) = directory.get_mut(index).filter(|online| online.is(Flag::Extra)) else { return };
         let extra = self.extras.get(&index).expect("the flag says so");
         online.set(Flag::Held, extra.holds());
@@ -114,13 +111,7 @@ impl Extras {
     }
 
     /// The session is gone.
-    pub fn remove(&mut self, index: u32) {
+    pub(super) fn remove(&mut self, index: u32) {
         self.extras.remove(&index);
-    }
-
-    /// Sessions with more about them.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.extras.len()
     }
 }

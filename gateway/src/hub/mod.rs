@@ -46,7 +46,6 @@ use self::delivery::Page;
 use self::directory::Directory;
 use self::effect::{Effect, EffectKind};
 use self::extra::Extras;
-use self::mail::HubMail;
 use self::parking::{Parked, Parking, Work};
 use self::rpc::Asking;
 use self::sending::Rejected;
@@ -92,10 +91,12 @@ pub struct Counts {
     pub rejected: u64,
     /// Reads from the log, for delivery.
     pub log_reads: u64,
-    /// Receipts that were news.
-    pub receipts: u64,
-    /// Items of streams that were driven again from the log.
-    pub redriven: u64,
+    /// Items pushed to other hubs.
+    pub pushed: u64,
+    /// Mail to other hubs that found no room.
+    pub mail_refused: u64,
+    /// Floors that rose.
+    pub floors_moved: u64,
 }
 
 /// One hub.
@@ -376,7 +377,8 @@ impl Hub {
         self.mark_behind(skipped);
         self.read_held_receipts(held);
         self.push_durable(outgoing, now_ms)?;
-        self.tell_taken(taken, now_ms)
+        self.tell_taken(taken, now_ms);
+        Ok(())
     }
 
     /// Adds an effect to those of the batch under construction.
@@ -426,7 +428,9 @@ impl Hub {
                 self.answer(session, device, id, Err(ErrorCode::Busy));
             }
             Work::Arrival(outgoing) => self.streams.drop_arrival(outgoing.stream),
-            Work::Command(_) | Work::Fold(_) | Work::Floor(_) => unreachable!("there is always room for what is bounded otherwise"),
+            Work::Command(_) | Work::Fold(_) | Work::Floor(_) => {
+                unreachable!("there is always room for what is bounded otherwise")
+            }
         }
     }
 
@@ -434,9 +438,7 @@ impl Hub {
         match command {
             Command::Login { .. } => self.login(arrival, command, now_ms),
             Command::Send { session, send } => self.send(*session, arrival, send, now_ms),
-            Command::Ack { session, device, through, credit } => {
-                self.ack(*session, *device, *through, *credit, now_ms)
-            }
+            Command::Ack { session, device, through, credit } => self.ack(*session, *device, *through, *credit, now_ms),
             Command::Resume { session, device, sent } => {
                 if let Some(index) = self.directory.current(*device, *session) {
                     self.resume(index, *sent);

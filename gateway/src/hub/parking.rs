@@ -190,8 +190,13 @@ mod tests {
         let stream = Stream { from: ShardId(from), to: ShardId(1), lane: Lane::Receipt };
         let nothing = ConversationSeq(0);
         let conversation = ConversationId::direct(UserId(user), UserId(99));
-        let item =
-            Item::Receipt { user: UserId(user), conversation, delivered: nothing, read: nothing, expired: (nothing, nothing) };
+        let item = Item::Receipt {
+            user: UserId(user),
+            conversation,
+            delivered: nothing,
+            read: nothing,
+            expired: (nothing, nothing),
+        };
         Work::Arrival(Outgoing { stream, n: 1, item })
     }
 

@@ -22,7 +22,6 @@ const MERGE_DEPTH: usize = 8;
 impl Hub {
     /// Something is new for a user: each of the user's sessions is told, but for `except`, which knows.
     pub(super) fn tell_mark(&mut self, user: UserId, mark: MarkView, version: u64, except: Option<Address>) {
-        self.counts.receipts += 1;
         let mut sessions = std::mem::take(&mut self.scratch);
         sessions.clear();
         sessions.extend(self.directory.of_user(user));
@@ -162,7 +161,8 @@ impl Hub {
                 *none = Some(Untold { told: after, missed: true, ..Untold::default() });
                 // From here on live ones would leave a hole.
                 let online = self.directory.get_mut(index).expect("the caller found it");
-                online.receipt_turn = if version == u64::MAX { online.receipt_turn } else { online.receipt_turn.wrapping_add(1) };
+                online.receipt_turn =
+                    if version == u64::MAX { online.receipt_turn } else { online.receipt_turn.wrapping_add(1) };
             }
         }
         self.extras.settle(&mut self.directory, index);

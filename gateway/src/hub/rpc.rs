@@ -86,17 +86,15 @@ impl Hub {
                 View::Known(devices) => Ok(Answer::Devices(devices)),
                 View::Waits(load) => return Ok(Tried::Waits(load)),
             },
-            Request::SetReadReceipts { on } => {
-                match self.shards.decide_read_receipts(&*self.engine, user, *on)? {
-                    Decision::Waits(load) => return Ok(Tried::Waits(load)),
-                    Decision::Reject(code) => Err(code),
-                    Decision::Apply(record) => {
-                        self.apply_at_leisure(&record, now_ms);
-                        Ok(Answer::ReadReceiptsSet { on: *on })
-                    }
-                    Decision::Duplicate(_) | Decision::Unchanged => Ok(Answer::ReadReceiptsSet { on: *on }),
+            Request::SetReadReceipts { on } => match self.shards.decide_read_receipts(&*self.engine, user, *on)? {
+                Decision::Waits(load) => return Ok(Tried::Waits(load)),
+                Decision::Reject(code) => Err(code),
+                Decision::Apply(record) => {
+                    self.apply_at_leisure(&record, now_ms);
+                    Ok(Answer::ReadReceiptsSet { on: *on })
                 }
-            }
+                Decision::Duplicate(_) | Decision::Unchanged => Ok(Answer::ReadReceiptsSet { on: *on }),
+            },
         };
         self.answer(session, device, id, result);
         Ok(Tried::Done)

@@ -138,6 +138,7 @@ impl Hub {
             return self.handle_work(Work::Arrival(outgoing), now_ms);
         }
         let to = self.topology.hub_of_shard(outgoing.stream.to);
+        self.counts.pushed += 1;
         self.streams.mail.push((to, HubMail::Push { outgoing }));
         Ok(())
     }
@@ -157,7 +158,6 @@ impl Hub {
         for (n, item) in items {
             let outflow = self.outflow(stream);
             if n == outflow.pushed + 1 && outflow.has_room() {
-                self.counts.redriven += 1;
                 self.push(Outgoing { stream, n, item }, now_ms)?;
             }
         }
@@ -227,8 +227,15 @@ impl Hub {
         std::mem::take(&mut self.streams.mail)
     }
 
+    /// Whether mail found no room and must be posted still.
+    #[must_use]
+    pub fn has_unsent_mail(&self) -> bool {
+        !self.streams.mail.is_empty()
+    }
+
     /// Mail found no room. What must arrive is said again; what was to be pushed is read from the log later.
     pub fn refused_mail(&mut self, to: HubId, mail: HubMail) {
+        self.counts.mail_refused += 1;
         match mail {
             HubMail::Push { outgoing } => {
                 let outflow = self.outflow(outgoing.stream);

@@ -127,6 +127,7 @@ impl Hub {
             Decision::Apply(record) => {
                 self.apply_at_leisure(&record, now_ms);
                 if let Record::FloorMoved { floor, unlinked, .. } = &record {
+                    self.counts.floors_moved += 1;
                     self.lift_sessions(user, *floor);
                     if !unlinked.is_empty() {
                         self.tell_unlinked(user)?;

@@ -44,6 +44,8 @@ impl Session {
     pub fn deliver(&mut self, previous: InboxSeq, entries: &[InboxEntry], unsent: bool, out: &mut Vec<u8>) -> usize {
         let Some(last) = entries.last().map(|entry| entry.inbox_seq) else { return 0 };
         if self.phase != Phase::Steady || previous != self.sent {
+            // The hub was set back to before what came meanwhile: it must know where to go on.
+            self.resume_pending |= self.phase == Phase::Steady && previous < self.sent;
             return 0;
         }
         let told = self.told();
