@@ -22,7 +22,7 @@ const WINDOW: u64 = 256;
 /// Items read from the log at once, at most.
 const READ_ITEMS_MAX: usize = 128;
 /// A stream without progress for this long is driven again.
-pub const REDRIVE_MS: u64 = 200;
+pub(super) const REDRIVE_MS: u64 = 200;
 /// For so long a source refuses what goes to a full inbox of another hub's.
 const FULL_MS: u64 = 1000;
 
