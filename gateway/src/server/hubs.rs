@@ -29,25 +29,27 @@ pub(super) type Inboxes = Vec<Arc<Inbox>>;
 pub(super) struct Volumes {
     engines: Vec<Arc<dyn Engine>>,
     /// What their compactions go by.
-    retentions: Vec<Arc<Retention>>,
+    retention: Arc<Retention>,
 }
 
 impl Volumes {
     /// Opens all volumes of a data directory.
     pub(super) fn open(data_dir: &DataDir) -> Result<Self, OpenError> {
-        let mut volumes = Self { engines: Vec::new(), retentions: Vec::new() };
-        for path in data_dir.volume_paths() {
-            let retention = Arc::<Retention>::default();
-            let options = share_of(data_dir.volume_count());
-            let rocks = RocksEngine::open(path, options, Arc::clone(&retention))?;
+        let retention = Arc::<Retention>::default();
+        let paths = data_dir.volume_paths();
+        let all = RocksOptions::default();
+        // Descriptors are set aside for one volume's files; memory the volumes share by themselves.
+        let volumes = i32::try_from(paths.len()).expect("there are a few volumes");
+        let options = RocksOptions { open_files_max: all.open_files_max / volumes, ..all };
+        let mut engines: Vec<Arc<dyn Engine>> = Vec::new();
+        for rocks in RocksEngine::open_all(paths, &options, &retention)? {
             for cut in rocks.cuts() {
                 warn!(file = %cut.file.display(), offset = cut.offset, copy = %cut.copy.display(), reason = cut.reason,
                     "the log ended in what was never synced: cut off, and nobody had been told of it");
             }
-            volumes.engines.push(Arc::new(rocks));
-            volumes.retentions.push(retention);
+            engines.push(Arc::new(rocks));
         }
-        Ok(volumes)
+        Ok(Self { engines, retention })
     }
 
     pub(super) fn engines(&self) -> &[Arc<dyn Engine>] {
@@ -96,8 +98,7 @@ impl Volumes {
             let readers = Arc::new(Readers::spawn(engines, volume, share, READS_OUTSTANDING_MAX, done));
             let hubs =
                 links.into_iter().zip(inboxes).map(|(link, other)| HubPort { link, bell: bell_of(other) }).collect();
-            let retention = self.retentions.get(usize::from(volume)).expect("one for each volume");
-            let (inbox, retention) = (Arc::clone(inbox), Arc::clone(retention));
+            let (inbox, retention) = (Arc::clone(inbox), Arc::clone(&self.retention));
             let driver = Driver { hub, writer, readers, inbox, reactors, hubs, retention };
             let metrics = Arc::clone(metrics);
             threads.push(thread::Builder::new().name(format!("hub-{id}")).spawn(move || {
@@ -121,19 +122,6 @@ fn policy(config: &Config) -> Policy {
         unlink_days: config.inbox.device_days,
         quota_entries: config.inbox.quota_entries,
         quota_bytes: config.inbox.quota_bytes,
-    }
-}
-
-/// What one volume of several may use: together they use what one alone would.
-fn share_of(volumes: usize) -> RocksOptions {
-    let all = RocksOptions::default();
-    let files = i32::try_from(volumes).map_or(all.open_files_max, |volumes| all.open_files_max / volumes);
-    RocksOptions {
-        block_cache_bytes: all.block_cache_bytes / volumes,
-        memtables_bytes: all.memtables_bytes / volumes,
-        log_bytes_max: all.log_bytes_max / volumes as u64,
-        open_files_max: files,
-        ..all
     }
 }
 
@@ -184,10 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_and_hubs_share_what_there_is() {
-        let (one, four) = (share_of(1), share_of(4));
-        assert_eq!(one.memtables_bytes, RocksOptions::default().memtables_bytes);
-        assert_eq!((four.block_cache_bytes * 4, four.open_files_max * 4), (one.block_cache_bytes, one.open_files_max));
+    fn the_hubs_of_a_volume_share_its_readers() {
         let topology = Topology::new(4, vec![0, 1, 0, 1], 3).expect("possible");
         // Hubs 0 and 2 are on one volume, hub 1 is alone on the other.
         assert_eq!([0, 1, 2].map(|hub| readers_of(&topology, HubId(hub), 2)), [1, 2, 1]);

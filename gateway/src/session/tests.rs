@@ -351,6 +351,7 @@ proptest! {
         stream.extend(send(&[4; 16], &ConversationId::direct(UserId(7), UserId(8)).0, b"payload"));
         stream.extend(record(RecordType::Ping, &proto::Ping { nonce: 5 }.encode_to_vec()));
         stream.extend(ack(10));
+        stream.extend(record(RecordType::Rpc, &proto::Rpc { id: 1, request: None }.encode_to_vec()));
         stream.extend(send(&ClientMessageId([5; 16]).0, &[0; 16], &[7; 300]));
         let mut split_up = Bench::new();
         split_up.authenticator = std::mem::replace(&mut whole.authenticator, Bench::new().authenticator);
@@ -367,7 +368,7 @@ proptest! {
         prop_assert!(pending.is_empty());
         prop_assert_eq!(split_up.commands.len(), 3);
         let kinds: Vec<u8> = split_up.written().iter().map(|(kind, _)| *kind).collect();
-        prop_assert_eq!(kinds, vec![RecordType::Welcome as u8, RecordType::Pong as u8]);
+        prop_assert_eq!(kinds, vec![RecordType::Welcome as u8, RecordType::Pong as u8, RecordType::RpcResult as u8]);
     }
 
     /// No bytes whatever make a session panic or write half a record.

@@ -105,3 +105,111 @@ fn receipts_are_written_as_they_come() {
     assert_eq!((receipt.version, receipt.marks.len()), (8, 1));
     assert_eq!(receipt.marks.first().map(|mark| (mark.delivered, mark.read)), Some((3, 0)));
 }
+
+/// One thing that happens between a hub, its session and the client.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The hub delivers so many of what is next, and earlier bytes are unsent or not.
+    Deliver(u64, bool),
+    /// What was unsent is sent: the hub hears what waited for that.
+    Flush,
+    /// The client acknowledges what it was told, or less by so much.
+    Ack(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (1..6_u64, any::<bool>()).prop_map(|(count, unsent)| Step::Deliver(count, unsent)),
+        2 => Just(Step::Flush),
+        2 => (0..4_u64).prop_map(Step::Ack),
+    ];
+    proptest::collection::vec(step, 0..60)
+}
+
+/// Every third entry the device has sent itself.
+fn is_own(seq: u64) -> bool {
+    seq.is_multiple_of(3)
+}
+
+/// The hub's side: where it is, and what it was told is acknowledged.
+struct HubSide {
+    sent: u64,
+    acked: u64,
+}
+
+impl HubSide {
+    fn deliver(&mut self, bench: &mut Bench, count: u64, unsent: bool) {
+        let last = self.sent + count;
+        let others: Vec<u64> = (self.sent + 1..=last).filter(|seq| !is_own(*seq)).collect();
+        let delivered = others.last().copied();
+        if delivered.is_some() {
+            bench.deliver(self.sent, &others, unsent);
+        }
+        let through = delivered.unwrap_or(self.sent);
+        if through < last {
+            bench.session.skip(InboxSeq(through), InboxSeq(last));
+        }
+        self.sent = last;
+    }
+
+    fn hear(&mut self, bench: &mut Bench, unsent: bool) {
+        while let Some(command) = bench.session.take_pending(ADDRESS, unsent) {
+            match command {
+                Command::Ack { through, .. } => {
+                    assert!(through.0 <= self.sent, "acknowledged {through:?} of {}", self.sent);
+                    self.acked = self.acked.max(through.0);
+                }
+                Command::Resume { sent, .. } => {
+                    assert!(sent.0 <= self.sent);
+                    self.sent = sent.0;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever is dropped, skipped and acknowledged: the client is told everything that is not its own and that it did
+    /// not know, once, in order, in a chain that joins on; and the hub hears of all that is acknowledged.
+    #[test]
+    fn the_client_is_told_everything_once(steps in steps(), cursor in 0..12_u64, claim in 0..12_u64) {
+        let mut bench = Bench::new();
+        let opening = bench.opening_with(proto::Login { cursor: claim, ..Default::default() });
+        bench.give(&opening);
+        bench.out.clear();
+        bench.session.logged_in(InboxSeq(cursor), false, false, true, INCARNATION, &mut bench.out);
+        let mut hub = HubSide { sent: cursor, acked: cursor };
+        let start = cursor.max(claim);
+        let mut acked = claim;
+        let end = [Step::Flush, Step::Deliver(20, false), Step::Ack(0), Step::Flush];
+        for step in steps.into_iter().chain(end) {
+            match step {
+                Step::Deliver(count, unsent) => {
+                    hub.deliver(&mut bench, count, unsent);
+                    hub.hear(&mut bench, true);
+                }
+                Step::Flush => hub.hear(&mut bench, false),
+                Step::Ack(less) => {
+                    acked = acked.max(bench.session.told().0.saturating_sub(less));
+                    prop_assert_eq!(bench.give(&ack(acked)).1, Outcome::Hungry);
+                    hub.hear(&mut bench, true);
+                }
+            }
+        }
+        let mut position = start;
+        for (kind, body) in bench.written() {
+            prop_assert_eq!(kind, RecordType::Deliver as u8);
+            let deliver = proto::Deliver::decode(body.as_slice()).expect("good protobuf");
+            prop_assert_eq!(deliver.previous, position);
+            for entry in deliver.entries {
+                let next = (position + 1..).find(|seq| !is_own(*seq)).expect("there is always a next");
+                prop_assert_eq!(entry.inbox_seq, next);
+                position = next;
+            }
+        }
+        let last = (1..=hub.sent).rfind(|seq| !is_own(*seq)).unwrap_or(0);
+        prop_assert_eq!(position, start.max(last));
+        prop_assert_eq!(hub.acked, acked.min(hub.sent).max(cursor));
+    }
+}
