@@ -112,6 +112,10 @@ impl Target for Floor {
         Ok(Credential::Ticket(ticket(user, device)))
     }
 
+    fn links_devices(&self) -> bool {
+        false
+    }
+
     fn sample(&mut self) -> Result<Sample> {
         let report = self.report()?;
         let rss_bytes = crate::procfs::rss_bytes(self.pid())?;

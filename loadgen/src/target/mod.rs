@@ -39,6 +39,11 @@ pub(crate) trait Target {
     /// What a device shows at its first login.
     fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential>;
 
+    /// Whether a device gets what is sent only once the target knows it, and tells which it knows.
+    fn links_devices(&self) -> bool {
+        true
+    }
+
     /// Reads its counters now.
     fn sample(&mut self) -> Result<Sample>;
 }

@@ -40,6 +40,8 @@ pub(crate) struct PairSettings {
     pub(crate) persists_late: bool,
     /// Receipts are checked and measured.
     pub(crate) receipts: bool,
+    /// Users with several devices wait until the server knows each.
+    pub(crate) awaits_linking: bool,
     pub(crate) rng: SmallRng,
 }
 

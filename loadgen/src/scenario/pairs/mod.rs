@@ -289,6 +289,7 @@ fn make_driver(
         journal: journal.transpose()?,
         persists_late: load.persists_late,
         receipts: load.receipts,
+        awaits_linking: target.links_devices(),
         rng: plan::rng(load.seed, &format!("worker {number}")),
     };
     let rates = [load.drops_per_s, load.leaves_per_s, load.fetches_per_s].map(|rate| rate * share);

@@ -84,12 +84,12 @@ impl PairDriver {
 
     /// A client may have to wait until the server knows its device: a message sent before that is none of its.
     pub(super) fn make_ready(&mut self, pair: usize, seat: u8, client: &mut Client) {
-        let has_siblings = self.pair(pair).plan.seats() > 2;
+        let must_wait = self.settings.awaits_linking && self.pair(pair).plan.seats() > 2;
         let device = self.pair(pair).device(seat);
         if device.is_ready {
             return;
         }
-        if !has_siblings {
+        if !must_wait {
             device.is_ready = true;
             self.shared.count_login();
         } else if let Ok(id) = client.call(Request::ListDevices(proto::ListDevices {})) {
