@@ -1,15 +1,15 @@
-//! `apply` and `seal`: from records to the rows of a batch. Deterministic: the same records on the same state make the
-//! same rows. Never reads a clock, an engine or randomness.
+//! `apply`: from records to memory and rows. Deterministic: the same records on the same state make the same rows.
+//! Never reads a clock, an engine or randomness.
 
-use super::{BATCHES_SEALED_MAX, Building, HEAD_HINT_LAG_MAX, Sealed, Shards, TIME_RESERVATION_MS};
-use crate::batch::Batch;
+use culver_protocol::id::{InboxSeq, UserId};
+
+use super::state::User;
+use super::{HEAD_HINT_LAG_MAX, Shards, TIME_RESERVATION_MS};
 use crate::command::Load;
 use crate::engine::Family;
-use crate::key::{self, MetaKind, ShardId};
-use crate::record::{MessageRecord, Record};
-use crate::value::{BatchRow, ConversationRow, TimeRow, UserRow, encode_inbox_header};
-
-use culver_protocol::id::{DeviceId, InboxSeq, UserId};
+use crate::key::{self, ShardId};
+use crate::record::{InboxEntry, MessageRecord, Record};
+use crate::value::{encode_inbox_header, waiting_bytes};
 
 impl Shards {
     /// Applies a record to memory and to the batch under construction.
@@ -19,8 +19,21 @@ impl Shards {
     pub fn apply(&mut self, record: &Record) {
         match record {
             Record::Message(message) => self.apply_message(message),
-            Record::CursorMoved { user, device, cursor, .. } => self.apply_cursor(*user, *device, *cursor),
-            _ => todo!("other records"),
+            Record::Arrived { stream, n, item } => self.apply_arrived(*stream, *n, item),
+            Record::CursorMoved { user, device, cursor, delivered } => {
+                self.apply_cursor(*user, *device, *cursor, delivered);
+            }
+            Record::DeviceLinked { user, device, cursor, day } => self.apply_linked(*user, *device, *cursor, *day),
+            Record::DeviceSeen { user, device, day } => self.apply_seen(*user, *device, *day),
+            Record::MarkedRead { user, conversation, seq, version, tell } => {
+                self.apply_read(*user, (*conversation, *seq), *version, *tell);
+            }
+            Record::ReadReceiptsSet { user, on } => self.apply_read_receipts(*user, *on),
+            Record::FloorMoved { user, floor, freed_bytes, lists, expired, unlinked } => {
+                self.apply_floor(*user, *floor, *freed_bytes, unlinked);
+                self.apply_lists(*user, lists, expired);
+            }
+            Record::ClockMoved { ms } => self.apply_clock(*ms),
         }
         self.applied += 1;
     }
@@ -32,23 +45,21 @@ impl Shards {
         self.advance_clock(home, message);
 
         let conversation = self.conversations.get_mut(&entry.conversation).expect("`decide` loaded the conversation");
-        assert_eq!(entry.conversation_seq.0, conversation.last_seq.0 + 1, "places in a conversation are dense");
-        assert!(entry.message_id > conversation.last_message, "ids of a conversation ascend");
-        conversation.last_seq = entry.conversation_seq;
-        conversation.last_message = entry.message_id;
+        let row = &mut conversation.row;
+        assert_eq!(entry.conversation_seq.0, row.last_seq.0 + 1, "places in a conversation are dense");
+        assert!(entry.message_id > row.last_message, "ids of a conversation ascend");
+        row.last_seq = entry.conversation_seq;
+        row.last_message = entry.message_id;
+        let (lesser, greater) = entry.conversation.direct_users().expect("`decide` takes only direct conversations");
+        if entry.sender == lesser {
+            row.last_by_lesser = entry.conversation_seq;
+        }
+        if entry.sender == greater {
+            row.last_by_greater = entry.conversation_seq;
+        }
         if conversation.touched != number {
             conversation.touched = number;
             self.building.conversations.push(entry.conversation);
-        }
-
-        let user = self.users.get_mut(&message.recipient).expect("`decide` loaded the recipient");
-        assert_eq!(entry.inbox_seq.0, user.head.0 + 1, "places in an inbox are dense");
-        user.head = entry.inbox_seq;
-        // The first entry writes the row, so that a user without a row has no entries.
-        user.dirty |= user.hint == InboxSeq(0) || user.head.0 - user.hint.0 >= HEAD_HINT_LAG_MAX;
-        if user.touched != number {
-            user.touched = number;
-            self.building.users.push(message.recipient);
         }
 
         let (dedup_key, dedup_row) = (message.dedup_key(), message.dedup_row());
@@ -68,11 +79,36 @@ impl Shards {
         self.building.dedup.push(dedup_key);
         self.building.messages += 1;
 
-        let shard = ShardId::of_user(message.recipient, self.shard_count);
-        let inbox_key = key::inbox(shard, message.recipient, entry.inbox_seq);
-        let batch = &mut self.building.batch;
-        batch.put(Family::Inbox, &inbox_key, (&encode_inbox_header(&entry.view()), &entry.payload));
-        batch.put(Family::Dedup, &key::dedup(home, &dedup_key), (&dedup_row.encode(), &[]));
+        self.put_entry(message.recipient, entry, message.place);
+        if let Some(place) = message.copy {
+            self.put_entry(entry.sender, entry, place);
+        }
+        let key = key::dedup(home, &dedup_key);
+        self.building.batch.put(Family::Dedup, &key, (&dedup_row.encode(), &[]));
+    }
+
+    /// Puts an entry into an inbox of these shards.
+    pub(super) fn put_inbox(&mut self, id: UserId, entry: &InboxEntry, inbox_seq: InboxSeq) {
+        let user = self.touch(id);
+        assert_eq!(inbox_seq.0, user.head.0 + 1, "places in an inbox are dense");
+        user.head = inbox_seq;
+        user.row.waiting_bytes += waiting_bytes(entry.payload.len());
+        // The first entry writes the row, so that a user without a row has no entries.
+        user.dirty |= user.row.head == InboxSeq(0) || user.head.0 - user.row.head.0 >= HEAD_HINT_LAG_MAX;
+        let shard = ShardId::of_user(id, self.shard_count);
+        let key = key::inbox(shard, id, inbox_seq);
+        self.building.batch.put(Family::Inbox, &key, (&encode_inbox_header(&entry.view()), &entry.payload));
+    }
+
+    /// A user that is changed with the batch under construction.
+    pub(super) fn touch(&mut self, id: UserId) -> &mut User {
+        let number = self.building.batch.number();
+        let user = self.users.get_mut(&id).expect("`decide` loaded the user");
+        if user.touched != number {
+            user.touched = number;
+            self.building.users.push(id);
+        }
+        user
     }
 
     fn advance_clock(&mut self, home: ShardId, message: &MessageRecord) {
@@ -88,54 +124,5 @@ impl Shards {
                 self.building.clocks.push(home);
             }
         }
-    }
-
-    fn apply_cursor(&mut self, id: UserId, device: DeviceId, cursor: InboxSeq) {
-        todo!("{id} {device} {cursor}")
-    }
-
-    /// Closes the batch under construction and begins the next. `synced_through` is the engine's
-    /// [`crate::engine::Engine::sequence_synced`] now. Without `with_cursors`, cursors that moved stay for a later
-    /// batch, so that one row holds what many acknowledgements moved: nobody was promised that they are durable.
-    ///
-    /// # Panics
-    /// If more batches are sealed and not yet durable than [`BATCHES_SEALED_MAX`].
-    pub fn seal(&mut self, synced_through: u64, with_cursors: bool) -> Batch {
-        assert!(self.sealed.len() < BATCHES_SEALED_MAX, "a hub keeps few batches under way");
-        let number = self.building.batch.number();
-        let capacity = self.building.batch.len() + 4096;
-        let mut building = std::mem::replace(&mut self.building, Building::new(number.next(), capacity));
-        let batch = &mut building.batch;
-        for id in &building.conversations {
-            let state = self.conversations.get_mut(id).expect("what a pending batch touched stays in memory");
-            let row = ConversationRow { last_seq: state.last_seq, last_message: state.last_message, ..ConversationRow::default() };
-            let home = ShardId::of_conversation(*id, self.shard_count);
-            batch.put(Family::Conversation, &key::conversation(home, *id), (&row.encode(), &[]));
-        }
-        let mut heads = Vec::with_capacity(building.users.len());
-        for id in &building.users {
-            let user = self.users.get_mut(id).expect("what a pending batch touched stays in memory");
-            heads.push((*id, user.head));
-            if user.moved && !user.dirty && !with_cursors {
-                user.touched = number.next();
-                self.building.users.push(*id);
-            } else if std::mem::take(&mut user.dirty) | std::mem::take(&mut user.moved) {
-                user.hint = user.head;
-                self.row.clear();
-                UserRow::default().encode(&mut self.row);
-                let shard = ShardId::of_user(*id, self.shard_count);
-                batch.put(Family::User, &key::user(shard, *id), (&self.row, &[]));
-            }
-        }
-        for shard in &building.clocks {
-            let clock = self.clocks.get_mut(usize::from(shard.0)).expect("a shard is below the shard count");
-            clock.dirty = false;
-            let row = TimeRow { until_ms: clock.reserved_until_ms };
-            batch.put(Family::Meta, &key::meta(*shard, MetaKind::Time, 0), (&row.encode(), &[]));
-        }
-        let row = BatchRow { number: number.0, synced_through, applied: self.applied };
-        batch.put(Family::Meta, &self.batch_key(), (&row.encode(), &[]));
-        self.sealed.push_back(Sealed { number, heads, dedup: building.dedup });
-        building.batch
     }
 }

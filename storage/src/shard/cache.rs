@@ -32,6 +32,25 @@ impl<K: Eq + Hash + Copy, V> Cache<K, V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 
+    /// Looks at what is there; that is no use of it.
+    pub(super) fn peek_mut(&mut self, key: &K) -> Option<&mut V> {
+        if self.young.is_empty() && self.old.is_empty() {
+            return None;
+        }
+        self.young.get_mut(key).or_else(|| self.old.get_mut(key))
+    }
+
+    /// Forgets what nobody will ask for soon.
+    pub(super) fn remove(&mut self, key: &K) {
+        if self.young.remove(key).is_none() {
+            self.old.remove(key);
+        }
+        // Many that came and went leave no room behind them.
+        if self.young.capacity() > 4096 && self.young.len() < self.young.capacity() / 8 {
+            self.young.shrink_to(self.young.len() * 2);
+        }
+    }
+
     /// Adds what is not there.
     pub(super) fn insert(&mut self, key: K, value: V) {
         let before = self.young.insert(key, value).or_else(|| self.old.remove(&key));

@@ -1,17 +1,15 @@
 //! `decide`: from a command to a record, with all time, ids and places resolved. Changes nothing that is stored.
 
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::id::{ConversationSeq, InboxSeq, MessageId};
 use culver_protocol::limits::PAYLOAD_LEN_MAX;
 
-use super::{AWAITED_MAX, Awaited, Conversation, Shards, User};
-use crate::command::{Acked, Decision, Load, Send, UserView, View};
-use crate::engine::{Engine, Lookup, Tier};
+use super::Shards;
+use crate::command::{Decision, Send, View};
+use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::key::{DedupKey, SenderKey, ShardId};
-use crate::reader::{read_conversation, read_dedup, read_newest, read_user};
-use crate::record::{InboxEntry, Place, MessageRecord, Record};
-use crate::value::{ConversationRow, DedupRow};
+use crate::key::ShardId;
+use crate::record::{InboxEntry, MessageRecord, Place, Record};
 
 /// Unwraps what is known; returns from the caller with what must be read first.
 macro_rules! known {
@@ -22,6 +20,7 @@ macro_rules! known {
         }
     };
 }
+pub(super) use known;
 
 impl Shards {
     /// Decides a message. The same id again is a duplicate, whether its first copy is durable, in a batch under way,
@@ -43,18 +42,38 @@ impl Shards {
         if let Some(row) = self.pending.get(&key) {
             return Ok(Decision::Duplicate(row.accepted(send.client_message_id, true)));
         }
-        let last_seq = known!(self.conversation(engine, send.conversation)?).last_seq;
+        let last_seq = known!(self.conversation(engine, send.conversation)?).row.last_seq;
         let is_new_conversation = last_seq == ConversationSeq(0);
         if !is_new_conversation && let Some(row) = known!(self.accepted_before(engine, &key)?) {
             return Ok(Decision::Duplicate(row.accepted(send.client_message_id, true)));
         }
-        let inbox_seq = InboxSeq(known!(self.user_mut(engine, recipient)?).head.0 + 1);
-        let message_id = self.next_message_id(ShardId::of_conversation(send.conversation, self.shard_count), now_ms);
+        let home = ShardId::of_conversation(send.conversation, self.shard_count);
+        let (policy, mut inbox_seq) = (self.policy, InboxSeq(0));
+        let place = match self.way(home, recipient) {
+            None => {
+                let state = known!(self.user_mut(engine, recipient)?);
+                if policy.is_full(state) {
+                    return Ok(Decision::Reject(ErrorCode::RecipientFull));
+                }
+                inbox_seq = InboxSeq(state.head.0 + 1);
+                Place::Local(inbox_seq)
+            }
+            Some(_) if self.full.get(&recipient).is_some_and(|until_ms| *until_ms > now_ms) => {
+                return Ok(Decision::Reject(ErrorCode::RecipientFull));
+            }
+            Some(stream) => Place::Stream(stream, self.streams.next(stream)),
+        };
+        let copy = if send.copy && recipient != send.sender {
+            known!(self.copy_place(engine, home, send, place)?)
+        } else {
+            None
+        };
+        let message_id = self.next_message_id(home, now_ms);
         Ok(Decision::Apply(Record::Message(MessageRecord {
             recipient,
             client_message_id: send.client_message_id,
-            place: Place::Local(inbox_seq),
-            copy: None,
+            place,
+            copy,
             entry: InboxEntry {
                 inbox_seq,
                 conversation: send.conversation,
@@ -68,121 +87,29 @@ impl Shards {
         })))
     }
 
-    /// Decides an acknowledgement of everything up to `through`. One that is not beyond the last changes nothing.
-    ///
-    /// # Errors
-    /// The engine failed.
-    pub fn decide_ack(
+    /// Where the copy for the sender's other devices goes. Of a sender in another hub, that hub knows whether there
+    /// are any.
+    fn copy_place(
         &mut self,
         engine: &dyn Engine,
-        user: UserId,
-        device: DeviceId,
-        through: InboxSeq,
-        acked: &[Acked],
-        _now_ms: u64,
-    ) -> Result<Decision, EngineError> {
-        if through == InboxSeq(0) {
-            return Ok(Decision::Unchanged);
-        }
-        let state = known!(self.user_mut(engine, user)?);
-        if through > state.head {
-            return Ok(Decision::Reject(ErrorCode::AckBeyondSent));
-        }
-        if through <= state.cursor(device) {
-            return Ok(Decision::Unchanged);
-        }
-        Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered: acked.to_vec() }))
-    }
-
-    /// What a login sees. Nothing is kept in memory for it, except what had to be read from the disk.
-    ///
-    /// # Errors
-    /// The engine failed.
-    pub fn user(&mut self, engine: &dyn Engine, user: UserId, device: DeviceId) -> Result<View<UserView>, EngineError> {
-        if let Some(state) = self.users.peek(&user) {
-            return Ok(View::Known(UserView { head: state.head, cursor: state.cursor(device), ..UserView::default() }));
-        }
-        match read_user(engine, self.shard_count, user, Tier::Memory)? {
-            Lookup::Absent => Ok(View::Known(UserView::default())),
-            Lookup::Present((row, head)) => {
-                let state = User::from_row(row, head);
-                Ok(View::Known(UserView { head, cursor: state.cursor(device), ..UserView::default() }))
-            }
-            Lookup::Unknown => Ok(self.wait(engine, Load::User(user))),
-        }
-    }
-
-    fn conversation(&mut self, engine: &dyn Engine, id: ConversationId) -> Result<View<Conversation>, EngineError> {
-        if let Some(conversation) = self.conversations.get_mut(&id) {
-            return Ok(View::Known(*conversation));
-        }
-        let row = match read_conversation(engine, self.shard_count, id, Tier::Memory)? {
-            Lookup::Absent => ConversationRow::default(),
-            Lookup::Present(row) => row,
-            Lookup::Unknown => return Ok(self.wait(engine, Load::Conversation(id))),
-        };
-        self.awaited.remove(&Load::Conversation(id));
-        let conversation = Conversation::from(row);
-        self.conversations.insert(id, conversation);
-        Ok(View::Known(conversation))
-    }
-
-    fn user_mut(&mut self, engine: &dyn Engine, id: UserId) -> Result<View<&mut User>, EngineError> {
-        if self.users.get_mut(&id).is_none() {
-            let (row, head) = match read_user(engine, self.shard_count, id, Tier::Memory)? {
-                Lookup::Absent => Default::default(),
-                Lookup::Present(found) => found,
-                Lookup::Unknown => return Ok(self.wait(engine, Load::User(id))),
+        home: ShardId,
+        send: &Send,
+        place: Place,
+    ) -> Result<View<Option<Place>>, EngineError> {
+        if let Some(stream) = self.way(home, send.sender) {
+            let n = match place {
+                Place::Stream(same, n) if same == stream => n + 1,
+                _ => self.streams.next(stream),
             };
-            self.awaited.remove(&Load::User(id));
-            self.users.insert(id, User::from_row(row, head));
+            return Ok(View::Known(Some(Place::Stream(stream, n))));
         }
-        Ok(View::Known(self.users.get_mut(&id).expect("it was there, or was put there")))
-    }
-
-    /// Looks for a message in what is durable; what is not is in `pending`.
-    fn accepted_before(&mut self, engine: &dyn Engine, of: &DedupKey) -> Result<View<Option<DedupRow>>, EngineError> {
-        if let Some(Awaited::Dedup(row)) = self.awaited.get(&Load::Dedup(*of)) {
-            return Ok(View::Known(*row));
-        }
-        match self.newest(engine, of.sender_key())? {
-            View::Waits(load) => return Ok(View::Waits(load)),
-            // Ids that ascend, as clients are asked to choose them, need no lookup.
-            View::Known(Some(newest)) if of.client_message_id > newest => return Ok(View::Known(None)),
-            View::Known(_) => {}
-        }
-        match read_dedup(engine, self.shard_count, of, Tier::Memory)? {
-            Lookup::Absent => Ok(View::Known(None)),
-            Lookup::Present(row) => Ok(View::Known(Some(row))),
-            Lookup::Unknown => Ok(self.wait(engine, Load::Dedup(*of))),
-        }
-    }
-
-    /// An id that no accepted message of this sender exceeds; `None`: not known, look the message up.
-    fn newest(&mut self, engine: &dyn Engine, of: SenderKey) -> Result<View<Option<ClientMessageId>>, EngineError> {
-        if let Some(newest) = self.newest.get_mut(&of) {
-            return Ok(View::Known(Some(*newest)));
-        }
-        if self.pending.keys().any(|pending| pending.sender_key() == of) {
-            // What is durable is not all, and will be something else when it has been read.
-            return Ok(View::Known(None));
-        }
-        let newest = match read_newest(engine, self.shard_count, of, Tier::Memory)? {
-            Lookup::Absent => ClientMessageId([0; 16]),
-            Lookup::Present(newest) => newest,
-            Lookup::Unknown => return Ok(self.wait(engine, Load::Newest(of))),
-        };
-        self.awaited.remove(&Load::Newest(of));
-        self.newest.insert(of, newest);
-        Ok(View::Known(Some(newest)))
-    }
-
-    fn wait<T>(&mut self, engine: &dyn Engine, load: Load) -> View<T> {
-        if self.awaited.len() >= AWAITED_MAX {
-            self.awaited.clear();
-        }
-        self.awaited.entry(load).or_insert_with(|| Awaited::Since(engine.sequence_synced()));
-        View::Waits(load)
+        Ok(match self.user_mut(engine, send.sender)? {
+            View::Known(state) if state.has_others(send.device) => {
+                View::Known(Some(Place::Local(InboxSeq(state.head.0 + 1))))
+            }
+            View::Known(_) => View::Known(None),
+            View::Waits(load) => View::Waits(load),
+        })
     }
 
     /// The id after the shard's last, at the clock or, if that stands still or goes back, at the last time given out.
@@ -204,9 +131,3 @@ impl Shards {
 }
 
 const COUNTER_MAX: u64 = (1 << MessageId::COUNTER_BITS) - 1;
-
-impl From<ConversationRow> for Conversation {
-    fn from(row: ConversationRow) -> Self {
-        Self { last_seq: row.last_seq, last_message: row.last_message, touched: crate::batch::BatchNumber(0) }
-    }
-}

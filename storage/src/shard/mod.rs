@@ -9,25 +9,39 @@
 
 mod apply;
 mod cache;
+mod clock;
 mod decide;
+mod devices;
+mod floor;
+mod lookup;
 mod recover;
-mod sketch;
+mod seal;
+mod state;
+mod streams;
+mod talks;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
 use hashbrown::HashMap;
 
 use self::cache::Cache;
-use crate::batch::{Batch, BatchNumber};
+use self::clock::ExpiryClock;
+pub use self::clock::{CLOCK_WRITE_MS, JUMP_MS_MAX};
+use self::floor::Folds;
+pub use self::floor::{FOLD_DELAY_MS, FOLDS_MAX, FOLDS_QUEUED_MAX};
+use self::state::{Awaited, Building, Conversation, NO_MESSAGE, Sealed, ShardClock, Talk, User};
+use self::streams::Streams;
+pub use self::streams::{FULL_MAX, HEAD_LAG_MAX};
+use crate::batch::BatchNumber;
 use crate::command::Load;
-use crate::key::{DedupKey, SenderKey, ShardId};
+use crate::key::{DedupKey, SenderKey};
 pub use crate::reader::Loaded;
 use crate::topology::{HubId, Topology};
-use crate::value::{DedupRow, DeviceRow, UserRow};
+use crate::value::DedupRow;
 
 /// Senders whose newest id is kept in memory.
 pub const SENDERS_CACHED_MAX: usize = 256 * 1024;
@@ -35,6 +49,8 @@ pub const SENDERS_CACHED_MAX: usize = 256 * 1024;
 pub const CONVERSATIONS_CACHED_MAX: usize = 256 * 1024;
 /// Users kept in memory, beside those of batches not yet durable.
 pub const USERS_CACHED_MAX: usize = 256 * 1024;
+/// Talks kept in memory, beside those of batches not yet durable.
+pub const TALKS_CACHED_MAX: usize = 128 * 1024;
 /// Reads waited for. Beyond it all are given up: whoever waits asks again.
 pub const AWAITED_MAX: usize = 64 * 1024;
 /// How far a user's head may run ahead of the head in the `user` row.
@@ -69,18 +85,31 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    fn is_full(&self, user: &User) -> bool {
+        user.head.0 - user.least().0 >= self.quota_entries || user.row.waiting_bytes >= self.quota_bytes
+    }
+}
+
 /// The state of one hub's shards.
 #[derive(Debug)]
 pub struct Shards {
     shard_count: u16,
-    hub: u16,
     topology: Arc<Topology>,
+    hub: HubId,
     policy: Policy,
     /// No message is ever given an earlier time.
     clock_ms: u64,
+    expiry: ExpiryClock,
+    /// By shard; those of other hubs are not used.
     clocks: Vec<ShardClock>,
     conversations: Cache<ConversationId, Conversation>,
     users: Cache<UserId, User>,
+    talks: Cache<(UserId, ConversationId), Talk>,
+    streams: Streams,
+    /// Users of other hubs whose inboxes are full, and until when nothing is sent there.
+    full: HashMap<UserId, u64>,
+    folds: Folds,
     /// Of senders who sent lately: an id that none of their accepted messages exceeds, durable or not.
     newest: Cache<SenderKey, ClientMessageId>,
     /// What batches that are not yet durable accepted.
@@ -95,111 +124,17 @@ pub struct Shards {
     row: Vec<u8>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct ShardClock {
-    /// The last id given out; ids ascend.
-    last: MessageId,
-    /// Ids stay below this time until the row is written anew.
-    reserved_until_ms: u64,
-    /// The row is to be written with the batch under construction.
-    dirty: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Conversation {
-    last_seq: ConversationSeq,
-    last_message: MessageId,
-    /// The last batch that changed it.
-    touched: BatchNumber,
-}
-
-#[derive(Clone, Debug)]
-struct User {
-    head: InboxSeq,
-    /// The head in the row, as of the batch under construction if that writes the row.
-    hint: InboxSeq,
-    floor: InboxSeq,
-    /// By ascending device.
-    devices: Vec<DeviceRow>,
-    /// The last batch that changed it.
-    touched: BatchNumber,
-    /// The head of the last durable batch that changed it.
-    durable_head: InboxSeq,
-    /// The row is to be written with the batch under construction.
-    dirty: bool,
-    /// A cursor has moved since the row was written: to be written soon, not necessarily with the next batch.
-    moved: bool,
-}
-
-impl User {
-    /// As it was read, the true head in place of the hint.
-    fn from_row(row: UserRow, head: InboxSeq) -> Self {
-        Self {
-            head,
-            hint: row.head,
-            floor: row.floor,
-            devices: row.devices,
-            touched: BatchNumber(0),
-            durable_head: head,
-            dirty: false,
-            moved: false,
-        }
-    }
-
-    fn cursor(&self, device: DeviceId) -> InboxSeq {
-        self.devices.iter().find(|row| row.device == device).map_or(self.floor, |row| row.cursor)
-    }
-}
-
-/// A read that somebody waits for.
-#[derive(Clone, Copy, Debug)]
-enum Awaited {
-    /// Under way. Only a read that began at this sequence number or later counts.
-    Since(u64),
-    /// Done: whether the message was accepted before. (What else is read goes to its own cache.)
-    Dedup(Option<DedupRow>),
-}
-
-/// The batch under construction.
-#[derive(Debug)]
-struct Building {
-    batch: Batch,
-    messages: u64,
-    /// Rows to write when it is sealed: however often they changed, once.
-    conversations: Vec<ConversationId>,
-    /// Users it changed, whether or not their row is to be written.
-    users: Vec<UserId>,
-    dedup: Vec<DedupKey>,
-    clocks: Vec<ShardId>,
-}
-
-impl Building {
-    fn new(number: BatchNumber, capacity: usize) -> Self {
-        Self {
-            batch: Batch::with_capacity(number, capacity),
-            messages: 0,
-            conversations: Vec::new(),
-            users: Vec::new(),
-            dedup: Vec::new(),
-            clocks: Vec::new(),
-        }
-    }
-}
-
-/// A batch handed to the writer.
-#[derive(Debug)]
-struct Sealed {
-    number: BatchNumber,
-    /// The users it changed, and their heads.
-    heads: Vec<(UserId, InboxSeq)>,
-    dedup: Vec<DedupKey>,
-}
-
 impl Shards {
     /// The number of the batch under construction: effects decided now go out when it is durable.
     #[must_use]
     pub fn batch_number(&self) -> BatchNumber {
         self.building.batch.number()
+    }
+
+    /// How long things are kept, and how many.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// The last durable batch.
@@ -211,7 +146,7 @@ impl Shards {
     /// Whether the batch under construction holds nothing.
     #[must_use]
     pub fn is_batch_empty(&self) -> bool {
-        self.building.batch.is_empty() && self.building.users.is_empty()
+        self.building.batch.is_empty() && self.building.users.is_empty() && self.building.watermarks.is_empty()
     }
 
     /// Whether the batch under construction holds messages; if not, it may wait a little for more.
@@ -241,7 +176,15 @@ impl Shards {
         assert_eq!(sealed.number, number, "batches become durable in order");
         self.durable = number;
         for (user, head) in sealed.heads {
-            self.users.get_mut(&user).expect("what a pending batch touched stays in memory").durable_head = head;
+            let state = self.users.peek_mut(&user).expect("what a pending batch touched stays in memory");
+            state.durable_head = head;
+            if state.is_passing && state.touched <= number {
+                self.users.remove(&user);
+            }
+        }
+        for (stream, n) in sealed.sent {
+            let source = self.streams.sources.get_mut(&stream).expect("streams are never forgotten");
+            source.durable = source.durable.max(n);
         }
         for key in sealed.dedup {
             let row = self.pending.remove(&key);
@@ -261,7 +204,7 @@ impl Shards {
             crate::reader::LoadedRow::User(user, found) => {
                 let (row, head) = found.unwrap_or_default();
                 self.awaited.remove(&load);
-                self.users.insert(user, User::from_row(row, head));
+                self.users.insert(user, User::from_row(row, head, self.today()));
             }
             crate::reader::LoadedRow::Conversation(id, row) => {
                 let row = row.unwrap_or_default();
@@ -270,9 +213,12 @@ impl Shards {
             }
             crate::reader::LoadedRow::Newest(of, newest) => {
                 self.awaited.remove(&load);
-                self.newest.insert(of, newest.unwrap_or(ClientMessageId([0; 16])));
+                self.newest.insert(of, newest.unwrap_or(NO_MESSAGE));
             }
-            crate::reader::LoadedRow::Talk(..) => todo!("talk rows"),
+            crate::reader::LoadedRow::Talk(user, conversation, rows) => {
+                self.awaited.remove(&load);
+                self.insert_talk((user, conversation), rows);
+            }
             crate::reader::LoadedRow::Dedup(_, row) => {
                 self.awaited.insert(load, Awaited::Dedup(row));
             }
@@ -285,6 +231,7 @@ impl Shards {
         let durable = self.durable;
         self.conversations.turn(|conversation| conversation.touched > durable);
         self.users.turn(|user| user.touched > durable);
+        self.talks.turn(|talk| talk.touched > durable);
         self.newest.turn(|_| false);
     }
 }

@@ -38,8 +38,8 @@ mod user;
 use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::EntryView;
 
-pub(crate) use self::item::{encode_item_entry, encode_item_receipt};
 pub use self::item::decode_item;
+pub(crate) use self::item::{encode_item_entry, encode_item_receipt};
 pub use self::talk::{ExpiredRow, ListRow, MarkRow, SeqRow};
 pub use self::user::{DeviceRow, UserRow};
 use crate::key::{Fields, INBOX_KEY_LEN, split_u16, split_u64};
@@ -323,7 +323,7 @@ fn versioned(bytes: &[u8]) -> Result<&[u8], DecodeError> {
 /// The version of a row that has two, and what follows it.
 fn versioned_2(bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
     match bytes.split_first() {
-        Some((&(version @ (VERSION | VERSION_2)), rest)) => Ok((version, rest)),
+        Some((&version @ (VERSION | VERSION_2), rest)) => Ok((version, rest)),
         Some((&version, _)) => Err(DecodeError::Version(version)),
         None => Err(DecodeError::Length),
     }

@@ -86,7 +86,8 @@ fn device_row(device: u16, cursor: u64, seen_day: u32) -> DeviceRow {
 fn rows_of_version_1_are_read() {
     let mut bytes = vec![1, 1, 0];
     [7u64, 8].iter().for_each(|number| bytes.extend_from_slice(&number.to_be_bytes()));
-    let row = ConversationRow { last_seq: ConversationSeq(7), last_message: MessageId(8), ..ConversationRow::default() };
+    let row =
+        ConversationRow { last_seq: ConversationSeq(7), last_message: MessageId(8), ..ConversationRow::default() };
     assert_eq!(ConversationRow::decode(&bytes), Ok(row));
 
     let mut bytes = vec![1, 0];

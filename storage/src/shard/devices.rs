@@ -1,0 +1,111 @@
+//! Devices: their links, cursors and what a login sees of them.
+
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ConversationSeq, DeviceId, InboxSeq, UserId};
+use culver_protocol::limits::DEVICES_MAX;
+
+use super::decide::known;
+use super::{DAY_MS, Shards};
+use crate::command::{Acked, Decision, DeviceView, UserView, View};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::record::Record;
+use crate::value::DeviceRow;
+
+impl Shards {
+    /// Decides the login of a device: links it, or notes the day. A ninth device is `DevicesFull`.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn decide_link(
+        &mut self,
+        engine: &dyn Engine,
+        user: UserId,
+        device: DeviceId,
+        now_ms: u64,
+    ) -> Result<Decision, EngineError> {
+        let day = u32::try_from(now_ms / DAY_MS).unwrap_or(u32::MAX);
+        let state = known!(self.user_passing(engine, user)?);
+        Ok(match state.device(device) {
+            Some(row) if row.seen_day >= day => Decision::Unchanged,
+            Some(_) => Decision::Apply(Record::DeviceSeen { user, device, day }),
+            None if state.row.devices.len() >= DEVICES_MAX => Decision::Reject(ErrorCode::DevicesFull),
+            None => Decision::Apply(Record::DeviceLinked { user, device, cursor: state.start(), day }),
+        })
+    }
+
+    /// Decides an acknowledgement of everything up to `through`, which covers `acked`. One that is not beyond the last
+    /// changes nothing, nor does one of a device that is not linked.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn decide_ack(
+        &mut self,
+        engine: &dyn Engine,
+        user: UserId,
+        device: DeviceId,
+        through: InboxSeq,
+        acked: &[Acked],
+        _now_ms: u64,
+    ) -> Result<Decision, EngineError> {
+        if through == InboxSeq(0) {
+            return Ok(Decision::Unchanged);
+        }
+        let state = known!(self.user_mut(engine, user)?);
+        if through > state.head {
+            return Ok(Decision::Reject(ErrorCode::AckBeyondSent));
+        }
+        match state.device(device) {
+            Some(row) if row.cursor < through => {}
+            _ => return Ok(Decision::Unchanged),
+        }
+        // The first device counts: what another had before was told then.
+        let delivered = if through > state.greatest() { acked.to_vec() } else { Vec::new() };
+        Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered }))
+    }
+
+    /// What a login sees. Nothing is kept in memory for it, except what had to be read from the disk.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn user(&mut self, engine: &dyn Engine, user: UserId, device: DeviceId) -> Result<View<UserView>, EngineError> {
+        self.look(engine, user, |state| state.view(device))
+    }
+
+    /// A user's devices, by ascending number.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn devices(&mut self, engine: &dyn Engine, user: UserId) -> Result<View<Vec<DeviceView>>, EngineError> {
+        self.look(engine, user, super::state::User::devices)
+    }
+
+    pub(super) fn apply_linked(&mut self, id: UserId, device: DeviceId, cursor: InboxSeq, seen_day: u32) {
+        let user = self.touch(id);
+        assert!(cursor >= user.row.floor && cursor <= user.head, "a device starts where entries are");
+        let index = user.row.devices.partition_point(|row| row.device < device);
+        assert!(user.row.devices.get(index).is_none_or(|row| row.device != device), "`decide` found it not linked");
+        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day });
+        user.dirty = true;
+    }
+
+    pub(super) fn apply_seen(&mut self, id: UserId, device: DeviceId, day: u32) {
+        let user = self.touch(id);
+        let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
+        row.seen_day = day;
+        user.dirty = true;
+    }
+
+    pub(super) fn apply_cursor(&mut self, id: UserId, device: DeviceId, cursor: InboxSeq, delivered: &[Acked]) {
+        let user = self.touch(id);
+        let head = user.head;
+        let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
+        assert!(cursor > row.cursor && cursor <= head, "cursors only advance, and not beyond the head");
+        row.cursor = cursor;
+        user.moved = true;
+        for acked in delivered {
+            user.tick(acked.conversation, acked.seq, ConversationSeq(0));
+        }
+        self.queue_fold(id);
+    }
+}
