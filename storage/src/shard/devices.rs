@@ -85,7 +85,7 @@ impl Shards {
         assert!(cursor >= user.row.floor && cursor <= user.head, "a device starts where entries are");
         let index = user.row.devices.partition_point(|row| row.device < device);
         assert!(user.row.devices.get(index).is_none_or(|row| row.device != device), "`decide` found it not linked");
-        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day });
+        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day, is_raised: false });
         user.dirty = true;
     }
 
@@ -101,7 +101,7 @@ impl Shards {
         let head = user.head;
         let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
         assert!(cursor > row.cursor && cursor <= head, "cursors only advance, and not beyond the head");
-        row.cursor = cursor;
+        (row.cursor, row.is_raised) = (cursor, false);
         user.moved = true;
         for acked in delivered {
             user.tick(acked.conversation, acked.seq, ConversationSeq(0));

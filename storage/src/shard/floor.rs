@@ -124,7 +124,9 @@ impl Shards {
         let user = self.touch(id);
         assert!(floor >= user.row.floor && floor <= user.head, "a floor never falls, and no floor is above the head");
         user.row.devices.retain(|row| !unlinked.contains(&row.device));
-        user.row.devices.iter_mut().for_each(|row| row.cursor = row.cursor.max(floor));
+        for row in user.row.devices.iter_mut().filter(|row| row.cursor < floor) {
+            (row.cursor, row.is_raised) = (floor, true);
+        }
         user.row.floor = floor;
         // Entries from before bytes were counted are freed without having been.
         user.row.waiting_bytes = user.row.waiting_bytes.saturating_sub(freed_bytes);

@@ -118,6 +118,7 @@ impl User {
             cursor: linked.map_or_else(|| self.start(), |row| row.cursor),
             linked: linked.is_some(),
             siblings: self.has_others(device),
+            expired: linked.is_some_and(|row| row.is_raised),
             receipts_head: self.receipts_head,
         }
     }

@@ -26,7 +26,7 @@
 //! ```
 //!
 //! The time of a message is that in its id. The devices of a user row ascend; of its flags, bit 0 says that read
-//! receipts are off. Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for
+//! receipts are off; bit 31 of a seen day, that expiry raised the cursor and nothing was acknowledged since. Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for
 //! references to bodies stored once.
 
 mod item;

@@ -78,8 +78,9 @@ proptest! {
     }
 }
 
-fn device_row(device: u16, cursor: u64, seen_day: u32) -> DeviceRow {
-    DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day }
+fn device_row(device: u16, cursor: u64, day: u32) -> DeviceRow {
+    let (seen_day, is_raised) = (day & (u32::MAX >> 1), day > u32::MAX >> 1);
+    DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day, is_raised }
 }
 
 #[test]

@@ -6,6 +6,8 @@ use super::{DecodeError, VERSION, VERSION_2, versioned_2};
 use crate::key::{split_u16, split_u64};
 
 const READ_RECEIPTS_OFF: u8 = 1;
+/// The bit of `seen day` that says so.
+const RAISED: u32 = 1 << 31;
 
 /// The value of a `user` row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct DeviceRow {
     pub cursor: InboxSeq,
     /// The day it was last seen, in days since 1970; 0: before rows knew it.
     pub seen_day: u32,
+    /// The cursor was raised because what followed it expired, and the device has acknowledged nothing since.
+    pub is_raised: bool,
 }
 
 impl UserRow {
@@ -47,10 +51,11 @@ impl UserRow {
             out.extend_from_slice(&number.to_be_bytes());
         }
         out.extend_from_slice(&count.to_be_bytes());
-        for DeviceRow { device, cursor, seen_day } in &self.devices {
+        for DeviceRow { device, cursor, seen_day, is_raised } in &self.devices {
+            let day = seen_day & !RAISED | if *is_raised { RAISED } else { 0 };
             out.extend_from_slice(&device.0.to_be_bytes());
             out.extend_from_slice(&cursor.0.to_be_bytes());
-            out.extend_from_slice(&seen_day.to_be_bytes());
+            out.extend_from_slice(&day.to_be_bytes());
         }
     }
 
@@ -91,7 +96,7 @@ fn decode_devices(version: u8, count: usize, mut rest: &[u8]) -> Result<Vec<Devi
     for _ in 0..count {
         let (device, after) = split_u16(rest).ok_or(DecodeError::Length)?;
         let (cursor, after) = split_u64(after).ok_or(DecodeError::Length)?;
-        let (seen_day, after) = if version == VERSION {
+        let (day, after) = if version == VERSION {
             (0, after)
         } else {
             let (day, after) = after.split_first_chunk().ok_or(DecodeError::Length)?;
@@ -100,7 +105,12 @@ fn decode_devices(version: u8, count: usize, mut rest: &[u8]) -> Result<Vec<Devi
         if devices.last().is_some_and(|last| last.device >= DeviceId(device)) {
             return Err(DecodeError::Order);
         }
-        devices.push(DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day });
+        devices.push(DeviceRow {
+            device: DeviceId(device),
+            cursor: InboxSeq(cursor),
+            seen_day: day & !RAISED,
+            is_raised: day & RAISED != 0,
+        });
         rest = after;
     }
     Ok(devices)
