@@ -154,8 +154,9 @@ fn table_options(family: Family, cache: &Cache) -> BlockBasedOptions {
     table
 }
 
-/// Files are merged by size, and only when there are many: a pass over all rows costs about a microsecond a message,
-/// and filters keep lookups away from files that do not have their key.
+/// Files are merged by size, and only when there are many: a pass over all rows costs about a microsecond a message, and
+/// filters keep lookups away from files that do not have their key. A file is merged at the latest when it is 30 days
+/// old, which RocksDB sees to by itself.
 fn merge_rarely(of: &mut Options, runs: i32) {
     of.set_compaction_style(DBCompactionStyle::Universal);
     of.set_level_zero_file_num_compaction_trigger(runs);
