@@ -99,6 +99,11 @@ fn main() -> ExitCode {
     world.engine.compact().expect("the volume merges");
     let compact_s = begin.elapsed().as_secs_f64();
     let measured = Measured::of(&world, directory.path());
+    assert_eq!(
+        measured.undelivered_count(),
+        traffic.waiting(&world),
+        "what waits is there, and every floor is where it belongs"
+    );
     let report = measure::Report { options: &options, counts: world.counts, measured, before, traffic_s, compact_s };
     if options.json.as_deref() != Some("-") {
         print!("{}", report.table());

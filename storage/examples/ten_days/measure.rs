@@ -91,6 +91,10 @@ impl Measured {
         Self { families: sizes, lists, undelivered, delivered, directory_bytes: folder_bytes(directory) }
     }
 
+    pub(crate) fn undelivered_count(&self) -> u64 {
+        self.undelivered.rows
+    }
+
     fn size(&self, family: Family) -> Size {
         self.families.iter().find(|(of, _)| *of == family).map(|(_, size)| *size).unwrap_or_default()
     }

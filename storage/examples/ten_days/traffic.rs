@@ -124,6 +124,16 @@ impl Traffic {
         }
     }
 
+    /// Entries that some device of their user has not persisted.
+    pub(crate) fn waiting(&self, world: &World) -> u64 {
+        let of = |devices: &std::ops::Range<usize>| {
+            let devices = self.devices.get(devices.clone()).expect("users have devices that are there");
+            let least = devices.iter().map(|device| device.cursor.0).min().unwrap_or(0);
+            devices.first().map_or(0, |device| world.head(device.user).0 - least)
+        };
+        self.of_user.iter().map(of).sum()
+    }
+
     fn plan(&mut self, now_ms: u64, within_ms: std::ops::Range<u64>, event: Event) {
         let at_ms = now_ms + self.random.random_range(within_ms);
         self.events.push(Reverse((at_ms, event)));
