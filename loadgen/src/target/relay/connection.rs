@@ -12,7 +12,7 @@ use culver_protocol::limits::{
 };
 use culver_protocol::message::{Accepted, EntryView, MarkView, SendView, decode_ack, encode_deliver, encode_receipt};
 use culver_protocol::proto::login::Credential;
-use culver_protocol::proto::{Login, Ping, Pong, Welcome};
+use culver_protocol::proto::{Device, Devices, Login, Ping, Pong, Rpc, RpcResult, Welcome, rpc_result};
 use culver_protocol::record::{Cipher, Record, RecordType, split};
 use prost::Message;
 
@@ -218,12 +218,21 @@ impl State {
         const SEND: u8 = RecordType::Send as u8;
         const ACK: u8 = RecordType::Ack as u8;
         const PING: u8 = RecordType::Ping as u8;
+        const RPC: u8 = RecordType::Rpc as u8;
         match record.kind {
             SEND => self.handle_send(user, SendView::decode(record.body)?, now_ms, relay)?,
             ACK => relay(Relayed::Ack(decode_ack(record.body)?.0)),
             PING => {
                 let pong = Pong { nonce: Ping::decode(record.body)?.nonce };
                 Cipher::Plaintext.seal_message(&mut self.out, RecordType::Pong, &pong);
+            }
+            RPC => {
+                // Whatever is asked, it is whether this device is known: the generator asks nothing else of a relay.
+                let id = Rpc::decode(record.body)?.id;
+                let device = Device { device: self.device.0.into(), online: true, ..Device::default() };
+                let known = rpc_result::Result::Devices(Devices { devices: vec![device] });
+                let answer = RpcResult { id, error: None, result: Some(known) };
+                Cipher::Plaintext.seal_message(&mut self.out, RecordType::RpcResult, &answer);
             }
             _ => {}
         }

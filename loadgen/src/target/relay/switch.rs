@@ -105,7 +105,7 @@ mod tests {
     use culver_protocol::id::{ConversationId, DeviceId};
     use culver_protocol::limits::HEADER_LEN;
     use culver_protocol::preamble::Preamble;
-    use culver_protocol::proto::{Ack, Login, Send, login};
+    use culver_protocol::proto::{Ack, ListDevices, Login, Rpc, Send, login, rpc};
     use culver_protocol::record::{Cipher, RecordType, split};
     use prost::Message;
 
@@ -200,6 +200,14 @@ mod tests {
         assert_eq!(world.take(), [(0, RECEIPT), (1, RECEIPT)]);
         world.ack(2, 1);
         assert_eq!(world.take(), [], "the second device");
+    }
+
+    #[test]
+    fn a_device_learns_that_it_is_known() {
+        let mut world = World::new(true, &[(ALICE, 1), (ALICE, 2)]);
+        let request = Some(rpc::Request::ListDevices(ListDevices {}));
+        world.message(1, RecordType::Rpc, &Rpc { id: 5, request });
+        assert_eq!(world.take(), [(1, RecordType::RpcResult as u8)]);
     }
 
     #[test]
