@@ -35,12 +35,17 @@ impl Calls {
             return false;
         };
         let place = started.unanswered.iter().position(|unanswered| *unanswered == id);
-        place.is_some_and(|index| started.unanswered.remove(index).is_some())
+        let was_there = place.is_some_and(|index| started.unanswered.remove(index).is_some());
+        started.tidy();
+        was_there
     }
 
     /// Ends the oldest request, if there is one.
     pub(super) fn end_oldest(&mut self) -> Option<u64> {
-        self.0.as_mut()?.unanswered.pop_front()
+        let started = self.0.as_mut()?;
+        let oldest = started.unanswered.pop_front();
+        started.tidy();
+        oldest
     }
 
     #[cfg(test)]
@@ -50,5 +55,14 @@ impl Calls {
 
     pub(super) fn is_awaiting(&self) -> bool {
         self.0.as_ref().is_some_and(|started| !started.unanswered.is_empty())
+    }
+}
+
+impl Started {
+    /// An idle client holds no more than it must.
+    fn tidy(&mut self) {
+        if self.unanswered.is_empty() {
+            self.unanswered = VecDeque::new();
+        }
     }
 }
