@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::chat::{PairMeasurement, measure_floor, render_runs};
 use super::idle::{IdleLoad, IdleRun, IdleSample};
+use super::pairs::PairLoad;
 use crate::links::raise_descriptor_limit;
 use crate::options::{PairOptions, RunOptions, TimeOptions};
-use crate::plan;
+use crate::plan::{self, Devices};
 use crate::report::progress::Progress;
 use crate::report::{Document, JsonTo, Misses};
 use crate::target::floor::{Floor, FloorSettings};
@@ -37,6 +38,9 @@ pub(crate) struct FloorOptions {
     /// Each ACK becomes a RECEIPT to the sender
     #[arg(long)]
     receipts: bool,
+    /// Devices of each user, all online
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
+    devices: u8,
     /// Where the synced file goes [default: the temporary directory]
     #[arg(long, requires = "sync", value_name = "DIR")]
     data_dir: Option<std::path::PathBuf>,
@@ -73,7 +77,8 @@ pub(crate) fn run(mut options: FloorOptions) -> Result<Document> {
     options.pairs.default_to_closed_loop();
     let progress = options.run.progress("floor");
     let settings = FloorSettings { sync: options.sync, data_dir: options.data_dir.clone(), receipts: options.receipts };
-    let load = options.pairs.load(&options.run, seed, 0);
+    let devices = Devices::of_each(options.devices, options.devices);
+    let load = PairLoad { devices, ..options.pairs.load(&options.run, seed, 0) };
     let measured = measure_floor(&settings, &load, &options.time, &progress)?;
     let idle = (options.connections > 1).then(|| measure_idle(&options, seed, &progress)).transpose()?;
     let mut misses = Misses::default();
