@@ -62,17 +62,8 @@ impl Verify {
 fn json(report: &Report) -> String {
     let Report { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, .. } = *report;
     let (findings, findings_unlisted) = (&report.findings, report.findings_unlisted);
-    let report = Json {
-        users,
-        conversations,
-        messages,
-        dedup_rows,
-        talk_rows,
-        outbox_rows,
-        batch,
-        findings,
-        findings_unlisted,
-    };
+    let report =
+        Json { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, findings, findings_unlisted };
     serde_json::to_string_pretty(&report).expect("numbers and strings are JSON")
 }
 

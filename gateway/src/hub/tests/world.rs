@@ -115,6 +115,7 @@ pub(super) struct World {
     read_asked: HashMap<(UserId, ConversationId), ConversationSeq>,
     read_told: HashMap<(UserId, ConversationId), ConversationSeq>,
     rpcs: u64,
+    marking: HashMap<u64, (UserId, ConversationId)>,
     /// Faults are over.
     pub(super) calm: bool,
     /// So many deliveries find no room in the mailbox to the clients.
@@ -148,6 +149,7 @@ impl World {
             read_asked: HashMap::new(),
             read_told: HashMap::new(),
             rpcs: 0,
+            marking: HashMap::new(),
             calm: false,
             refusals: 0,
         };
@@ -454,6 +456,13 @@ impl World {
         while self.move_hub() || self.nodes.iter().any(|node| !node.reads.is_empty() || !node.results.is_empty()) {
             self.make_read();
             self.take_result();
+        }
+    }
+
+    /// All mail that is under way is lost.
+    pub(super) fn lose_mail(&mut self) {
+        for node in &mut self.nodes {
+            node.mail.iter_mut().for_each(VecDeque::clear);
         }
     }
 

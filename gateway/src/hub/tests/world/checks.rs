@@ -163,7 +163,11 @@ impl World {
                 assert!(devices.iter().any(|info| info.device == device.device), "the one that asks is among them");
             }
             Ok(Answer::Conversations { items, .. }) => assert!(items.len() <= 2),
-            Ok(Answer::MarkedRead { .. } | Answer::ReadReceiptsSet { .. }) => {}
+            Ok(Answer::MarkedRead { seq }) => {
+                let told = self.read_told.entry(self.marking[&id]).or_default();
+                *told = seq.max(*told);
+            }
+            Ok(Answer::ReadReceiptsSet { .. }) => {}
             Err(code) => {
                 let expected = [ErrorCode::Replaced, ErrorCode::ReadBeyondDelivered, ErrorCode::Busy];
                 assert!(expected.contains(&code), "{code:?}");
@@ -238,9 +242,8 @@ impl World {
 
     /// Whether there was anything to acknowledge.
     pub(in crate::hub::tests) fn acknowledge_all(&mut self) -> bool {
-        let is_due = |c: &&Client| {
-            c.life == Life::Steady && (!c.under_way.is_empty() || !c.receipts.is_empty() || c.resume)
-        };
+        let is_due =
+            |c: &&Client| c.life == Life::Steady && (!c.under_way.is_empty() || !c.receipts.is_empty() || c.resume);
         let slots: Vec<u32> = self.clients.iter().filter(is_due).map(|c| c.address.slot).collect();
         for slot in &slots {
             self.acknowledge(*slot, usize::MAX);

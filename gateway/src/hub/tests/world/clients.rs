@@ -29,38 +29,38 @@ pub(in crate::hub::tests) enum Life {
 
 /// One client's session, as `Session` and the reactor keep it.
 pub(in crate::hub::tests) struct Client {
-    pub(super) address: Address,
-    pub(super) device: Device,
-    pub(super) fetch: bool,
-    pub(super) life: Life,
-    pub(super) credit: Credit,
+    pub(in crate::hub::tests) address: Address,
+    pub(in crate::hub::tests) device: Device,
+    pub(in crate::hub::tests) fetch: bool,
+    pub(in crate::hub::tests) life: Life,
+    pub(in crate::hub::tests) credit: Credit,
     /// Where the hub's deliveries have come to, and what the client was told: more, if it knew more than the hub.
     pub(in crate::hub::tests) sent: InboxSeq,
-    pub(super) told: InboxSeq,
+    pub(in crate::hub::tests) told: InboxSeq,
     pub(in crate::hub::tests) acked: InboxSeq,
     /// An acknowledgement of what the client knew before it came is due.
-    pub(super) ack_pending: bool,
+    pub(in crate::hub::tests) ack_pending: bool,
     /// Its socket takes nothing.
-    pub(super) blocked: bool,
+    pub(in crate::hub::tests) blocked: bool,
     /// Deliveries were dropped.
-    pub(super) resume: bool,
-    pub(super) replaced: bool,
+    pub(in crate::hub::tests) resume: bool,
+    pub(in crate::hub::tests) replaced: bool,
     /// The user has other devices.
-    pub(super) siblings: bool,
+    pub(in crate::hub::tests) siblings: bool,
     /// Entries delivered and not acknowledged.
-    pub(super) under_way: VecDeque<InboxEntry>,
+    pub(in crate::hub::tests) under_way: VecDeque<InboxEntry>,
     /// Receipts that came and are not persisted.
-    pub(super) receipts: VecDeque<(u64, Vec<MarkView>)>,
+    pub(in crate::hub::tests) receipts: VecDeque<(u64, Vec<MarkView>)>,
     /// The last version that came.
-    pub(super) version: u64,
+    pub(in crate::hub::tests) version: u64,
     /// The end of its backlog, between SYNC_START and SYNC_DONE.
-    pub(super) sync: Option<InboxSeq>,
-    pub(super) was_synced: bool,
-    pub(super) gaps: usize,
-    pub(super) deliveries: usize,
+    pub(in crate::hub::tests) sync: Option<InboxSeq>,
+    pub(in crate::hub::tests) was_synced: bool,
+    pub(in crate::hub::tests) gaps: usize,
+    pub(in crate::hub::tests) deliveries: usize,
     /// Hubs that know it.
-    pub(super) hubs: BTreeSet<HubId>,
-    pub(super) closes: usize,
+    pub(in crate::hub::tests) hubs: BTreeSet<HubId>,
+    pub(in crate::hub::tests) closes: usize,
 }
 
 impl World {
@@ -265,7 +265,8 @@ impl World {
     /// A client asks for something.
     fn ask(&mut self, slot: u32) {
         let user = self.clients[slot as usize].device.user;
-        let mut known: Vec<_> = self.delivered.iter().filter(|((of, _), _)| *of == user).map(|(key, seq)| (key.1, *seq)).collect();
+        let mut known: Vec<_> =
+            self.delivered.iter().filter(|((of, _), _)| *of == user).map(|(key, seq)| (key.1, *seq)).collect();
         known.sort_by_key(|(conversation, _)| conversation.0);
         let request = match self.random.random_range(0..6) {
             0 => Request::Devices,
@@ -283,10 +284,12 @@ impl World {
 
     pub(in crate::hub::tests) fn request(&mut self, slot: u32, request: Request) -> u64 {
         self.rpcs += 1;
-        let (session, device, id) = (self.clients[slot as usize].address, self.clients[slot as usize].device, self.rpcs);
+        let (session, device, id) =
+            (self.clients[slot as usize].address, self.clients[slot as usize].device, self.rpcs);
         if let Request::MarkRead { conversation, seq } = &request {
             let asked = self.read_asked.entry((device.user, *conversation)).or_default();
             *asked = (*asked).max(*seq);
+            self.marking.insert(id, (device.user, *conversation));
         }
         self.post(Command::Rpc { session, device, id, request });
         id
