@@ -10,8 +10,6 @@ mod outbox;
 mod receipts;
 mod sweep;
 mod talks;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};

@@ -1,0 +1,7 @@
+//! Reads against naive models, over two volumes.
+
+mod floors;
+mod inboxes;
+mod lists;
+mod receipts;
+mod world;
