@@ -26,7 +26,7 @@ pub(crate) use self::load::{LoadedRow, TalkRows, read_conversation, read_dedup, 
 pub use self::outbox::{OUTBOX_BYTES_MAX, read_outbox};
 pub use self::receipts::{Receipts, read_receipts};
 pub use self::sweep::read_sweep;
-pub use self::talks::{Synced, read_conversations, read_sync};
+pub use self::talks::{ListPage, Synced, read_conversations, read_sync};
 use crate::command::Load;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -214,7 +214,7 @@ pub enum ReadResult {
         tag: u64,
         /// The page, and where the next begins (empty: there is none); or why there is none: a page that this server
         /// never named is `RequestInvalid`.
-        result: Result<(Vec<ConversationView>, Vec<u8>), ErrorCode>,
+        result: Result<ListPage, ErrorCode>,
     },
     /// For `Shards::decide_floor`.
     Folded(Folded),

@@ -37,6 +37,9 @@ pub struct Synced {
     pub conversations: Vec<ConversationView>,
 }
 
+/// Conversations, most recent first, and where the next page begins (empty: there is none).
+pub type ListPage = (Vec<ConversationView>, Vec<u8>);
+
 /// What an inbox holds of one conversation.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
@@ -90,7 +93,7 @@ pub fn read_conversations(
     user: UserId,
     limit: u16,
     page: &[u8],
-) -> Result<Result<(Vec<ConversationView>, Vec<u8>), ErrorCode>, EngineError> {
+) -> Result<Result<ListPage, ErrorCode>, EngineError> {
     let before = match page {
         [] => None,
         token => match decode_token(user, token) {
