@@ -110,7 +110,8 @@ impl ConversationRow {
         }
         let [last_seq, last_message, by_lesser, by_greater] = if version == VERSION {
             let [last_seq, last_message] = numbers(rest)?;
-            [last_seq, last_message, 0, 0]
+            // Who sent what is not known; what was there counts as read.
+            [last_seq, last_message, last_seq, last_seq]
         } else {
             numbers(rest)?
         };

@@ -87,8 +87,9 @@ fn device_row(device: u16, cursor: u64, day: u32) -> DeviceRow {
 fn rows_of_version_1_are_read() {
     let mut bytes = vec![1, 1, 0];
     [7u64, 8].iter().for_each(|number| bytes.extend_from_slice(&number.to_be_bytes()));
+    let last_seq = ConversationSeq(7);
     let row =
-        ConversationRow { last_seq: ConversationSeq(7), last_message: MessageId(8), ..ConversationRow::default() };
+        ConversationRow { last_seq, last_message: MessageId(8), last_by_lesser: last_seq, last_by_greater: last_seq };
     assert_eq!(ConversationRow::decode(&bytes), Ok(row));
 
     let mut bytes = vec![1, 0];
@@ -99,7 +100,7 @@ fn rows_of_version_1_are_read() {
         bytes.extend_from_slice(&cursor.to_be_bytes());
     }
     let devices = vec![device_row(1, 4, 0), device_row(3, 6, 0)];
-    let row = UserRow { head: InboxSeq(9), floor: InboxSeq(4), devices, ..UserRow::default() };
+    let row = UserRow { head: InboxSeq(9), floor: InboxSeq(0), devices, ..UserRow::default() };
     assert_eq!(UserRow::decode(&bytes), Ok(row));
     bytes.pop();
     assert_eq!(UserRow::decode(&bytes), Err(DecodeError::Length));

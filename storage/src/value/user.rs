@@ -68,12 +68,13 @@ impl UserRow {
         let (flags, rest) = rest.split_first().ok_or(DecodeError::Length)?;
         let (head, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
         let (floor, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-        let (waiting_bytes, receipts_head, rest) = if version == VERSION {
-            (0, 0, rest)
+        // Version 1 left no list rows below its floors: they rise once more, and leave them.
+        let (floor, waiting_bytes, receipts_head, rest) = if version == VERSION {
+            (0, 0, 0, rest)
         } else {
             let (waiting_bytes, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
             let (receipts_head, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-            (waiting_bytes, receipts_head, rest)
+            (floor, waiting_bytes, receipts_head, rest)
         };
         let (count, rest) = split_u16(rest).ok_or(DecodeError::Length)?;
         Ok(Self {
