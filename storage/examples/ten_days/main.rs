@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use culver_storage::engine::Engine;
+use culver_storage::verify::verify_engines;
 use measure::Measured;
 use traffic::Traffic;
 use world::World;
@@ -98,6 +99,8 @@ fn main() -> ExitCode {
     let begin = Instant::now();
     world.engine.compact().expect("the volume merges");
     let compact_s = begin.elapsed().as_secs_f64();
+    let verified = verify_engines(&world.engines).expect("the engine reads");
+    assert!(verified.is_clean(), "what is left is whole: {verified:?}");
     let measured = Measured::of(&world, directory.path());
     assert_eq!(
         measured.undelivered_count(),
