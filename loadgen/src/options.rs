@@ -153,6 +153,7 @@ impl PairOptions {
             drops_per_s: 0.0,
             persists_late: false,
             devices: Devices::of_each(1, 1),
+            ring: false,
             receipts: false,
             reads: false,
             leaves_per_s: 0.0,

@@ -1,5 +1,8 @@
 //! The load plan: which users talk to whom, what a message is called and what it carries. Pure, all from the seed.
 
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Result, bail};
 use bytes::{Bytes, BytesMut};
 use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, UserId};
 use rand::rngs::SmallRng;
@@ -39,19 +42,6 @@ impl PairPlan {
     pub(crate) fn new(sender: UserId, recipient: UserId) -> Self {
         let conversation = ConversationId::direct(sender, recipient);
         Self { sender, recipient, conversation, sender_devices: 1, recipient_devices: 1 }
-    }
-
-    /// Devices of both users.
-    pub(crate) fn seats(&self) -> u8 {
-        self.sender_devices + self.recipient_devices
-    }
-
-    /// Whose device sits on this seat, and which: the sender's come first.
-    pub(crate) fn device_at(&self, seat: u8) -> (UserId, DeviceId) {
-        match seat.checked_sub(self.sender_devices) {
-            None => (self.sender, DeviceId(DEVICE.0 + u16::from(seat))),
-            Some(place) => (self.recipient, DeviceId(DEVICE.0 + u16::from(place))),
-        }
     }
 }
 
@@ -94,13 +84,42 @@ impl Devices {
     }
 }
 
-/// Gives each user of `pairs` a number of devices.
+/// Makes a ring of pairs that have nothing to do with each other: each sender's messages go to the next sender, so
+/// that every user sends and receives.
+///
+/// # Errors
+/// Fewer than three: two users would share one conversation.
+pub(crate) fn close_ring(pairs: &mut [PairPlan]) -> Result<()> {
+    if (1..3).contains(&pairs.len()) {
+        bail!("a ring needs at least 3 pairs in each worker, not {}", pairs.len());
+    }
+    let senders: Vec<_> = pairs.iter().map(|pair| pair.sender).collect();
+    for (pair, recipient) in pairs.iter_mut().zip(senders.iter().cycle().skip(1)) {
+        *pair = PairPlan::new(pair.sender, *recipient);
+    }
+    Ok(())
+}
+
+/// Gives each user of `pairs` a number of devices; one who sends has as many where it receives.
 pub(crate) fn give_devices(pairs: &mut [PairPlan], devices: Devices, seed: u64) {
     let mut rng = rng(seed, "devices");
-    for pair in pairs {
+    let mut of_sender = HashMap::new();
+    for pair in &mut *pairs {
         pair.sender_devices = rng.random_range(devices.senders.0..=devices.senders.1);
         pair.recipient_devices = rng.random_range(devices.recipients.0..=devices.recipients.1);
+        of_sender.insert(pair.sender, pair.sender_devices);
     }
+    for pair in pairs {
+        pair.recipient_devices = of_sender.get(&pair.recipient).copied().unwrap_or(pair.recipient_devices);
+    }
+}
+
+/// Devices of all users: each has a connection.
+pub(crate) fn connections(pairs: &[PairPlan]) -> u64 {
+    let senders: HashSet<_> = pairs.iter().map(|pair| pair.sender).collect();
+    let of_senders = pairs.iter().map(|pair| u64::from(pair.sender_devices)).sum::<u64>();
+    let only_recipients = pairs.iter().filter(|pair| !senders.contains(&pair.recipient));
+    of_senders + only_recipients.map(|pair| u64::from(pair.recipient_devices)).sum::<u64>()
 }
 
 /// Deals `items` to `workers` in turn; nobody gets none unless there are too few.
@@ -181,16 +200,26 @@ mod tests {
     }
 
     #[test]
-    fn every_device_of_a_pair_has_its_seat() {
+    fn devices_are_within_their_range() {
         let mut plan = pairs(first_user(9), 200);
         give_devices(&mut plan, Devices::of_each(2, 4), 9);
-        assert!(plan.iter().all(|pair| (4..=8).contains(&pair.seats())));
-        assert!(plan.iter().any(|pair| pair.seats() == 4) && plan.iter().any(|pair| pair.seats() == 8));
-        let pair = PairPlan { sender_devices: 2, recipient_devices: 3, ..*plan.first().expect("200 of them") };
-        let (sender, recipient) = (pair.sender, pair.recipient);
-        let seats: Vec<_> = (0..pair.seats()).map(|seat| pair.device_at(seat)).collect();
-        let expected = [(sender, 1), (sender, 2), (recipient, 1), (recipient, 2), (recipient, 3)];
-        assert_eq!(seats, expected.map(|(user, device)| (user, DeviceId(device))));
+        let seats = |pair: &PairPlan| pair.sender_devices + pair.recipient_devices;
+        assert!(plan.iter().all(|pair| (4..=8).contains(&seats(pair))));
+        assert!(plan.iter().any(|pair| seats(pair) == 4) && plan.iter().any(|pair| seats(pair) == 8));
+        assert_eq!(connections(&plan), plan.iter().map(|pair| u64::from(seats(pair))).sum::<u64>());
+    }
+
+    #[test]
+    fn in_a_ring_everybody_sends_and_receives() {
+        let mut plan = pairs(first_user(9), 5);
+        close_ring(&mut plan).expect("enough of them");
+        give_devices(&mut plan, Devices::of_each(1, 4), 9);
+        for (pair, next) in plan.iter().zip(plan.iter().cycle().skip(1)) {
+            assert_eq!((pair.recipient, pair.recipient_devices), (next.sender, next.sender_devices));
+            assert_eq!(pair.conversation.direct_peer(pair.sender), Some(pair.recipient));
+        }
+        assert_eq!(connections(&plan), plan.iter().map(|pair| u64::from(pair.sender_devices)).sum::<u64>());
+        assert!(close_ring(&mut pairs(0, 2)).is_err());
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub(crate) struct CrashOptions {
     /// Devices of each user, at random within: the first of user 2i sends, all others of both users receive
     #[arg(long, default_value = "1", value_name = "A..B")]
     devices: DeviceRange,
+    /// Every user sends and receives: each sends to the next of a ring, from the first device
+    #[arg(long)]
+    ring: bool,
     /// Devices that leave for a while, per second over all [default: 4 where users have several devices, else none]
     #[arg(long, value_name = "PER_S")]
     leaves: Option<f64>,
@@ -138,6 +141,7 @@ impl CrashOptions {
             drops_per_s: self.drops,
             persists_late: true,
             devices: Devices::of_each(self.devices.0, self.devices.1),
+            ring: self.ring,
             receipts: true,
             reads: self.reads,
             leaves_per_s: self.leaves.unwrap_or(if self.devices.1 > 1 { LEAVES_PER_S } else { 0.0 }),

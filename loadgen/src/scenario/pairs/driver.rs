@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
-use culver_protocol::client::{Client, Event};
+use culver_protocol::client::{Client, ClientConfig, Event};
 use culver_protocol::id::InboxSeq;
 use culver_protocol::proto::{Entry, Gap};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::pair::{Device, Owner, Pair, PairStart};
+use super::pair::{Device, Given, Owner, Pair, PairStart, User, Who};
 use super::shared::{Counters, Shared};
 use super::turmoil::Turmoil;
 use super::{Pace, PairCounts, PairOutcome, SlotLatencies};
@@ -45,10 +45,19 @@ pub(crate) struct PairSettings {
     pub(crate) rng: SmallRng,
 }
 
-/// The driver of one worker's pairs. The links of a pair's devices follow one another, in the order of their seats.
+/// What a worker begins with.
+#[derive(Default)]
+pub(super) struct RunStart {
+    /// The clients of each user's devices.
+    pub(super) users: Vec<Vec<ClientConfig>>,
+    pub(super) pairs: Vec<PairStart>,
+}
+
+/// The driver of one worker's pairs. The links of a user's devices follow one another.
 pub(crate) struct PairDriver {
     pub(super) settings: PairSettings,
-    starts: Vec<PairStart>,
+    start: RunStart,
+    pub(super) users: Vec<User>,
     pub(super) pairs: Vec<Pair>,
     /// Whose each link is.
     pub(super) owners: Vec<Owner>,
@@ -70,11 +79,12 @@ pub(crate) struct PairDriver {
 }
 
 impl PairDriver {
-    pub(super) fn new(settings: PairSettings, turmoil: Turmoil, starts: Vec<PairStart>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(settings: PairSettings, turmoil: Turmoil, start: RunStart, shared: Arc<Shared>) -> Self {
         Self {
             slots: (0..settings.slots).map(|_| SlotLatencies::new()).collect(),
             settings,
-            starts,
+            start,
+            users: Vec::new(),
             pairs: Vec::new(),
             owners: Vec::new(),
             turmoil,
@@ -98,7 +108,7 @@ impl PairDriver {
         let mut faults = Vec::new();
         for pair in &self.pairs {
             findings.add(&pair.check.findings());
-            let (sender, recipient) = (pair.plan.sender.0, pair.plan.recipient.0);
+            let (sender, recipient) = (pair.start.plan.sender.0, pair.start.plan.recipient.0);
             let fault = pair.check.first_fault().filter(|_| faults.len() < FAULTS_MAX);
             faults.extend(fault.map(|fault| format!("from {sender} to {recipient}: {fault}")));
         }
@@ -116,76 +126,93 @@ impl PairDriver {
         }
     }
 
-    fn begin_pair(&mut self, links: &mut Links, start: PairStart, now_us: u64) {
-        let PairStart { plan, devices, reads } = start;
-        let shape = Shape {
-            senders: plan.sender_devices,
-            recipients: plan.recipient_devices,
-            receipts: self.settings.receipts,
-            reads,
-        };
-        let (pair, first_link) = (self.pairs.len(), links.len());
-        for (seat, config) in (0..).zip(&devices) {
+    fn begin_user(&mut self, links: &mut Links, devices: Vec<ClientConfig>, now_us: u64) {
+        let (user, first_link) = (self.users.len(), links.len());
+        for (device, config) in (0..).zip(&devices) {
             let link = links.add(config.clone(), None, now_us);
-            self.owners.push(Owner::Device { pair, seat });
-            if self.settings.journal.is_some() && seat > 0 {
+            self.owners.push(Owner::Device(Who { user, device, life: 0 }));
+            if self.settings.journal.is_some() {
                 links.watch_redelivery(link);
             }
         }
+        let devices = devices.into_iter().map(Device::new).collect();
+        self.users.push(User { sends: None, receives: None, first_link, devices });
+    }
+
+    fn begin_pair(&mut self, start: PairStart) {
+        let PairStart { plan, sender, recipient, reads } = start;
+        let (senders, recipients) = (plan.sender_devices, plan.recipient_devices);
+        let shape = Shape { senders, recipients, receipts: self.settings.receipts, reads };
+        let pair = self.pairs.len();
+        self.user(sender).sends = Some(pair);
+        self.user(recipient).receives = Some(pair);
         self.pairs.push(Pair {
-            plan,
+            start,
             check: FlowCheck::new(shape),
             overdue: VecDeque::new(),
-            first_link,
-            devices: devices.into_iter().map(Device::new).collect(),
-            reads,
             next_read_us: 0,
             untold: VecDeque::new(),
         });
         self.note(pair, Note::Pair(shape));
     }
 
-    /// A client gave an entry to its application. Returns its seq in the pair's conversation; 0: of another.
-    pub(super) fn take_entry(&mut self, pair: usize, place: Place, entry: &Entry, now_us: u64) -> u64 {
-        if entry.conversation.as_ref() != self.pair(pair).plan.conversation.0 {
+    /// A client gave an entry to its application, which now has so much.
+    pub(super) fn take_entry(&mut self, who: Who, entry: &Entry, given: &mut Given, now_us: u64) {
+        given.inbox_seq = entry.inbox_seq;
+        let Some(pair) = self.pair_of(who, &entry.conversation) else {
             self.foreign += 1;
-            return 0;
-        }
+            return;
+        };
         let seq = entry.conversation_seq;
+        let is_copy = self.pair(pair).start.sender == who.user;
+        let last = if is_copy { &mut given.copied } else { &mut given.received };
+        *last = seq.max(*last);
         let Some(index) = plan::message_index(self.settings.run, &entry.payload) else {
             self.foreign += 1;
-            return seq;
+            return;
         };
         self.turn.delivered += 1;
-        let is_copy = !self.pair(pair).is_recipient(place.seat);
+        let place = self.pair(pair).place(who);
         if let Some(flight) = self.note(pair, Note::Delivered { place, index, seq })
             && let Some(latencies) = self.slot(flight.slot).filter(|_| !is_copy)
         {
             latencies.delivery.record(now_us.saturating_sub(flight.sent_us));
         }
-        seq
     }
 
-    /// The device's application stores what it has, up to here; then the client may acknowledge it.
-    pub(super) fn persist(
-        &mut self,
-        pair: usize,
-        place: Place,
-        client: &mut Client,
-        (inbox_seq, seq): (InboxSeq, u64),
-        now_us: u64,
-    ) {
-        client.persisted(inbox_seq);
-        let store = &mut self.pair(pair).device(place.seat).store;
-        store.inbox_seq = store.inbox_seq.max(inbox_seq);
+    /// The device's application stores what it has; then the client may acknowledge it.
+    pub(super) fn persist(&mut self, who: Who, client: &mut Client, given: Given, now_us: u64) {
+        client.persisted(InboxSeq(given.inbox_seq));
+        let user = self.user(who.user);
+        let (sends, receives) = (user.sends, user.receives);
+        let store = &mut self.device(who).store;
         store.incarnation = client.incarnation();
-        if seq <= store.seq {
-            return;
+        let before = store.given;
+        store.given = before.max(given);
+        if let Some(pair) = sends.filter(|_| given.copied > before.copied) {
+            let place = self.pair(pair).place(who);
+            self.note(pair, Note::Persisted { place, seq: given.copied });
         }
-        store.seq = seq;
-        self.note(pair, Note::Persisted { place, seq });
-        if self.settings.receipts {
-            self.await_receipt(pair, place.seat, seq, now_us);
+        if let Some(pair) = receives.filter(|_| given.received > before.received) {
+            let place = self.pair(pair).place(who);
+            self.note(pair, Note::Persisted { place, seq: given.received });
+            if self.settings.receipts {
+                self.await_receipt(pair, given.received, now_us);
+            }
+        }
+    }
+
+    /// The pair of this user's that a conversation belongs to.
+    pub(super) fn pair_of(&mut self, who: Who, conversation: &[u8]) -> Option<usize> {
+        let mut pairs = self.user(who.user).pairs();
+        pairs.find(|pair| self.pair(*pair).start.plan.conversation.0 == conversation)
+    }
+
+    /// Notes something about a client in each of its user's pairs.
+    pub(super) fn note_everywhere(&mut self, who: Who, note: impl Fn(Place) -> Note) {
+        for pair in self.user(who.user).pairs() {
+            let place = self.pair(pair).place(who);
+            self.note(pair, note(place));
         }
     }
 
@@ -210,20 +237,19 @@ impl PairDriver {
             return Some(self.next_persist_us);
         }
         self.next_persist_us = now_us + PERSIST_EVERY_US;
-        for pair in 0..self.pairs.len() {
-            for seat in 0..self.pair(pair).plan.seats() {
-                let (link, place) = (self.pair(pair).link(seat), Place { seat, life: 0 });
-                let device = self.pair(pair).device(seat);
-                if !links.is_logged_in(link) || (device.unpersisted.is_none() && device.unsaved.is_none()) {
+        for user in 0..self.users.len() {
+            for device in (0..).take(self.user(user).devices.len()) {
+                let (link, who) = (self.user(user).link(device), Who { user, device, life: 0 });
+                let device = self.device(who);
+                if !links.is_logged_in(link) || !(device.is_behind || device.unsaved.is_some()) {
                     continue;
                 }
-                let (kept, unsaved) = (device.unpersisted.take(), device.unsaved.take());
+                let (given, unsaved) = (device.given, device.unsaved.take());
+                device.is_behind = false;
                 let client = links.client(link);
-                if let Some(kept) = kept {
-                    self.persist(pair, place, client, kept, now_us);
-                }
+                self.persist(who, client, given, now_us);
                 if let Some(version) = unsaved {
-                    self.save_receipts(pair, place, client, version);
+                    self.save_receipts(who, client, version);
                 }
             }
         }
@@ -235,69 +261,64 @@ impl PairDriver {
         self.settings.persists_late && self.settings.rng.random_range(0..PERSIST_ONE_IN) > 0
     }
 
-    fn handle_device_event(&mut self, pair: usize, seat: u8, client: &mut Client, event: Event, now_us: u64) {
-        let place = Place { seat, life: 0 };
+    fn handle_device_event(&mut self, who: Who, client: &mut Client, event: Event, now_us: u64) {
         match event {
-            Event::Sent(accepted) => {
-                self.handle_sent(pair, &accepted, now_us);
-                self.refill(pair, client, now_us);
-                self.send_overdue(pair, client, now_us);
-            }
-            Event::Delivered(entry) => {
-                let kept = (InboxSeq(entry.inbox_seq), self.take_entry(pair, place, &entry, now_us));
-                if self.is_kept_back() {
-                    self.pair(pair).device(seat).unpersisted = Some(kept);
-                } else {
-                    self.pair(pair).device(seat).unpersisted = None;
-                    self.persist(pair, place, client, kept, now_us);
-                    self.read_sometimes(pair, seat, client);
-                }
-            }
+            Event::Sent(accepted) => self.handle_sent(who, client, &accepted, now_us),
+            Event::Delivered(entry) => self.handle_delivered(who, client, &entry, now_us),
             Event::Receipt(receipt) => {
-                self.take_receipt(pair, place, &receipt, now_us);
-                if self.is_kept_back() {
-                    self.pair(pair).device(seat).unsaved = Some(receipt.version);
-                } else {
-                    self.pair(pair).device(seat).unsaved = None;
-                    self.save_receipts(pair, place, client, receipt.version);
+                self.take_receipt(who, &receipt, now_us);
+                let is_kept_back = self.is_kept_back();
+                self.device(who).unsaved = is_kept_back.then_some(receipt.version);
+                if !is_kept_back {
+                    self.save_receipts(who, client, receipt.version);
                 }
             }
             Event::LoggedIn(_) => {
-                self.pair(pair).device(seat).store.incarnation = client.incarnation();
-                self.note(pair, Note::LoggedIn { place, version: client.receipts() });
-                self.make_ready(pair, seat, client);
+                self.device(who).store.incarnation = client.incarnation();
+                let version = client.receipts();
+                self.note_everywhere(who, |place| Note::LoggedIn { place, version });
+                self.make_ready(who, client);
             }
-            Event::Rejected { id, code, retry } => self.handle_rejected(pair, client, (id, code, retry), now_us),
+            Event::Rejected { id, code, retry } => self.handle_rejected(who, client, (id, code, retry), now_us),
             // What is about a request comes as a rejection too.
             Event::ServerError(error) if error.request_id.is_empty() => {
                 *self.errors.entry(error.code).or_default() += 1;
             }
-            Event::Answer { id, result } => self.handle_answer(pair, seat, client, (id, result), now_us),
-            Event::Cancelled { id } => drop(self.end_call(pair, seat, id)),
+            Event::Answer { id, result } => self.handle_answer(who, client, (id, result), now_us),
+            Event::Cancelled { id } => drop(self.end_call(who, id)),
             Event::Stopped { code } | Event::CredentialNeeded { code } => self.shared.refuse(code),
-            Event::Violation(violation) => self.violated(format!("device {seat}: {violation}")),
-            Event::Gap(gap) => self.handle_gap(pair, place, gap),
+            Event::Violation(violation) => self.violated(who, &violation.to_string()),
+            Event::Gap(gap) => self.handle_gap(who, gap),
             _ => {}
         }
     }
 
-    /// Only what the device has persisted may be gone; and to the device that sends nothing comes at all.
-    pub(super) fn handle_gap(&mut self, pair: usize, place: Place, gap: Gap) {
-        let stored = self.pair(pair).device(place.seat).store.inbox_seq;
-        let is_harmless = place.seat == 0 || gap.start <= stored.0 + 1;
-        if gap.reset || !is_harmless {
-            let Gap { start, reset, .. } = gap;
-            let seat = place.seat;
-            self.violated(format!(
-                "device {seat}, stored up to {}: the inbox begins at {start} (reset: {reset})",
-                stored.0
-            ));
+    fn handle_delivered(&mut self, who: Who, client: &mut Client, entry: &Entry, now_us: u64) {
+        let mut given = self.device(who).given;
+        self.take_entry(who, entry, &mut given, now_us);
+        let is_kept_back = self.is_kept_back();
+        let device = self.device(who);
+        device.given = given;
+        device.is_behind = is_kept_back;
+        if !is_kept_back {
+            self.persist(who, client, given, now_us);
+            self.read_sometimes(who, client);
         }
     }
 
-    pub(super) fn violated(&mut self, what: String) {
+    /// Only what the device has persisted may be gone, and what it sent itself.
+    pub(super) fn handle_gap(&mut self, who: Who, gap: Gap) {
+        let stored = self.device(who).store.given.inbox_seq;
+        let Gap { start, reset, .. } = gap;
+        if reset || (who.device != 0 && start > stored + 1) {
+            self.violated(who, &format!("stored up to {stored}, the inbox begins at {start} (reset: {reset})"));
+        }
+    }
+
+    pub(super) fn violated(&mut self, who: Who, what: &str) {
         if self.violations.len() < VIOLATIONS_MAX {
-            self.violations.push(what);
+            let (user, device) = (self.device(who).config.user.0, self.device(who).config.device.0);
+            self.violations.push(format!("user {user}, device {device}, client {}: {what}", who.life));
         }
     }
 
@@ -306,7 +327,16 @@ impl PairDriver {
     }
 
     pub(super) fn pair(&mut self, pair: usize) -> &mut Pair {
-        self.pairs.get_mut(pair).expect("links and pairs are made together")
+        self.pairs.get_mut(pair).expect("pairs are made at the beginning")
+    }
+
+    pub(super) fn user(&mut self, user: usize) -> &mut User {
+        self.users.get_mut(user).expect("users are made at the beginning")
+    }
+
+    pub(super) fn device(&mut self, who: Who) -> &mut Device {
+        let devices = &mut self.user(who.user).devices;
+        devices.get_mut(usize::from(who.device)).expect("links and devices are made together")
     }
 
     pub(super) fn slot(&mut self, slot: u8) -> Option<&mut SlotLatencies> {
@@ -316,14 +346,18 @@ impl PairDriver {
 
 impl Driver for PairDriver {
     fn begin(&mut self, links: &mut Links, now_us: u64) {
-        for start in std::mem::take(&mut self.starts) {
-            self.begin_pair(links, start, now_us);
+        let RunStart { users, pairs } = std::mem::take(&mut self.start);
+        for devices in users {
+            self.begin_user(links, devices, now_us);
+        }
+        for start in pairs {
+            self.begin_pair(start);
         }
     }
 
     fn handle_event(&mut self, index: LinkIndex, client: &mut Client, event: Event, now_us: u64) {
         match self.owners.get(index.0).copied().expect("every link has an owner") {
-            Owner::Device { pair, seat } => self.handle_device_event(pair, seat, client, event, now_us),
+            Owner::Device(who) => self.handle_device_event(who, client, event, now_us),
             Owner::Fetch { slot } => self.handle_fetch_event(slot, client, event, now_us),
         }
     }

@@ -11,7 +11,7 @@ pub(crate) mod shared;
 mod told;
 mod turmoil;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,15 +19,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use culver_protocol::id::{DeviceId, UserId};
 
-use self::driver::{PairDriver, PairSettings};
+use self::driver::{PairDriver, PairSettings, RunStart};
 use self::pair::PairStart;
 use self::shared::Shared;
 use self::turmoil::Turmoil;
 use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::links::{LinkCounts, raise_descriptor_limit};
-use crate::plan::{self, Devices, PairPlan, Payloads, RunId};
+use crate::plan::{self, DEVICE, Devices, PairPlan, Payloads, RunId};
 use crate::report::histogram::Latencies;
 use crate::report::progress::Progress;
 use crate::target::{Target, client_config};
@@ -74,6 +75,8 @@ pub(crate) struct PairLoad {
     /// after a crash.
     pub(crate) persists_late: bool,
     pub(crate) devices: Devices,
+    /// Every recipient also sends, to the next; the last of a worker's to its first.
+    pub(crate) ring: bool,
     /// Receipts are checked and measured.
     pub(crate) receipts: bool,
     /// Most recipients mark as read.
@@ -160,11 +163,17 @@ impl PairRun {
     pub(crate) fn start(target: &dyn Target, load: &PairLoad, slots: u8, clock: Clock) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut workers = Vec::new();
-        let mut plans = plan::pairs(load.first_user, load.pairs);
-        plan::give_devices(&mut plans, load.devices, load.seed);
-        let connections: u64 = plans.iter().map(|plan| u64::from(plan.seats())).sum();
+        let hands = plan::deal(plan::pairs(load.first_user, load.pairs), load.workers.max(1));
+        let plans = hands.into_iter().enumerate().map(|(number, mut hand)| {
+            if load.ring {
+                plan::close_ring(&mut hand)?;
+            }
+            plan::give_devices(&mut hand, load.devices, load.seed ^ number as u64);
+            anyhow::Ok(hand)
+        });
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        let connections: u64 = plans.iter().map(|hand| plan::connections(hand)).sum();
         raise_descriptor_limit(usize::try_from(connections).unwrap_or(usize::MAX))?;
-        let plans = plan::deal(plans, load.workers.max(1));
         for (number, plans) in plans.into_iter().enumerate().filter(|(_, plans)| !plans.is_empty()) {
             let share = fraction(plans.len(), load.pairs);
             let driver = make_driver(target, load, &plans, share, number, slots, &shared)?;
@@ -294,18 +303,35 @@ fn make_driver(
     };
     let rates = [load.drops_per_s, load.leaves_per_s, load.fetches_per_s].map(|rate| rate * share);
     let turmoil = Turmoil::new(rates, load.away_us);
-    let starts = plans.iter().enumerate().map(|(place, plan)| {
-        let devices = (0..plan.seats()).map(|seat| {
-            let (user, device) = plan.device_at(seat);
-            let mut config = client_config(target, user, device, load.seed)?;
-            config.backoff_max_ms = load.backoff_max_ms.unwrap_or(config.backoff_max_ms);
-            anyhow::Ok(config)
-        });
+    let start = make_start(target, load, plans)?;
+    Ok(PairDriver::new(settings, turmoil, start, Arc::clone(shared)))
+}
+
+/// Users are counted as the plans first name them: one may be named as a sender and as a recipient.
+fn make_start(target: &dyn Target, load: &PairLoad, plans: &[PairPlan]) -> Result<RunStart> {
+    let (mut start, mut places) = (RunStart::default(), HashMap::new());
+    for (number, plan) in plans.iter().enumerate() {
+        let mut place_of = |user: UserId, devices: u8| {
+            if let Some(place) = places.get(&user) {
+                return anyhow::Ok(*place);
+            }
+            let devices = (0..devices).map(|device| {
+                let device = DeviceId(DEVICE.0 + u16::from(device));
+                let mut config = client_config(target, user, device, load.seed)?;
+                config.backoff_max_ms = load.backoff_max_ms.unwrap_or(config.backoff_max_ms);
+                anyhow::Ok(config)
+            });
+            start.users.push(devices.collect::<Result<Vec<_>>>()?);
+            places.insert(user, start.users.len() - 1);
+            Ok(start.users.len() - 1)
+        };
+        let sender = place_of(plan.sender, plan.sender_devices)?;
+        let recipient = place_of(plan.recipient, plan.recipient_devices)?;
         // Some never read: their senders must not be told that they did.
-        let reads = load.reads && place % 4 != 3;
-        Ok(PairStart { plan: *plan, devices: devices.collect::<Result<Vec<_>>>()?, reads })
-    });
-    Ok(PairDriver::new(settings, turmoil, starts.collect::<Result<Vec<_>>>()?, Arc::clone(shared)))
+        let reads = load.reads && number % 4 != 3;
+        start.pairs.push(PairStart { plan: *plan, sender, recipient, reads });
+    }
+    Ok(start)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of pairs are small")]

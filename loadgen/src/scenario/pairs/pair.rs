@@ -1,4 +1,4 @@
-//! A pair under way: its conversation, its devices, and what each of them has stored.
+//! Pairs and users under way: their conversations, their devices, and what each device has stored.
 
 use std::collections::VecDeque;
 
@@ -7,26 +7,23 @@ use culver_protocol::id::{InboxSeq, Incarnation};
 
 use crate::links::LinkIndex;
 use crate::plan::PairPlan;
-use crate::verify::FlowCheck;
+use crate::verify::{FlowCheck, Place};
 
-/// One pair before the run.
-pub(crate) struct PairStart {
-    pub(crate) plan: PairPlan,
-    /// The client of each device, as [`PairPlan::device_at`] counts them.
-    pub(crate) devices: Vec<ClientConfig>,
+/// One pair before the run; users are named by their place among those of the worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PairStart {
+    pub(super) plan: PairPlan,
+    pub(super) sender: usize,
+    pub(super) recipient: usize,
     /// The recipient marks as read.
-    pub(crate) reads: bool,
+    pub(super) reads: bool,
 }
 
 pub(super) struct Pair {
-    pub(super) plan: PairPlan,
+    pub(super) start: PairStart,
     pub(super) check: FlowCheck,
     /// Messages that are due but found no room under way: when they should have been sent.
     pub(super) overdue: VecDeque<u64>,
-    /// The link of its first device; those of the others follow.
-    pub(super) first_link: usize,
-    pub(super) devices: Vec<Device>,
-    pub(super) reads: bool,
     /// The last attempt to mark as read was refused: none before this time.
     pub(super) next_read_us: u64,
     /// Persisted by a device of the recipient's, not yet told to the device that sends; by conversation seq.
@@ -41,27 +38,52 @@ pub(super) struct Untold {
     pub(super) slot: u8,
 }
 
+/// A client: the lasting one of a device, or a fetch login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) user: usize,
+    pub(super) device: u8,
+    /// 0: the lasting client.
+    pub(super) life: u8,
+}
+
 impl Pair {
-    pub(super) fn link(&self, seat: u8) -> LinkIndex {
-        LinkIndex(self.first_link + usize::from(seat))
-    }
-
-    pub(super) fn device(&mut self, seat: u8) -> &mut Device {
-        self.devices.get_mut(usize::from(seat)).expect("links and devices are made together")
-    }
-
-    pub(super) fn is_recipient(&self, seat: u8) -> bool {
-        seat >= self.plan.sender_devices
+    /// Where a client sits in this pair.
+    pub(super) fn place(&self, who: Who) -> Place {
+        let is_sender = who.user == self.start.sender;
+        let before = if is_sender { 0 } else { self.start.plan.sender_devices };
+        Place { seat: before + who.device, life: who.life }
     }
 }
 
-/// One device of a pair.
+/// One user: sends in at most one pair, and receives in at most one.
+pub(super) struct User {
+    pub(super) sends: Option<usize>,
+    pub(super) receives: Option<usize>,
+    /// The link of the first device; those of the others follow.
+    pub(super) first_link: usize,
+    pub(super) devices: Vec<Device>,
+}
+
+impl User {
+    pub(super) fn link(&self, device: u8) -> LinkIndex {
+        LinkIndex(self.first_link + usize::from(device))
+    }
+
+    pub(super) fn pairs(&self) -> impl Iterator<Item = usize> + use<> {
+        [self.sends, self.receives].into_iter().flatten()
+    }
+}
+
+/// One device of a user.
 pub(super) struct Device {
     /// Its first login.
     pub(super) config: ClientConfig,
     pub(super) store: Store,
-    /// Delivered, not yet persisted: inbox seq and conversation seq.
-    pub(super) unpersisted: Option<(InboxSeq, u64)>,
+    /// What its lasting client was given.
+    pub(super) given: Given,
+    /// Something was given and is not persisted.
+    pub(super) is_behind: bool,
     /// The receipt version told and not yet persisted.
     pub(super) unsaved: Option<u64>,
     /// The server knows this device.
@@ -76,7 +98,8 @@ impl Device {
         Self {
             config,
             store: Store::default(),
-            unpersisted: None,
+            given: Given::default(),
+            is_behind: false,
             unsaved: None,
             is_ready: false,
             call: None,
@@ -87,7 +110,7 @@ impl Device {
     /// How a client begins that knows only what is stored; `number` makes its jitter its own.
     pub(super) fn config_from_store(&self, number: u64) -> ClientConfig {
         ClientConfig {
-            cursor: self.store.inbox_seq,
+            cursor: InboxSeq(self.store.given.inbox_seq),
             incarnation: self.store.incarnation,
             receipts: self.store.receipts,
             seed: self.config.seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15),
@@ -96,12 +119,30 @@ impl Device {
     }
 }
 
+/// How far entries have come, to a client or into a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) inbox_seq: u64,
+    /// Conversation seq of the last copy of what another device of the user sent.
+    pub(super) copied: u64,
+    /// Conversation seq of the last message from the user's sender.
+    pub(super) received: u64,
+}
+
+impl Given {
+    pub(super) fn max(self, other: Self) -> Self {
+        Self {
+            inbox_seq: self.inbox_seq.max(other.inbox_seq),
+            copied: self.copied.max(other.copied),
+            received: self.received.max(other.received),
+        }
+    }
+}
+
 /// What a device's application has on its disk; fetch logins share it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Store {
-    pub(super) inbox_seq: InboxSeq,
-    /// Conversation seq of the last entry of the pair's conversation.
-    pub(super) seq: u64,
+    pub(super) given: Given,
     pub(super) incarnation: Incarnation,
     /// Receipt version.
     pub(super) receipts: u64,
@@ -109,7 +150,7 @@ pub(super) struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { inbox_seq: InboxSeq(0), seq: 0, incarnation: Incarnation(0), receipts: 0 }
+        Self { given: Given::default(), incarnation: Incarnation(0), receipts: 0 }
     }
 }
 
@@ -124,17 +165,14 @@ pub(super) struct Call {
 pub(super) enum Asked {
     /// The user's devices: is this one known?
     Devices,
-    /// To mark as read up to here.
-    Read(u64),
+    /// To mark as read.
+    Read,
 }
 
 /// Whose a link is.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Owner {
-    Device {
-        pair: usize,
-        seat: u8,
-    },
+    Device(Who),
     /// A place for fetch logins.
     Fetch {
         slot: usize,

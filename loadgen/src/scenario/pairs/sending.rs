@@ -6,7 +6,8 @@ use culver_protocol::message::Accepted;
 
 use super::Pace;
 use super::driver::PairDriver;
-use crate::links::Links;
+use super::pair::Who;
+use crate::links::{LinkIndex, Links};
 use crate::plan;
 use crate::verify::Note;
 
@@ -21,10 +22,16 @@ impl PairDriver {
         self.begin_turmoil(now_us);
         if let Pace::Closed { .. } = self.settings.pace {
             for pair in 0..self.pairs.len() {
-                let link = self.pair(pair).link(0);
+                let link = self.sender_link(pair);
                 self.refill(pair, links.client(link), now_us);
             }
         }
+    }
+
+    /// The link of the device that sends in a pair.
+    fn sender_link(&mut self, pair: usize) -> LinkIndex {
+        let sender = self.pair(pair).start.sender;
+        self.user(sender).link(0)
     }
 
     /// Closed loop: keeps the asked number under way.
@@ -47,7 +54,7 @@ impl PairDriver {
             let pair = usize::try_from(self.due_count % self.pairs.len() as u64).expect("below a length");
             self.due_count += 1;
             self.pair(pair).overdue.push_back(due_us);
-            let link = self.pair(pair).link(0);
+            let link = self.sender_link(pair);
             self.send_overdue(pair, links.client(link), now_us);
         }
         now_us
@@ -68,7 +75,7 @@ impl PairDriver {
         }
         let slot = self.shared.slot();
         let place = self.pair(pair);
-        let conversation = place.plan.conversation;
+        let conversation = place.start.plan.conversation;
         let index = place.check.sent(due_us, slot);
         self.journal(pair, Note::Sent { index });
         let id = plan::message_id(self.settings.run, index);
@@ -84,26 +91,30 @@ impl PairDriver {
         Ok(())
     }
 
-    pub(super) fn handle_sent(&mut self, pair: usize, accepted: &Accepted, now_us: u64) {
-        let Some(index) = plan::message_index(self.settings.run, &accepted.client_message_id.0) else { return };
+    pub(super) fn handle_sent(&mut self, who: Who, client: &mut Client, accepted: &Accepted, now_us: u64) {
+        let Some(pair) = self.user(who.user).sends else { return };
+        let index = plan::message_index(self.settings.run, &accepted.client_message_id.0);
+        let Some(index) = index else { return };
         self.turn.acked += 1;
         if let Some(flight) = self.note(pair, Note::Acked { index, seq: accepted.conversation_seq.0 })
             && let Some(latencies) = self.slot(flight.slot)
         {
             latencies.ack.record(now_us.saturating_sub(flight.sent_us));
         }
+        self.refill(pair, client, now_us);
+        self.send_overdue(pair, client, now_us);
     }
 
     pub(super) fn handle_rejected(
         &mut self,
-        pair: usize,
+        who: Who,
         client: &mut Client,
         (id, code, retry): (ClientMessageId, u32, bool),
         now_us: u64,
     ) {
         *self.errors.entry(code).or_default() += 1;
-        let index = plan::message_index(self.settings.run, &id.0);
-        if let Some(index) = index.filter(|_| !retry) {
+        let index = plan::message_index(self.settings.run, &id.0).filter(|_| !retry);
+        if let (Some(index), Some(pair)) = (index, self.user(who.user).sends) {
             self.note(pair, Note::Rejected { index });
             self.refill(pair, client, now_us);
         }

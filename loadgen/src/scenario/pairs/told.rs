@@ -9,7 +9,7 @@ use culver_protocol::proto::rpc_result::Result as Answered;
 use rand::Rng;
 
 use super::driver::PairDriver;
-use super::pair::{Asked, Call, Untold};
+use super::pair::{Asked, Call, Untold, Who};
 use crate::links::Links;
 use crate::verify::{Note, Place};
 
@@ -21,30 +21,30 @@ const READ_AGAIN_US: u64 = 20_000;
 const UNTOLD_MAX: usize = 65_536;
 
 impl PairDriver {
-    /// Remembers when this was persisted, if the receipt is to be measured.
-    pub(super) fn await_receipt(&mut self, pair: usize, seat: u8, seq: u64, now_us: u64) {
+    /// Remembers when this was persisted by a device of the recipient's, if the receipt is to be measured.
+    pub(super) fn await_receipt(&mut self, pair: usize, seq: u64, now_us: u64) {
         let slot = self.shared.slot();
-        let place = self.pair(pair);
-        let is_new = place.untold.back().is_none_or(|last| last.seq < seq);
-        if slot != 0 && is_new && place.is_recipient(seat) && place.untold.len() < UNTOLD_MAX {
-            place.untold.push_back(Untold { seq, persisted_us: now_us, slot });
+        let untold = &mut self.pair(pair).untold;
+        let is_new = untold.back().is_none_or(|last| last.seq < seq);
+        if slot != 0 && is_new && untold.len() < UNTOLD_MAX {
+            untold.push_back(Untold { seq, persisted_us: now_us, slot });
         }
     }
 
     /// One client was told what became of messages.
-    pub(super) fn take_receipt(&mut self, pair: usize, place: Place, receipt: &proto::Receipt, now_us: u64) {
+    pub(super) fn take_receipt(&mut self, who: Who, receipt: &proto::Receipt, now_us: u64) {
         self.counts.marks += receipt.marks.len() as u64;
         self.turn.marks += receipt.marks.len() as u64;
         if !self.settings.receipts {
             return;
         }
-        let conversation = self.pair(pair).plan.conversation;
         let version = receipt.version;
         for mark in &receipt.marks {
-            if mark.conversation.as_ref() != conversation.0 {
+            let Some(pair) = self.pair_of(who, &mark.conversation) else {
                 self.foreign += 1;
                 continue;
-            }
+            };
+            let place = self.pair(pair).place(who);
             if mark.delivered > 0 {
                 self.note(pair, Note::ToldDelivered { place, version, seq: mark.delivered });
                 self.measure_receipt(pair, place, mark.delivered, now_us);
@@ -61,13 +61,13 @@ impl PairDriver {
         }
     }
 
-    /// The device's application has stored every receipt it was told.
-    pub(super) fn save_receipts(&mut self, pair: usize, place: Place, client: &mut Client, version: u64) {
+    /// The device's application has stored every receipt that this client was told.
+    pub(super) fn save_receipts(&mut self, who: Who, client: &mut Client, version: u64) {
         client.receipts_persisted(version);
-        let device = self.pair(pair).device(place.seat);
-        device.store.receipts = device.store.receipts.max(version);
+        let store = &mut self.device(who).store;
+        store.receipts = store.receipts.max(version);
         if self.settings.receipts {
-            self.note(pair, Note::ReceiptsSaved { place, version });
+            self.note_everywhere(who, |place| Note::ReceiptsSaved { place, version });
         }
     }
 
@@ -83,9 +83,9 @@ impl PairDriver {
     }
 
     /// A client may have to wait until the server knows its device: a message sent before that is none of its.
-    pub(super) fn make_ready(&mut self, pair: usize, seat: u8, client: &mut Client) {
-        let must_wait = self.settings.awaits_linking && self.pair(pair).plan.seats() > 2;
-        let device = self.pair(pair).device(seat);
+    pub(super) fn make_ready(&mut self, who: Who, client: &mut Client) {
+        let must_wait = self.settings.awaits_linking && self.user(who.user).devices.len() > 1;
+        let device = self.device(who);
         if device.is_ready {
             return;
         }
@@ -99,53 +99,60 @@ impl PairDriver {
 
     pub(super) fn handle_answer(
         &mut self,
-        pair: usize,
-        seat: u8,
+        who: Who,
         client: &mut Client,
         (id, result): (u64, Result<Answered, u32>),
         now_us: u64,
     ) {
-        let Some(call) = self.end_call(pair, seat, id) else { return };
+        let Some(call) = self.end_call(who, id) else { return };
         if let Err(code) = &result {
             *self.errors.entry(*code).or_default() += 1;
         }
-        let place = Place { seat, life: 0 };
         match (call.asked, result) {
             (Asked::Devices, Ok(Answered::Devices(known))) => {
                 let own = u32::from(client.device().0);
                 if known.devices.iter().any(|device| device.device == own) {
-                    self.pair(pair).device(seat).is_ready = true;
+                    self.device(who).is_ready = true;
                     self.shared.count_login();
                 } else {
-                    self.make_ready(pair, seat, client);
+                    self.make_ready(who, client);
                 }
             }
-            (Asked::Devices, _) => self.make_ready(pair, seat, client),
-            (Asked::Read(_), Ok(Answered::MarkedRead(answer))) => {
+            (Asked::Devices, _) => self.make_ready(who, client),
+            (Asked::Read, result) => self.handle_read(who, result, now_us),
+        }
+    }
+
+    fn handle_read(&mut self, who: Who, result: Result<Answered, u32>, now_us: u64) {
+        let Some(pair) = self.user(who.user).receives else { return };
+        let place = self.pair(pair).place(who);
+        match result {
+            Ok(Answered::MarkedRead(answer)) => {
                 self.note(pair, Note::ReadAnswered { place, seq: answer.seq });
             }
-            (Asked::Read(_), Err(code)) => {
+            Ok(other) => self.violated(who, &format!("to mark as read was answered with {other:?}")),
+            Err(code) => {
                 // What a client claims at login is acknowledged a little later: until then it is not delivered.
                 self.pair(pair).next_read_us = now_us + READ_AGAIN_US;
-                if code != ErrorCode::ReadBeyondDelivered.number() && code != ErrorCode::Busy.number() {
-                    self.violated(format!("to mark as read was refused with {code}"));
+                let expected = [ErrorCode::ReadBeyondDelivered, ErrorCode::Busy];
+                if !expected.iter().any(|expected| expected.number() == code) {
+                    self.violated(who, &format!("to mark as read was refused with {code}"));
                 }
             }
-            (Asked::Read(_), Ok(other)) => self.violated(format!("to mark as read was answered with {other:?}")),
         }
     }
 
     /// The request is over, if it is the one under way.
-    pub(super) fn end_call(&mut self, pair: usize, seat: u8, id: u64) -> Option<Call> {
-        self.pair(pair).device(seat).call.take_if(|call| call.id == id)
+    pub(super) fn end_call(&mut self, who: Who, id: u64) -> Option<Call> {
+        self.device(who).call.take_if(|call| call.id == id)
     }
 
     /// Some recipients say now and then that they have read what they have persisted.
-    pub(super) fn read_sometimes(&mut self, pair: usize, seat: u8, client: &mut Client) {
-        let place = self.pair(pair);
-        if place.reads && place.is_recipient(seat) && self.settings.rng.random_range(0..READ_ONE_IN) == 0 {
-            let seq = self.pair(pair).device(seat).store.seq;
-            self.mark_read(pair, seat, client, seq);
+    pub(super) fn read_sometimes(&mut self, who: Who, client: &mut Client) {
+        let Some(pair) = self.user(who.user).receives else { return };
+        if self.pair(pair).start.reads && self.settings.rng.random_range(0..READ_ONE_IN) == 0 {
+            let seq = self.device(who).store.given.received;
+            self.mark_read(pair, who, client, seq);
         }
     }
 
@@ -154,30 +161,31 @@ impl PairDriver {
         for pair in 0..self.pairs.len() {
             let place = self.pair(pair);
             let Some(seq) = place.check.unread().filter(|_| place.next_read_us <= now_us) else { continue };
-            let seats = place.plan.sender_devices..place.plan.seats();
-            if seats.clone().any(|seat| place.device(seat).call.is_some()) {
+            let user = place.start.recipient;
+            let recipient = self.user(user);
+            if recipient.devices.iter().any(|device| device.call.is_some()) {
                 continue;
             }
-            let can_read = |seat: &u8| place.device(*seat).store.seq >= seq;
-            let readers: Vec<u8> = seats.filter(can_read).collect();
-            let here = readers.into_iter().map(|seat| (seat, self.pair(pair).link(seat)));
-            if let Some((seat, link)) = here.into_iter().find(|(_, link)| links.is_logged_in(*link)) {
-                self.mark_read(pair, seat, links.client(link), seq);
+            let mut devices = (0..).zip(&recipient.devices).filter(|(_, device)| device.store.given.received >= seq);
+            let here = devices.find(|(device, _)| links.is_logged_in(recipient.link(*device)));
+            if let Some((device, _)) = here {
+                let link = recipient.link(device);
+                self.mark_read(pair, Who { user, device, life: 0 }, links.client(link), seq);
             }
         }
     }
 
-    fn mark_read(&mut self, pair: usize, seat: u8, client: &mut Client, seq: u64) {
-        let conversation = self.pair(pair).plan.conversation;
-        if seq == 0 || self.pair(pair).device(seat).call.is_some() {
+    fn mark_read(&mut self, pair: usize, who: Who, client: &mut Client, seq: u64) {
+        if seq == 0 || self.device(who).call.is_some() {
             return;
         }
         client.flush_ack(); // what is read is delivered: the server must know that first
-        let conversation = bytes::Bytes::copy_from_slice(&conversation.0);
+        let conversation = bytes::Bytes::copy_from_slice(&self.pair(pair).start.plan.conversation.0);
         let request = Request::MarkRead(proto::MarkRead { conversation, seq });
         if let Ok(id) = client.call(request) {
-            self.note(pair, Note::ReadAsked { place: Place { seat, life: 0 }, seq });
-            self.pair(pair).device(seat).call = Some(Call { id, asked: Asked::Read(seq) });
+            let place = self.pair(pair).place(who);
+            self.note(pair, Note::ReadAsked { place, seq });
+            self.device(who).call = Some(Call { id, asked: Asked::Read });
         }
     }
 }

@@ -3,14 +3,13 @@
 
 use culver_protocol::client::{Client, ClientConfig, Event};
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::InboxSeq;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::driver::PairDriver;
-use super::pair::Owner;
+use super::pair::{Given, Owner, Who};
 use crate::links::{LinkIndex, Links};
-use crate::verify::{Note, Place};
+use crate::verify::Note;
 
 /// Fetch logins of one worker at a time.
 const FETCHES_MAX: usize = 8;
@@ -72,8 +71,7 @@ pub(super) struct Turmoil {
 }
 
 struct Away {
-    pair: usize,
-    seat: u8,
+    who: Who,
     back_us: u64,
 }
 
@@ -85,8 +83,8 @@ struct Slot {
 
 #[derive(Clone, Copy)]
 struct Fetch {
-    pair: usize,
-    place: Place,
+    who: Who,
+    given: Given,
     end_us: u64,
 }
 
@@ -137,54 +135,52 @@ impl PairDriver {
         self.end_fetches(links, now_us);
     }
 
-    fn any_device(&mut self) -> (usize, u8) {
-        let pair = self.settings.rng.random_range(0..self.pairs.len());
-        let seats = self.pair(pair).plan.seats();
-        (pair, self.settings.rng.random_range(0..seats))
+    fn any_device(&mut self) -> Who {
+        let user = self.settings.rng.random_range(0..self.users.len());
+        let devices = u8::try_from(self.user(user).devices.len()).expect("a user has few");
+        Who { user, device: self.settings.rng.random_range(0..devices), life: 0 }
     }
 
     fn send_one_away(&mut self, links: &mut Links, now_us: u64) {
-        let (pair, seat) = self.any_device();
+        let who = self.any_device();
         let (min_us, max_us) = self.turmoil.away_us;
         let back_us = now_us + self.settings.rng.random_range(min_us..=max_us);
-        let place = self.pair(pair);
-        let link = place.link(seat);
-        if !std::mem::replace(&mut place.device(seat).is_away, true) {
+        if !std::mem::replace(&mut self.device(who).is_away, true) {
             self.counts.leaves += 1;
-            links.leave(link, now_us);
-            self.turmoil.away.push(Away { pair, seat, back_us });
+            links.leave(self.user(who.user).link(who.device), now_us);
+            self.turmoil.away.push(Away { who, back_us });
         }
     }
 
     fn bring_back(&mut self, links: &mut Links, until_us: u64, now_us: u64) {
         while let Some(at) = self.turmoil.away.iter().position(|away| away.back_us <= until_us) {
-            let Away { pair, seat, .. } = self.turmoil.away.swap_remove(at);
-            let link = self.pair(pair).link(seat);
-            self.pair(pair).device(seat).is_away = false;
+            let Away { who, .. } = self.turmoil.away.swap_remove(at);
+            self.device(who).is_away = false;
             // What the sending client has under way dies with it, so it stays the same.
-            if seat != 0 && self.settings.rng.random_bool(0.5) {
-                self.restart(links, pair, seat, now_us);
+            let can_restart = who.device != 0 || self.user(who.user).sends.is_none();
+            if can_restart && self.settings.rng.random_bool(0.5) {
+                self.restart(links, who, now_us);
             }
-            links.come_back(link, now_us);
+            links.come_back(self.user(who.user).link(who.device), now_us);
         }
     }
 
     /// The device's application begins anew, with what it has stored.
-    fn restart(&mut self, links: &mut Links, pair: usize, seat: u8, now_us: u64) {
+    fn restart(&mut self, links: &mut Links, who: Who, now_us: u64) {
         self.turmoil.clients += 1;
         let number = self.turmoil.clients;
         self.counts.restarts += 1;
-        self.note(pair, Note::Began { place: Place { seat, life: 0 } });
-        let place = self.pair(pair);
-        let link = place.link(seat);
-        let device = place.device(seat);
-        (device.unpersisted, device.unsaved, device.call) = (None, None, None);
+        self.note_everywhere(who, |place| Note::Began { place });
+        let link = self.user(who.user).link(who.device);
+        let device = self.device(who);
+        device.given = device.store.given;
+        (device.is_behind, device.unsaved, device.call) = (false, None, None);
         links.replace(link, device.config_from_store(number), now_us);
     }
 
     /// Logs some device in beside itself.
     fn begin_fetch(&mut self, links: &mut Links, now_us: u64) {
-        let (pair, seat) = self.any_device();
+        let device = self.any_device();
         let end_us = now_us + self.settings.rng.random_range(FETCH_US);
         let slots = &self.turmoil.slots;
         let free = slots.iter().position(|slot| slot.fetch.is_none());
@@ -192,11 +188,11 @@ impl PairDriver {
         self.turmoil.clients += 1;
         let number = self.turmoil.clients;
         self.counts.fetches += 1;
-        let life = u8::try_from(slot + 1).expect("slots are few");
-        let place = Place { seat, life };
-        self.note(pair, Note::Began { place });
-        let config = ClientConfig { fetch: true, ..self.pair(pair).device(seat).config_from_store(number) };
-        let fetch = Some(Fetch { pair, place, end_us });
+        let who = Who { life: u8::try_from(slot + 1).expect("slots are few"), ..device };
+        self.note_everywhere(who, |place| Note::Began { place });
+        let device = self.device(who);
+        let config = ClientConfig { fetch: true, ..device.config_from_store(number) };
+        let fetch = Some(Fetch { who, given: device.store.given, end_us });
         match self.turmoil.slots.get_mut(slot) {
             Some(slot) => {
                 slot.fetch = fetch;
@@ -220,25 +216,28 @@ impl PairDriver {
     }
 
     pub(super) fn handle_fetch_event(&mut self, slot: usize, client: &mut Client, event: Event, now_us: u64) {
-        let Some(Fetch { pair, place, .. }) = self.turmoil.slots.get(slot).and_then(|slot| slot.fetch) else { return };
+        let fetch = self.turmoil.slots.get(slot).and_then(|slot| slot.fetch);
+        let Some(Fetch { who, mut given, .. }) = fetch else { return };
         match event {
             Event::LoggedIn(_) => {
-                self.note(pair, Note::LoggedIn { place, version: client.receipts() });
+                let version = client.receipts();
+                self.note_everywhere(who, |place| Note::LoggedIn { place, version });
             }
             Event::Delivered(entry) => {
-                let seq = self.take_entry(pair, place, &entry, now_us);
-                let inbox_seq = InboxSeq(entry.inbox_seq);
-                self.persist(pair, place, client, (inbox_seq, seq), now_us);
+                self.take_entry(who, &entry, &mut given, now_us);
+                self.persist(who, client, given, now_us);
+                let fetch = self.turmoil.slots.get_mut(slot).and_then(|slot| slot.fetch.as_mut());
+                fetch.expect("looked at above").given = given;
             }
             Event::Receipt(receipt) => {
-                self.take_receipt(pair, place, &receipt, now_us);
-                self.save_receipts(pair, place, client, receipt.version);
+                self.take_receipt(who, &receipt, now_us);
+                self.save_receipts(who, client, receipt.version);
             }
-            Event::Gap(gap) => self.handle_gap(pair, place, gap),
+            Event::Gap(gap) => self.handle_gap(who, gap),
             // Three fetch logins of a device: the oldest gives way.
             Event::Stopped { code } if code == ErrorCode::Replaced.number() => {}
             Event::Stopped { code } | Event::CredentialNeeded { code } => self.shared.refuse(code),
-            Event::Violation(violation) => self.violated(format!("to a fetch login: {violation}")),
+            Event::Violation(violation) => self.violated(who, &violation.to_string()),
             Event::ServerError(error) => *self.errors.entry(error.code).or_default() += 1,
             _ => {}
         }
