@@ -126,6 +126,8 @@ pub struct Inbox {
     pub quota_entries: u64,
     /// Bytes that may wait.
     pub quota_bytes: u64,
+    /// Senders are told what was delivered and read.
+    pub receipts: bool,
 }
 
 /// Bounds of the agreed keep-alive.
@@ -230,7 +232,7 @@ impl Config {
             return Err(ConfigError::Value { setting: "ops", value: self.ops.to_string(), remedy });
         }
         let KeepAlive { default_s, min_s, max_s } = self.keep_alive;
-        let Inbox { retention_days, device_days, quota_entries, quota_bytes } = self.inbox;
+        let Inbox { retention_days, device_days, quota_entries, quota_bytes, receipts: _ } = self.inbox;
         within("reactors", self.reactors as u64, 0, REACTORS_MAX as u64)?;
         within("hubs", self.hubs.into(), 0, HUBS_MAX.into())?;
         within("readers", self.readers as u64, 1, READERS_MAX as u64)?;
@@ -323,7 +325,8 @@ impl Default for Config {
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { retention_days: 365, device_days: 90, quota_entries: 100_000, quota_bytes: 256 << 20 }
+        let (retention_days, device_days) = (365, 90);
+        Self { retention_days, device_days, quota_entries: 100_000, quota_bytes: 256 << 20, receipts: true }
     }
 }
 

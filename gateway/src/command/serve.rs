@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use culver::auth::Authenticator;
 use culver::auth::keys::CREDENTIALS_FILE;
 use culver::config::{Config, ConfigError, LogFormat};
@@ -53,6 +54,9 @@ pub(crate) struct Serve {
     /// Threads that read from the disk, for each volume [default: 2]
     #[arg(long, value_name = "N")]
     readers: Option<usize>,
+    /// Whether senders are told what was delivered and read [default: on]
+    #[arg(long, value_name = "on|off", value_parser = BoolishValueParser::new())]
+    receipts: Option<bool>,
     /// Most connections at once [default: what the descriptor limit allows]
     #[arg(long, value_name = "N")]
     connections_max: Option<u32>,
@@ -94,6 +98,7 @@ impl Serve {
         config.reactors = self.reactors.unwrap_or(config.reactors);
         config.hubs = self.hubs.unwrap_or(config.hubs);
         config.readers = self.readers.unwrap_or(config.readers);
+        config.inbox.receipts = self.receipts.unwrap_or(config.inbox.receipts);
         config.connections_max = self.connections_max.unwrap_or(config.connections_max);
         config.log.format = self.log_format.unwrap_or(config.log.format);
         config.validate()?;

@@ -122,6 +122,7 @@ fn policy(config: &Config) -> Policy {
         unlink_days: config.inbox.device_days,
         quota_entries: config.inbox.quota_entries,
         quota_bytes: config.inbox.quota_bytes,
+        receipts: config.inbox.receipts,
     }
 }
 

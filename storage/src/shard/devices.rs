@@ -60,7 +60,8 @@ impl Shards {
             _ => return Ok(Decision::Unchanged),
         }
         // The first device counts: what another had before was told then.
-        let delivered = if through > state.greatest() { acked.to_vec() } else { Vec::new() };
+        let is_first = through > state.greatest();
+        let delivered = if is_first && self.policy.receipts { acked.to_vec() } else { Vec::new() };
         Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered }))
     }
 

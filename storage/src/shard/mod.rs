@@ -77,11 +77,19 @@ pub struct Policy {
     pub quota_entries: u64,
     /// Bytes that may wait in an inbox.
     pub quota_bytes: u64,
+    /// What is acknowledged is marked as delivered, and its sender is told.
+    pub receipts: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { retention_ms: 365 * DAY_MS, unlink_days: 90, quota_entries: 100_000, quota_bytes: 256 * 1024 * 1024 }
+        Self {
+            retention_ms: 365 * DAY_MS,
+            unlink_days: 90,
+            quota_entries: 100_000,
+            quota_bytes: 256 * 1024 * 1024,
+            receipts: true,
+        }
     }
 }
 
