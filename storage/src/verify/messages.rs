@@ -90,6 +90,7 @@ impl Check<'_> {
         let mut last_by = [0; 2];
         while let Some(message) = next_message(&mut entries, &mut rows) {
             self.message(id, &talk, &message);
+            self.listed(id, &talk, &message);
             self.density(id, before, &message);
             let sender = message.remembered.first().map(|row| row.sender);
             let sender = sender.or(message.entries.first().map(|held| held.sender)).unwrap_or(2);
@@ -147,6 +148,15 @@ impl Check<'_> {
         self.remembered(id, talk, message, Some(first));
     }
 
+    fn listed(&mut self, id: ConversationId, talk: &Talk, message: &Message<'_>) {
+        for (owner, of) in (0..).zip(&talk.sides).filter(|(_, of)| of.list.0 == message.seq) {
+            if of.list.1 != message.id {
+                let (user, seq) = (user_of(id, owner), message.seq);
+                self.report.found(format_args!("user {user}: the list row of {id} gives message {seq} another id"));
+            }
+        }
+    }
+
     fn remembered(
         &mut self,
         id: ConversationId,
@@ -171,7 +181,7 @@ impl Check<'_> {
         // Of a message to oneself sender and recipient are the same.
         let recipient = id.direct_peer(user_of(id, sender)).map_or(sender, |peer| side(id, peer));
         let is_held = message.entries.iter().any(|held| held.owner == recipient);
-        let (listed, listed_id) = talk.sides.get(usize::from(recipient)).map_or_else(Default::default, |of| of.list);
+        let (listed, _) = talk.sides.get(usize::from(recipient)).map_or_else(Default::default, |of| of.list);
         let user = user_of(id, recipient);
         if !is_held && listed < seq {
             self.report.found(format_args!(
@@ -181,9 +191,6 @@ impl Check<'_> {
         if is_held && listed >= seq {
             self.report
                 .found(format_args!("user {user}: message {seq} of {id} waits, and the list has message {listed}"));
-        }
-        if listed == seq && listed_id != message.id {
-            self.report.found(format_args!("user {user}: the list row of {id} gives message {seq} another id"));
         }
     }
 

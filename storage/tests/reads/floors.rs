@@ -106,7 +106,12 @@ fn swept(world: &World, shard: u16, limit: usize, expire_before_ms: u64) -> Vec<
 #[test]
 fn a_sweep_finds_whose_floor_may_rise() {
     let world = World::new();
-    let device = |device, cursor, seen_day| DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day };
+    let device = |device, cursor, seen_day| DeviceRow {
+        device: DeviceId(device),
+        cursor: InboxSeq(cursor),
+        seen_day,
+        ..DeviceRow::default()
+    };
     let row = |devices| UserRow { head: InboxSeq(9), floor: InboxSeq(5), devices, ..UserRow::default() };
     let (today, away) = (999, 909);
     // Nothing to do; a cursor above the floor; one of two devices away; the only one away; no device.

@@ -1,0 +1,4 @@
+//! Planted damage: each invariant of the log, broken alone, is found and named.
+
+mod damage;
+mod world;
