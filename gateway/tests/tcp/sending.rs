@@ -17,7 +17,7 @@ use crate::peer::{Got, Peer, message_id, raw, send_record, with};
 
 on_every_layout! {
     messages_reach_who_is_online_in_both_directions,
-    a_note_to_oneself_comes_back,
+    a_note_to_oneself_is_kept_and_does_not_come_back,
     the_largest_message_passes_and_a_larger_one_does_not,
     messages_that_name_nothing_possible_are_rejected_one_by_one,
     the_same_id_is_the_same_message_across_sigkill_and_restart,
@@ -43,15 +43,22 @@ fn messages_reach_who_is_online_in_both_directions(layout: Layout) {
     }
 }
 
-fn a_note_to_oneself_comes_back(layout: Layout) {
+fn a_note_to_oneself_is_kept_and_does_not_come_back(layout: Layout) {
     let (home, server) = serve_on(layout);
     let mut one = Peer::online(&home, &server, 1);
     let sent = one.send_and_wait(1, 1, b"note");
     assert_eq!(sent.conversation_seq, 1);
     // The place is not known yet where the inbox is another hub's.
     assert!(sent.inbox_seq == 1 || (sent.inbox_seq == 0 && layout == Layout::FourHubs), "{sent:?}");
+    Peer::online(&home, &server, 2).send_and_wait(1, 1, b"hello");
+    // It has a place, which is left out.
+    one.has_siblings = true;
     let entry = one.entries(1).remove(0);
-    assert_eq!((entry.inbox_seq, entry.sender, &entry.payload[..]), (1, 1, &b"note"[..]));
+    assert_eq!((entry.inbox_seq, entry.sender, &entry.payload[..]), (2, 2, &b"hello"[..]));
+    let page = one.conversations(1, b"").next;
+    let notes = one.conversations(1, &page);
+    let last = notes.items.first().and_then(|item| item.last.clone()).expect("the note");
+    assert_eq!((last.sender, &last.payload[..]), (1, &b"note"[..]));
 }
 
 fn the_largest_message_passes_and_a_larger_one_does_not(layout: Layout) {
@@ -218,11 +225,11 @@ fn the_sans_io_client_sends_and_receives_a_thousand(layout: Layout) {
     }
     two.flush();
     assert!(two.got.iter().zip(1..=COUNT).all(|(payload, number)| *payload == number.to_be_bytes()[..]));
-    // The last ACK is stored: nothing comes again to a client without memory. A note to itself is the first thing.
+    // The last ACK is stored: nothing comes again to a client without memory. Something new is the first thing.
     two.stream.shutdown(std::net::Shutdown::Write).expect("open");
     server.wait_for("culver_sessions", |sessions| sessions == 1);
     let (mut again, _) = Peer::resume(&server, 2, &with(home.token(2)));
-    again.send(2, 1, b"note");
+    Peer::online(&home, &server, 3).send_and_wait(2, 1, b"new");
     again.position = COUNT;
-    assert_eq!(again.entries(1)[0].payload, b"note"[..]);
+    assert_eq!(again.entries(1)[0].payload, b"new"[..]);
 }
