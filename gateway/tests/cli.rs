@@ -426,7 +426,7 @@ fn a_volume_that_is_not_there_is_refused() {
 
 #[test]
 fn volumes_that_cannot_be_are_refused() {
-    let (scratch, _, [one, _]) = with_two_volumes();
+    let scratch = scratch();
     let (data_dir, fresh) = (scratch.path().join("second"), scratch.path().join("fresh"));
     let full = scratch.path().join("full");
     fs::create_dir(&full).expect("made");
@@ -434,7 +434,6 @@ fn volumes_that_cannot_be_are_refused() {
     for (volumes, expected) in [
         ([&fresh, &fresh], "is named twice"),
         ([&fresh, &full], "is not empty"),
-        ([&fresh, &one], "is not empty"),
         ([&fresh, &fresh.join("within")], "lies within another"),
     ] {
         let [first, second] = volumes.map(|volume| text(volume));

@@ -26,10 +26,9 @@ fn waiting(home: &Home, server: &Server, counts: &[u64]) {
 }
 
 fn sync_start(peer: &mut Peer) -> proto::SyncStart {
-    match peer.next() {
-        Some(Got::SyncStart(start)) => start,
-        other => panic!("no SYNC_START but {other:?}"),
-    }
+    let Got::SyncStart(start) = peer.wait_for(|got| matches!(got, Got::SyncStart(_))) else { unreachable!("as asked") };
+    assert_eq!(peer.kept(), [], "nothing of the backlog comes before it");
+    start
 }
 
 fn who_comes_back_sees_what_waits_before_it_comes(layout: Layout) {

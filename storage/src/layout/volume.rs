@@ -33,11 +33,11 @@ pub(super) enum Unlocked {
 
 /// Makes the folders of new volumes and sees that they are empty. Returns them as they will be found from anywhere.
 pub(super) fn make_folders(volumes: &[PathBuf]) -> Result<Vec<PathBuf>, OpenError> {
+    if let Some(volume) = volumes.get(VOLUMES_MAX) {
+        return Err(problem(volume, VolumeProblem::TooMany));
+    }
     let mut folders: Vec<PathBuf> = Vec::with_capacity(volumes.len());
     for volume in volumes {
-        if folders.len() == VOLUMES_MAX {
-            return Err(problem(volume, VolumeProblem::TooMany));
-        }
         fs::create_dir_all(volume).map_err(unwritable("create", volume))?;
         for entry in fs::read_dir(volume).map_err(unwritable("read", volume))? {
             let name = entry.map_err(unwritable("read", volume))?.file_name();
