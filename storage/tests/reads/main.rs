@@ -3,5 +3,6 @@
 mod floors;
 mod inboxes;
 mod lists;
+mod loads;
 mod receipts;
 mod world;

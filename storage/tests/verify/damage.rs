@@ -267,3 +267,26 @@ fn a_time_reservation_that_was_passed() {
     found(without(Family::Meta, time_key(home())), "reserved 0");
     found(with(Family::Meta, time_key(home()), TimeRow { until_ms: 1150 }.encode()), "reserved 1150");
 }
+
+#[test]
+fn dedup_rows_past_their_time_are_not_missed() {
+    const DAY_MS: u64 = 86_400_000;
+    // By this clock what is older than about 1100 ms may be forgotten: 300 s of it are its lag.
+    let clock = |world: &World| {
+        let row = NumberRow { number: 1100 + 30 * DAY_MS - 300_000 }.encode();
+        world.plant(Family::Meta, &key::meta(ShardId(1), MetaKind::Clock, 0), Some(&row));
+    };
+    let world = healthy();
+    (0..100).filter(|index| index % 3 > 0).for_each(|index| world.plant(Family::Dedup, &dedup_key(index), None));
+    assert!(!world.verify().is_clean());
+    clock(&world);
+    let findings = world.verify().findings;
+    assert!(findings.is_empty(), "{findings:#?}");
+    let recent = |index| {
+        move |world: &World| {
+            clock(world);
+            world.plant(Family::Dedup, &dedup_key(index), None);
+        }
+    };
+    found(recent(110), "message 111 has no dedup row");
+}
