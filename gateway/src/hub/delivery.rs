@@ -9,6 +9,7 @@
 
 use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX};
+use culver_storage::command::View;
 use culver_storage::error::EngineError;
 use culver_storage::reader::Read;
 use culver_storage::record::InboxEntry;
@@ -32,6 +33,15 @@ pub(super) struct Page {
 fn is_own(online: &Online, entry: &InboxEntry) -> bool {
     let device = online.device();
     entry.sender == device.user && entry.sender_device == device.device
+}
+
+/// A step of a session without entries: what lies between is no longer kept, or its own.
+fn step(online: u32, set_backs: u16, previous: InboxSeq, through: InboxSeq, gap: bool) -> EffectKind {
+    if gap {
+        EffectKind::Gap { online, set_backs, previous, start: InboxSeq(through.0 + 1) }
+    } else {
+        EffectKind::Skipped { online, set_backs, previous, through }
+    }
 }
 
 impl Hub {
@@ -195,26 +205,33 @@ impl Hub {
     pub(super) fn resume(&mut self, index: u32, sent: InboxSeq) {
         let online = self.directory.get(index).expect("the caller found it");
         if sent < online.sent {
-            self.set_back(index, sent, false);
+            self.set_back(index, sent);
         }
         self.pump(index);
     }
 
     /// Nothing beyond `sent` has reached the session.
-    fn set_back(&mut self, index: u32, sent: InboxSeq, gap: bool) {
+    fn set_back(&mut self, index: u32, sent: InboxSeq) {
+        let (floor, gap) = self.floor_of(index);
         let online = self.directory.get_mut(index).expect("the caller found it");
-        let last = sent.max(online.acked);
-        self.windows.rewind(online, last);
+        let reached = sent.max(online.acked);
+        self.windows.rewind(online, reached);
         online.set_backs = online.set_backs.wrapping_add(1);
         online.set(Flag::Behind, true);
         if online.is(Flag::Reading) {
             online.set(Flag::Missed, true);
         }
-        if sent < last {
+        if floor > reached {
+            online.sent = floor;
+            if online.window == NO_WINDOW {
+                online.acked = floor;
+            }
+        }
+        if sent < online.sent {
             let extra = self.extras.get_or_default(&mut self.directory, index);
-            let owed = extra.owed.get_or_insert(Owed { from: sent, gap });
+            let owed = extra.owed.get_or_insert(Owed { from: sent, gap: false });
             owed.from = owed.from.min(sent);
-            owed.gap |= gap;
+            owed.gap |= gap && owed.from < floor;
         }
         if let Some(extra) = self.extras.get(&self.directory, index)
             && let Sync::Begun { through, told } = &mut extra.sync
@@ -233,39 +250,41 @@ impl Hub {
         self.extras.settle(&mut self.directory, index);
         let online = self.directory.get(index).expect("it has more about it");
         let (session, set_backs, through) = (online.address(), online.set_backs, online.sent);
-        let kind = if gap {
-            EffectKind::Gap { online: index, set_backs, previous, start: InboxSeq(through.0 + 1) }
-        } else {
-            EffectKind::Skipped { online: index, set_backs, previous, through }
-        };
-        self.tell(session, kind);
+        self.tell(session, step(index, set_backs, previous, through, gap));
+    }
+
+    /// Below what the log does not hold what a session's device would be sent, and whether it has expired: else some
+    /// session of the device has acknowledged it.
+    fn floor_of(&mut self, index: u32) -> (InboxSeq, bool) {
+        let device = self.directory.get(index).expect("the caller found it").device();
+        match self.shards.user(&*self.engine, device.user, device.device) {
+            Ok(View::Known(view)) => (view.floor, view.expired),
+            // Who is cold has not changed.
+            Ok(View::Waits(_)) | Err(_) => (InboxSeq(0), false),
+        }
     }
 
     /// The floor of a user has risen: sessions below it are told that they go on there.
     pub(super) fn lift_sessions(&mut self, user: UserId, floor: InboxSeq) {
         let sessions: Vec<u32> = self.directory.of_user(user).collect();
         for index in sessions {
+            let (_, gap) = self.floor_of(index);
             let online = self.directory.get_mut(index).expect("just found");
             if online.sent >= floor {
-                if online.acked < floor {
-                    self.windows.acknowledge(online, floor);
-                }
                 continue;
             }
-            self.windows.release(online);
             let (previous, session, set_backs) = (online.sent, online.address(), online.set_backs);
-            online.acked = floor;
             online.sent = floor;
+            if online.window == NO_WINDOW {
+                online.acked = floor;
+            }
             online.set(Flag::Behind, true);
             if online.is(Flag::Reading) {
                 online.set(Flag::Missed, true);
             }
             match self.extras.get(&self.directory, index).and_then(|extra| extra.owed.as_mut()) {
-                Some(owed) => owed.gap = true,
-                None => {
-                    let start = InboxSeq(floor.0 + 1);
-                    self.tell(session, EffectKind::Gap { online: index, set_backs, previous, start });
-                }
+                Some(owed) => owed.gap |= gap,
+                None => self.tell(session, step(index, set_backs, previous, floor, gap)),
             }
             // What is beyond the floor may not be durable yet.
             self.building.skipped.push(index);
@@ -275,11 +294,11 @@ impl Hub {
     /// A delivery found no room in the reactor's mailbox: it will be read from the log, which is the queue.
     pub fn handle_refused(&mut self, effect: Effect) {
         let Effect { session, kind } = effect;
-        let (index, of, previous, gap) = match &kind {
+        let (index, of, previous) = match &kind {
             EffectKind::Deliver { online, set_backs, previous, .. }
             | EffectKind::DeliverPage { online, set_backs, previous, .. }
-            | EffectKind::Skipped { online, set_backs, previous, .. } => (*online, *set_backs, *previous, false),
-            EffectKind::Gap { online, set_backs, previous, .. } => (*online, *set_backs, *previous, true),
+            | EffectKind::Skipped { online, set_backs, previous, .. }
+            | EffectKind::Gap { online, set_backs, previous, .. } => (*online, *set_backs, *previous),
             EffectKind::SyncStart { online, .. } | EffectKind::SyncDone { online, .. } => {
                 return self.handle_refused_sync(*online, session, kind);
             }
@@ -293,7 +312,7 @@ impl Hub {
         };
         // One from before the session was set back would not have joined on, and is made up for already.
         if of == online.set_backs && previous < online.sent {
-            self.set_back(index, previous, gap);
+            self.set_back(index, previous);
             self.hungry.push(index);
         }
     }

@@ -180,7 +180,7 @@ impl Hub {
         if next.is_none() {
             self.upkeep.shards.pop_front();
         }
-        self.upkeep.sweep_on = Some(next);
+        self.upkeep.sweep_on = (!self.upkeep.shards.is_empty()).then_some(next);
     }
 
     /// Devices that are online are not away, however long ago they logged in.

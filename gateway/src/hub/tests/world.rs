@@ -240,7 +240,7 @@ impl World {
         let node = self.random.random_range(0..self.nodes.len());
         match self.random.random_range(0..100) {
             0..39 => self.act(),
-            39 if self.random.random_bool(0.3) => self.engine.compact(),
+            39 if self.random.random_bool(0.3) => self.engine.compact().expect("it does not fail"),
             39 => {
                 let cold = self.random.random_bool(0.5);
                 self.engine.set_cold(cold);

@@ -221,7 +221,7 @@ impl World {
         let count = client.under_way.len().min(entries_max);
         let entries: Vec<InboxEntry> = client.under_way.drain(..count).collect();
         let Some(last) = entries.last() else { return };
-        client.acked = last.inbox_seq;
+        client.acked = client.acked.max(last.inbox_seq);
         client.ack_pending = true;
         let device = client.device;
         let kept = self.kept.get_mut(&device).expect("it has logged in");
@@ -376,10 +376,11 @@ impl World {
     /// As `Session::skip` does.
     pub(super) fn skip(&mut self, slot: u32, previous: InboxSeq, through: InboxSeq) {
         let device = self.clients[slot as usize].device;
-        for seq in previous.0 + 1..=through.0 {
-            let entry = self.inboxes[&device.user].get(&InboxSeq(seq)).expect("skipped before it was durable");
+        for seq in (previous.0 + 1..=through.0).map(InboxSeq) {
+            let entry = self.inboxes[&device.user].get(&seq).expect("skipped before it was durable");
             let is_own = entry.sender == device.user && entry.sender_device == device.device;
-            assert!(is_own, "only what the device sent itself is skipped");
+            let is_known = self.kept[&device].entries.contains_key(&seq);
+            assert!(is_own || is_known, "only what the device sent itself, or has from another session, is skipped");
         }
         let client = &mut self.clients[slot as usize];
         if client.life == Life::Steady && previous == client.sent {
@@ -406,6 +407,5 @@ impl World {
         client.sent = client.sent.max(before);
         client.told = client.told.max(before);
         client.acked = client.acked.max(before);
-        client.under_way.retain(|entry| entry.inbox_seq > before);
     }
 }
