@@ -60,7 +60,7 @@ impl Shards {
             _ => return Ok(Decision::Unchanged),
         }
         // The first device counts: what another had before was told then.
-        let is_first = through > state.greatest();
+        let is_first = through > state.covered;
         let delivered = if is_first && self.policy.receipts { acked.to_vec() } else { Vec::new() };
         Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered }))
     }
@@ -102,6 +102,9 @@ impl Shards {
         let head = user.head;
         let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
         assert!(cursor > row.cursor && cursor <= head, "cursors only advance, and not beyond the head");
+        if row.cursor <= user.covered {
+            user.covered = user.covered.max(cursor);
+        }
         (row.cursor, row.is_raised) = (cursor, false);
         user.moved = true;
         for acked in delivered {

@@ -300,9 +300,6 @@ impl World {
         self.each(Self::take_result_at);
     }
 
-    pub(super) fn take_mail(&mut self) {
-        self.each(Self::take_mail_at);
-    }
 
     pub(super) fn move_hub(&mut self) -> bool {
         (0..self.nodes.len()).fold(false, |moved, node| moved | self.move_hub_at(node))

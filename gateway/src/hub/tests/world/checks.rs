@@ -8,11 +8,11 @@ use culver_protocol::message::{Accepted, MarkView};
 use culver_storage::command::View;
 
 use super::clients::{Client, Life};
-use culver_storage::reader::read_receipts;
-use culver_storage::shard::Policy;
 use super::{Debt, Owed, USERS, World};
 use crate::hub::command::{Address, Device};
 use crate::hub::effect::{Answer, Effect, EffectKind};
+use culver_storage::reader::read_receipts;
+use culver_storage::shard::Policy;
 
 impl World {
     pub(in crate::hub::tests) fn take_effects(&mut self) {
@@ -286,7 +286,13 @@ impl World {
                 let stored = read_receipts(&self.engines(), user, 0).expect("readable");
                 let slot = self.live(device).expect("online");
                 let c = &self.clients[slot as usize];
-                assert_eq!(known(conversation).delivered, *seq, "{device:?} in {conversation:?}: {stored:?} kept {} version {}", self.kept[&device].receipts, c.version);
+                assert_eq!(
+                    known(conversation).delivered,
+                    *seq,
+                    "{device:?} in {conversation:?}: {stored:?} kept {} version {}",
+                    self.kept[&device].receipts,
+                    c.version
+                );
             }
         }
         for ((reader, conversation), seq) in &self.read_told {
