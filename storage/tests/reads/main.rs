@@ -1,5 +1,7 @@
 //! Reads against naive models, over two volumes.
 
+#[cfg(feature = "rocks")]
+mod engines;
 mod floors;
 mod inboxes;
 mod lists;
