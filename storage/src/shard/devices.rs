@@ -25,13 +25,17 @@ impl Shards {
         now_ms: u64,
     ) -> Result<Decision, EngineError> {
         let day = u32::try_from(now_ms / DAY_MS).unwrap_or(u32::MAX);
-        let state = known!(self.user_passing(engine, user)?);
-        Ok(match state.device(device) {
+        // Most logins change nothing, and leave nothing in memory.
+        let decision = known!(self.look(engine, user, |state| match state.device(device) {
             Some(row) if row.seen_day >= day => Decision::Unchanged,
             Some(_) => Decision::Apply(Record::DeviceSeen { user, device, day }),
             None if state.row.devices.len() >= DEVICES_MAX => Decision::Reject(ErrorCode::DevicesFull),
             None => Decision::Apply(Record::DeviceLinked { user, device, cursor: state.start(), day }),
-        })
+        })?);
+        if matches!(decision, Decision::Apply(_)) {
+            known!(self.user_passing(engine, user)?);
+        }
+        Ok(decision)
     }
 
     /// Decides an acknowledgement of everything up to `through`, which covers `acked`. One that is not beyond the last
@@ -55,14 +59,39 @@ impl Shards {
         if through > state.head {
             return Ok(Decision::Reject(ErrorCode::AckBeyondSent));
         }
-        match state.device(device) {
-            Some(row) if row.cursor < through => {}
+        let is_first = match state.device(device) {
+            Some(row) if row.cursor < through => row.cursor == state.greatest(),
             _ => return Ok(Decision::Unchanged),
-        }
-        // The first device counts: what another had before was told then.
-        let is_first = through > state.covered;
-        let delivered = if is_first && self.policy.receipts { acked.to_vec() } else { Vec::new() };
+        };
+        // The first device counts. What follows the greatest cursor, none has had. What precedes it another has had,
+        // unless it was linked after that: only what was told says which.
+        let delivered = match is_first {
+            _ if !self.policy.receipts => Vec::new(),
+            true => acked.to_vec(),
+            false => known!(self.delivered_first(engine, user, acked)?),
+        };
         Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered }))
+    }
+
+    /// Of what a device acknowledged, what no device had before.
+    fn delivered_first(
+        &mut self,
+        engine: &dyn Engine,
+        user: UserId,
+        acked: &[Acked],
+    ) -> Result<View<Vec<Acked>>, EngineError> {
+        let mut delivered = Vec::new();
+        for acked in acked {
+            let told = match self.talk(engine, user, acked.conversation)? {
+                View::Known(talk) => talk.rows.delivered,
+                View::Waits(load) => return Ok(View::Waits(load)),
+            };
+            let ticked = self.users.peek(&user).map_or(ConversationSeq(0), |state| state.ticked(acked.conversation));
+            if acked.seq > told.max(ticked) {
+                delivered.push(*acked);
+            }
+        }
+        Ok(View::Known(delivered))
     }
 
     /// What a login sees. Nothing is kept in memory for it, except what had to be read from the disk.
@@ -102,9 +131,6 @@ impl Shards {
         let head = user.head;
         let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
         assert!(cursor > row.cursor && cursor <= head, "cursors only advance, and not beyond the head");
-        if row.cursor <= user.covered {
-            user.covered = user.covered.max(cursor);
-        }
         (row.cursor, row.is_raised) = (cursor, false);
         user.moved = true;
         for acked in delivered {

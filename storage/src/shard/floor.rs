@@ -128,7 +128,6 @@ impl Shards {
             (row.cursor, row.is_raised) = (floor, true);
         }
         user.row.floor = floor;
-        user.covered = user.covered.max(floor);
         // Entries from before bytes were counted are freed without having been.
         user.row.waiting_bytes = user.row.waiting_bytes.saturating_sub(freed_bytes);
         user.dirty = true;

@@ -41,9 +41,6 @@ pub(super) struct User {
     pub(super) head: InboxSeq,
     /// The last version given out.
     pub(super) receipts_head: u64,
-    /// Some device has acknowledged everything up to here: its sender was told then. (A device that was linked at the head
-    /// has a cursor beyond what anybody acknowledged.)
-    pub(super) covered: InboxSeq,
     /// What is to be told to others with the row, by ascending conversation.
     pub(super) ticks: Vec<Tick>,
     /// The last batch that changed it.
@@ -77,7 +74,6 @@ impl User {
         row.devices.iter_mut().filter(|device| device.seen_day == 0).for_each(|device| device.seen_day = today);
         Self {
             receipts_head: row.receipts_head,
-            covered: row.devices.iter().map(|device| device.cursor).min().unwrap_or(row.floor),
             row,
             head,
             ticks: Vec::new(),

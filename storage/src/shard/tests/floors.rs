@@ -1,0 +1,249 @@
+//! Floors, expiry, unlinking, quotas, and how long ids are known.
+
+use culver_protocol::error::ErrorCode;
+
+use super::super::{DAY_MS, FOLD_DELAY_MS};
+use super::*;
+use crate::command::{Fold, Folded, View};
+use crate::reader::{Engines, read_fold};
+use crate::record::{Arrival, Item, Place};
+
+const NOW_MS: u64 = 1000 * DAY_MS;
+
+struct World {
+    engine: Arc<MemoryEngine>,
+    engines: Engines,
+    shards: Shards,
+    mail: Vec<Outgoing>,
+}
+
+impl World {
+    fn new(policy: Policy) -> Self {
+        let engine = Arc::new(MemoryEngine::new());
+        let engines = Engines::single(Arc::clone(&engine) as Arc<dyn Engine>, SHARD_COUNT);
+        let topology = Arc::new(Topology::single(SHARD_COUNT));
+        let shards = Shards::recover(&*engine, topology, HubId(0), policy, NOW_MS, 0).expect("memory reads");
+        Self { engine, engines, shards, mail: Vec::new() }
+    }
+
+    fn fill(&mut self, messages: u128, now_ms: u64) {
+        for id in 0..messages {
+            accept(&mut self.shards, &self.engine, &send(1, 2, id), now_ms);
+        }
+        commit(&mut self.shards, &self.engine);
+    }
+
+    fn ack(&mut self, device: u16, through: u64) {
+        let decision = ack(&mut self.shards, &self.engine, (2, device), through, &[(talk(1, 2), through)]);
+        assert!(matches!(decision, Decision::Apply(_)), "{decision:?}");
+        self.mail.extend(commit(&mut self.shards, &self.engine));
+    }
+
+    /// What the sweep would have folded.
+    fn fold(&mut self) -> Option<Fold> {
+        match self.shards.fold_user(&*self.engine, UserId(2), NOW_MS) {
+            Ok(View::Known(fold)) => fold,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn folded(&self, fold: Fold) -> Folded {
+        read_fold(&self.engines, fold).expect("memory reads")
+    }
+
+    fn decide(&mut self, folded: &Folded) -> Decision {
+        let decision = self.shards.decide_floor(&*self.engine, folded, NOW_MS).expect("memory reads");
+        apply(&mut self.shards, &decision);
+        decision
+    }
+
+    fn floor(&mut self) -> u64 {
+        match self.shards.user(&*self.engine, UserId(2), DeviceId(1)) {
+            Ok(View::Known(view)) => view.floor.0,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_floor_is_raised_to_the_least_cursor_a_second_later() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
+    world.fill(5, NOW_MS);
+    world.ack(1, 4);
+    assert_eq!(world.shards.fold_due(NOW_MS), [], "the other device has nothing");
+    world.ack(2, 3);
+    world.ack(1, 5);
+    assert_eq!(world.shards.fold_due(NOW_MS), []);
+    assert_eq!(world.shards.fold_due(NOW_MS + FOLD_DELAY_MS - 1), []);
+    let folds = world.shards.fold_due(NOW_MS + FOLD_DELAY_MS);
+    let (after, through, greatest) = (InboxSeq(0), InboxSeq(3), InboxSeq(5));
+    assert_eq!(folds, [Fold { user: UserId(2), after, through, greatest, expire_before_ms: 0 }]);
+    let folded = world.folded(folds[0]);
+    let decision = world.decide(&folded);
+    let Decision::Apply(Record::FloorMoved { floor, lists, expired, .. }) = &decision else { panic!("{decision:?}") };
+    assert_eq!((floor.0, lists.len(), expired.len()), (3, 1, 0));
+    assert_eq!(world.decide(&folded), Decision::Unchanged, "once");
+    commit(&mut world.shards, &world.engine);
+    assert_eq!(world.floor(), 3);
+    world.shards = recover(&world.engine, NOW_MS);
+    assert_eq!(world.floor(), 3);
+    assert_eq!(world.decide(&folded), Decision::Unchanged, "a floor never falls");
+}
+
+#[test]
+fn what_nobody_fetched_expires_and_the_sender_is_told() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    world.fill(5, NOW_MS);
+    world.ack(1, 2);
+    let year_ms = Policy::default().retention_ms;
+    world.shards.tick(NOW_MS + year_ms + 1, year_ms + 1);
+    // The device logs in now and then, but acknowledges nothing.
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS + year_ms);
+    let fold = world.fold().expect("there is something to fold");
+    let folded = world.folded(fold);
+    assert!(matches!(world.decide(&folded), Decision::Apply(_)));
+    let outgoing = commit(&mut world.shards, &world.engine);
+    let [Outgoing { item: Item::Receipt { user, expired, .. }, .. }] = outgoing.as_slice() else {
+        panic!("{outgoing:?}")
+    };
+    assert_eq!((user.0, expired.0.0, expired.1.0), (1, 2, 5));
+    let Ok(View::Known(view)) = world.shards.user(&*world.engine, UserId(2), DeviceId(1)) else { panic!("it reads") };
+    assert_eq!((view.floor.0, view.cursor.0, view.expired), (5, 5, true));
+    accept(&mut world.shards, &world.engine, &send(1, 2, 99), NOW_MS + year_ms);
+    world.ack(1, 6);
+    let Ok(View::Known(view)) = world.shards.user(&*world.engine, UserId(2), DeviceId(1)) else { panic!("it reads") };
+    assert!(!view.expired, "it has acknowledged since");
+    world.mail.insert(1, outgoing.into_iter().next().expect("it was looked at"));
+    let arrived = deliver(&mut world.shards, &world.engine, &world.mail);
+    let [_, Decision::Apply(Record::Arrived { item: Arrival::Receipt { mark, .. }, .. }), _] = arrived.as_slice()
+    else {
+        panic!("{arrived:?}")
+    };
+    assert_eq!((mark.expired_after.0, mark.expired_through.0), (2, 5));
+}
+
+#[test]
+fn a_clock_a_year_ahead_expires_nothing_and_unlinks_nobody() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
+    world.fill(5, NOW_MS);
+    let year_ms = 366 * DAY_MS;
+    let fold = Fold {
+        user: UserId(2),
+        after: InboxSeq(0),
+        through: InboxSeq(0),
+        greatest: InboxSeq(0),
+        expire_before_ms: NOW_MS + 1,
+    };
+    let expired = world.folded(fold);
+    assert_eq!(expired.floor, InboxSeq(5));
+    world.shards.tick(NOW_MS + year_ms, 1000);
+    let state = world.shards.expiry();
+    assert!(state.stopped && state.expire_before_ms == 0 && world.shards.dedup_before_ms() == 0);
+    assert_eq!(world.fold(), None);
+    assert_eq!(world.decide(&expired), Decision::Unchanged, "even what a reader found before");
+    world.shards.tick(NOW_MS + 2000, 2000);
+    assert!(!world.shards.expiry().stopped, "it agrees again");
+    // Back: ids go on ascending, as `time_never_goes_back_even_if_the_clock_does` has it, and this stops too.
+    world.shards.tick(NOW_MS / 2, 3000);
+    assert!(world.shards.expiry().stopped);
+}
+
+#[test]
+fn downtime_is_no_age() {
+    let mut world = World::new(Policy::default());
+    let record = world.shards.tick(NOW_MS, 0).expect("a new clock is written at once");
+    world.shards.apply(&record);
+    commit(&mut world.shards, &world.engine);
+    let mut shards = recover(&world.engine, NOW_MS + 400 * DAY_MS);
+    assert_eq!(shards.expiry().clock_ms, NOW_MS);
+    assert_eq!(shards.tick(NOW_MS + 400 * DAY_MS + 60_000, 60_000), Some(Record::ClockMoved { ms: NOW_MS + 60_000 }));
+}
+
+#[test]
+fn a_device_that_was_not_seen_for_long_is_unlinked_but_never_the_last() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
+    world.fill(5, NOW_MS);
+    world.ack(2, 4);
+    let later_ms = 91 * DAY_MS;
+    world.shards.tick(NOW_MS + later_ms, later_ms);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS + later_ms);
+    let fold = world.fold().expect("a device is away");
+    assert_eq!(fold.through, InboxSeq(4));
+    let folded = world.folded(fold);
+    let decision = world.decide(&folded);
+    let Decision::Apply(Record::FloorMoved { floor, unlinked, .. }) = &decision else { panic!("{decision:?}") };
+    assert_eq!((floor.0, unlinked.as_slice()), (4, [DeviceId(1)].as_slice()));
+    commit(&mut world.shards, &world.engine);
+    // The last one stays however long it is away.
+    world.shards.tick(NOW_MS + 10 * later_ms, 10 * later_ms);
+    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
+    assert_eq!(devices.len(), 1);
+    let Some(fold) = world.fold() else { return };
+    let folded = world.folded(fold);
+    world.decide(&folded);
+    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
+    assert_eq!(devices.len(), 1);
+}
+
+#[test]
+fn a_device_that_comes_back_in_time_keeps_what_it_has_not_fetched() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
+    world.fill(5, NOW_MS);
+    world.ack(2, 4);
+    let later_ms = 91 * DAY_MS;
+    world.shards.tick(NOW_MS + later_ms, later_ms);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS + later_ms);
+    let fold = world.fold().expect("a device is away");
+    let folded = world.folded(fold);
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS + later_ms);
+    assert_eq!(world.decide(&folded), Decision::Unchanged);
+}
+
+#[test]
+fn a_full_inbox_takes_no_more() {
+    let mut world = World::new(Policy { quota_entries: 3, ..Policy::default() });
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    world.fill(3, NOW_MS);
+    let next = send(1, 2, 9);
+    let refused = Decision::Reject(ErrorCode::RecipientFull);
+    assert_eq!(world.shards.decide_send(&*world.engine, &next, NOW_MS).expect("memory reads"), refused);
+    assert!(world.shards.is_full(UserId(2)) && world.shards.is_batch_empty());
+    world.ack(1, 1);
+    assert!(matches!(world.shards.decide_send(&*world.engine, &next, NOW_MS), Ok(Decision::Apply(_))));
+
+    let mut world = World::new(Policy { quota_bytes: 3 * crate::value::waiting_bytes(5), ..Policy::default() });
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    world.fill(3, NOW_MS);
+    world.ack(1, 2);
+    assert_eq!(world.shards.decide_send(&*world.engine, &next, NOW_MS).expect("memory reads"), refused);
+    let fold = world.fold().expect("two can go");
+    let folded = world.folded(fold);
+    world.decide(&folded);
+    assert!(matches!(world.shards.decide_send(&*world.engine, &next, NOW_MS), Ok(Decision::Apply(_))));
+}
+
+#[test]
+fn an_id_is_known_for_thirty_days() {
+    let mut world = World::new(Policy::default());
+    world.fill(1, NOW_MS);
+    world.shards.tick(NOW_MS + 30 * DAY_MS, 30 * DAY_MS);
+    let again = |world: &mut World, now_ms| world.shards.decide_send(&*world.engine, &send(1, 2, 0), now_ms);
+    assert!(matches!(again(&mut world, NOW_MS + 30 * DAY_MS), Ok(Decision::Duplicate(_))));
+    world.shards.tick(NOW_MS + 31 * DAY_MS, 31 * DAY_MS);
+    let decision = again(&mut world, NOW_MS + 31 * DAY_MS).expect("memory reads");
+    assert!(
+        matches!(&decision, Decision::Apply(Record::Message(message)) if message.place == Place::Local(InboxSeq(2)))
+    );
+    apply(&mut world.shards, &decision);
+    commit(&mut world.shards, &world.engine);
+    assert!(matches!(again(&mut world, NOW_MS + 31 * DAY_MS), Ok(Decision::Duplicate(_))));
+}
