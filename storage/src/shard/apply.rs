@@ -102,13 +102,7 @@ impl Shards {
 
     /// A user that is changed with the batch under construction.
     pub(super) fn touch(&mut self, id: UserId) -> &mut User {
-        let number = self.building.batch.number();
-        let user = self.users.get_mut(&id).expect("`decide` loaded the user");
-        if user.touched != number {
-            user.touched = number;
-            self.building.users.push(id);
-        }
-        user
+        self.building.touch(&mut self.users, id)
     }
 
     fn advance_clock(&mut self, home: ShardId, message: &MessageRecord) {

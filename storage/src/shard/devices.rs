@@ -24,7 +24,9 @@ impl Shards {
         device: DeviceId,
         now_ms: u64,
     ) -> Result<Decision, EngineError> {
-        let day = u32::try_from(now_ms / DAY_MS).unwrap_or(u32::MAX);
+        // A clock that has jumped says nothing of the day.
+        let day_ms = if self.expiry.is_stopped() { self.expiry.earlier_ms() } else { now_ms };
+        let day = u32::try_from(day_ms / DAY_MS).unwrap_or(u32::MAX);
         // Most logins change nothing, and leave nothing in memory.
         let decision = known!(self.look(engine, user, |state| match state.device(device) {
             Some(row) if row.seen_day >= day => Decision::Unchanged,
@@ -127,7 +129,8 @@ impl Shards {
     }
 
     pub(super) fn apply_cursor(&mut self, id: UserId, device: DeviceId, cursor: InboxSeq, delivered: &[Acked]) {
-        let user = self.touch(id);
+        let Self { users, building, folds, .. } = self;
+        let user = building.touch(users, id);
         let head = user.head;
         let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
         assert!(cursor > row.cursor && cursor <= head, "cursors only advance, and not beyond the head");
@@ -136,6 +139,6 @@ impl Shards {
         for acked in delivered {
             user.tick(acked.conversation, acked.seq, ConversationSeq(0));
         }
-        self.queue_fold(id);
+        folds.queue(id, user);
     }
 }

@@ -6,6 +6,7 @@ use culver_protocol::id::{ConversationId, DeviceId, InboxSeq, UserId};
 use culver_protocol::message::MarkView;
 
 use super::decide::known;
+use super::state::User;
 use super::{DAY_MS, DEDUP_DAYS, Shards};
 use crate::command::{Decision, ExpiryState, Fold, Folded, View};
 use crate::engine::{Engine, Family};
@@ -30,17 +31,18 @@ pub(super) struct Folds {
     due: VecDeque<(u64, UserId)>,
 }
 
-impl Shards {
+impl Folds {
     /// Puts a user into the queue if the floor can be raised.
-    pub(super) fn queue_fold(&mut self, id: UserId) {
-        let user = self.users.get_mut(&id).expect("it was just changed");
-        let is_room = self.folds.new.len() + self.folds.due.len() < FOLDS_QUEUED_MAX;
+    pub(super) fn queue(&mut self, id: UserId, user: &mut User) {
+        let is_room = self.new.len() + self.due.len() < FOLDS_QUEUED_MAX;
         if !user.is_fold_queued && is_room && user.least() > user.row.floor {
             user.is_fold_queued = true;
-            self.folds.new.push(id);
+            self.new.push(id);
         }
     }
+}
 
+impl Shards {
     /// Floors to be raised because cursors rose a second ago: at most 64, for [`crate::reader::Read::Fold`].
     pub fn fold_due(&mut self, now_ms: u64) -> Vec<Fold> {
         let due_ms = now_ms + FOLD_DELAY_MS;
@@ -121,7 +123,8 @@ impl Shards {
     }
 
     pub(super) fn apply_floor(&mut self, id: UserId, floor: InboxSeq, freed_bytes: u64, unlinked: &[DeviceId]) {
-        let user = self.touch(id);
+        let Self { users, building, folds, .. } = self;
+        let user = building.touch(users, id);
         assert!(floor >= user.row.floor && floor <= user.head, "a floor never falls, and no floor is above the head");
         user.row.devices.retain(|row| !unlinked.contains(&row.device));
         for row in user.row.devices.iter_mut().filter(|row| row.cursor < floor) {
@@ -131,7 +134,7 @@ impl Shards {
         // Entries from before bytes were counted are freed without having been.
         user.row.waiting_bytes = user.row.waiting_bytes.saturating_sub(freed_bytes);
         user.dirty = true;
-        self.queue_fold(id);
+        folds.queue(id, user);
     }
 
     pub(super) fn apply_lists(&mut self, user: UserId, lists: &[(ConversationId, ListRow)], expired: &[Expired]) {

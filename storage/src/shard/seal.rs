@@ -1,12 +1,11 @@
 //! `seal`: closes the batch under construction. Writes once what many records changed.
 
-use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::message::MarkView;
 
 use super::state::{Building, Sealed};
 use super::talks::put_talk;
 use super::{BATCHES_SEALED_MAX, Shards};
-use crate::batch::{Batch, BatchNumber};
+use crate::batch::Batch;
 use crate::command::{Acked, Load};
 use crate::engine::Family;
 use crate::key::{self, MetaKind, ShardId, TalkKind};
@@ -31,7 +30,10 @@ impl Shards {
             let home = ShardId::of_conversation(*id, self.shard_count);
             building.batch.put(Family::Conversation, &key::conversation(home, *id), (&state.row.encode(), &[]));
         }
-        let (heads, delivered) = self.seal_users(&mut building, number, with_cursors);
+        let heads = Vec::with_capacity(building.users.len());
+        let dedup = std::mem::take(&mut building.dedup);
+        let mut sealed = Sealed { number, heads, dedup, delivered: Vec::new(), sent: Vec::new() };
+        self.seal_users(&mut building, &mut sealed, with_cursors);
         for (user, conversation) in &building.talks {
             let talk = self.talks.get_mut(&(*user, *conversation));
             let talk = talk.expect("what a pending batch touched stays in memory");
@@ -47,29 +49,22 @@ impl Shards {
         }
         self.streams.put_watermarks(batch, &building.watermarks);
         self.streams.put_heads(batch, building.with_heads);
-        let sent = self.streams.outgoing.iter().map(|outgoing| (outgoing.stream, outgoing.n)).collect();
+        sealed.sent = self.streams.outgoing.iter().map(|outgoing| (outgoing.stream, outgoing.n)).collect();
         let mut outgoing = std::mem::take(&mut self.streams.outgoing);
         self.streams.sealed.append(&mut outgoing);
         let row = BatchRow { number: number.0, synced_through, applied: self.applied };
         batch.put(Family::Meta, &self.batch_key(), (&row.encode(), &[]));
-        self.sealed.push_back(Sealed { number, heads, dedup: building.dedup, delivered, sent });
+        self.sealed.push_back(sealed);
         building.batch
     }
 
     /// Writes the rows of users, and tells what goes with them.
-    fn seal_users(
-        &mut self,
-        building: &mut Building,
-        number: BatchNumber,
-        with_cursors: bool,
-    ) -> (Vec<(UserId, InboxSeq)>, Vec<(UserId, Acked)>) {
-        let mut heads = Vec::with_capacity(building.users.len());
-        let mut delivered = Vec::new();
+    fn seal_users(&mut self, building: &mut Building, sealed: &mut Sealed, with_cursors: bool) {
         for id in &building.users {
             let user = self.users.get_mut(id).expect("what a pending batch touched stays in memory");
-            heads.push((*id, user.head));
+            sealed.heads.push((*id, user.head));
             if user.moved && !user.dirty && !user.tells && !with_cursors {
-                user.touched = number.next();
+                user.touched = sealed.number.next();
                 self.building.users.push(*id);
                 continue;
             }
@@ -96,11 +91,11 @@ impl Shards {
                     let row = SeqRow { seq: tick.delivered };
                     let key = key::talk(shard, *id, tick.conversation, TalkKind::Delivered);
                     building.batch.put(Family::Member, &key, (&row.encode(), &[]));
-                    delivered.push((*id, Acked { conversation: tick.conversation, seq: tick.delivered }));
+                    sealed.delivered.push((*id, Acked { conversation: tick.conversation, seq: tick.delivered }));
                 }
             }
         }
-        for (user, acked) in &delivered {
+        for (user, acked) in &sealed.delivered {
             if let Some(talk) = self.talks.peek_mut(&(*user, acked.conversation)) {
                 talk.rows.delivered = talk.rows.delivered.max(acked.seq);
             }
@@ -109,6 +104,5 @@ impl Shards {
                 self.awaited.remove(&Load::Talk(*user, acked.conversation));
             }
         }
-        (heads, delivered)
     }
 }

@@ -3,6 +3,7 @@
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 
 use super::RECEIPTS_HEAD_LEAD;
+use super::cache::Cache;
 use crate::batch::{Batch, BatchNumber};
 use crate::command::{Acked, DeviceView, UserView};
 use crate::key::{DedupKey, ShardId};
@@ -229,6 +230,17 @@ impl Building {
             watermarks: Vec::new(),
             with_heads: false,
         }
+    }
+
+    /// A user that is changed with this batch.
+    #[inline]
+    pub(super) fn touch<'a>(&mut self, users: &'a mut Cache<UserId, User>, id: UserId) -> &'a mut User {
+        let user = users.get_mut(&id).expect("`decide` loaded the user");
+        if user.touched != self.batch.number() {
+            user.touched = self.batch.number();
+            self.users.push(id);
+        }
+        user
     }
 }
 

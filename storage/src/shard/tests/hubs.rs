@@ -46,7 +46,6 @@ macro_rules! settled {
     ($world:expr, $hub:expr, $ask:expr) => {
         loop {
             let (engine, shards) = (Arc::clone(&$world.memory), &mut hub_mut(&mut $world.hubs, $hub).shards);
-            #[expect(clippy::redundant_closure_call, reason = "each caller says what to ask")]
             let answer = $ask(shards, &*engine).expect("memory reads");
             match Waiting::load(&answer) {
                 Some(load) => {
