@@ -10,7 +10,7 @@ use rocksdb::{
 use super::merge::{Access, Factory};
 use crate::engine::Family;
 use crate::filter::{Filter, Retention};
-use crate::key::{CONVERSATION_KEY_LEN, INBOX_PREFIX_LEN, TALK_PREFIX_LEN, USER_KEY_LEN};
+use crate::key::{CONVERSATION_KEY_LEN, INBOX_PREFIX_LEN, TALK_PREFIX_LEN};
 
 /// What the volumes opened together may use.
 #[derive(Clone, Debug)]
@@ -113,12 +113,11 @@ pub(super) fn family_options(
     of.set_compression_type(DBCompressionType::None);
     merge_rarely(&mut of, if matches!(family, Family::Inbox | Family::Dedup) { LOG_RUNS_MAX } else { RUNS_MAX });
     match family {
-        // Rows that are overwritten and looked up, never scanned.
+        // Rows that are overwritten and looked up, never scanned: each scan would sort all of a hashed memtable first.
         Family::Conversation => hashed(&mut of, CONVERSATION_KEY_LEN),
-        Family::User => hashed(&mut of, USER_KEY_LEN),
         // Looked up once for every message, and hardly ever there. Of a conversation's rows in `member`, too, most are
-        // not there when they are loaded.
-        Family::Dedup | Family::Member => {
+        // not there when they are loaded. Users are looked up one by one, and scanned by the sweep.
+        Family::Dedup | Family::Member | Family::User => {
             of.set_memtable_prefix_bloom_ratio(0.05);
             of.set_memtable_whole_key_filtering(true);
         }
