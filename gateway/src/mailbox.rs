@@ -226,7 +226,6 @@ impl HubLink {
     ///
     /// # Errors
     /// The mail, when there is none.
-    #[expect(clippy::result_large_err, reason = "the mail is given back to be dropped or kept")]
     pub fn post(&self, from: HubId, to: HubId, mail: HubMail) -> Result<(), HubMail> {
         self.queue(from, to).push(mail)
     }

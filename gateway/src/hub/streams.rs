@@ -17,16 +17,14 @@ use super::mail::HubMail;
 use super::parking::{PARKED_OF_STREAM_MAX, Work};
 use super::{Hub, Tried};
 
-/// Items of a stream that are on their way at most.
-const WINDOW: u64 = 256;
+/// Items of a stream that are on their way at most: as many as may wait where they arrive.
+const WINDOW: u64 = PARKED_OF_STREAM_MAX as u64;
 /// Items read from the log at once, at most.
 const READ_ITEMS_MAX: usize = 128;
 /// A stream without progress for this long is driven again.
 pub(super) const REDRIVE_MS: u64 = 200;
 /// For so long a source refuses what goes to a full inbox of another hub's.
 const FULL_MS: u64 = 1000;
-
-const _: () = assert!(WINDOW as usize <= PARKED_OF_STREAM_MAX);
 
 /// A stream at its source. Invariant: `taken` ≤ `pushed` ≤ `durable` ≤ `sealed`.
 #[derive(Clone, Copy, Debug)]

@@ -3,12 +3,19 @@
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::RPCS_IN_FLIGHT_MAX;
+use culver_storage::key::ShardId;
+use culver_storage::reader::read;
+use culver_storage::record::{Item, Lane, Outgoing, Stream};
 use culver_storage::shard::Policy;
+
+use rand::Rng;
 
 use super::first_seed;
 use super::world::{INCARNATION, World};
 use crate::hub::command::{Address, Command, Credit, Request};
 use crate::hub::effect::{Answer, Effect, EffectKind};
+use crate::hub::mail::HubMail;
+use crate::hub::parking::PARKED_OF_STREAM_MAX;
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -27,7 +34,8 @@ fn is_for(effect: &Effect, slot: u32) -> bool {
 fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnation) -> EffectKind {
     let device = World::device_of(1, number);
     let slot = 900 + u32::from(number);
-    let session = Address { reactor: 0, slot, generation: world.now_ms as u32, epoch: slot };
+    let epoch = world.random.random();
+    let session = Address { reactor: 0, slot, generation: 1, epoch };
     let credit = Credit { entries: 3, bytes: 1000 };
     let (cursor, fetch, receipts) = (InboxSeq(cursor), false, 0);
     world.nodes[0]
@@ -328,6 +336,13 @@ fn a_stream_that_stands_still_is_driven_again_after_a_while() {
 
 #[test]
 fn a_floor_that_rises_over_a_live_session_is_a_gap() {
+    for refusals in 0..3 {
+        rise_over_a_live_session(refusals);
+    }
+}
+
+/// So many deliveries find no room, the gap the first of them.
+fn rise_over_a_live_session(refusals: usize) {
     let policy = Policy { retention_ms: 30 * DAY_MS, ..Policy::default() };
     let mut world = World::with_policy(first_seed(), 1, 1, policy);
     world.calm = true;
@@ -337,6 +352,7 @@ fn a_floor_that_rises_over_a_live_session_is_a_gap() {
         world.send_to(one, 2, number);
     }
     world.settle();
+    world.refusals = refusals;
     // It acknowledges nothing for as long as anything is kept; the clock for that goes on.
     for _ in 0..31 * 24 * 4 {
         world.pass(DAY_MS / 24 / 4);
@@ -351,4 +367,68 @@ fn a_floor_that_rises_over_a_live_session_is_a_gap() {
     world.send_to(one, 2, 6);
     world.drain();
     assert_eq!(world.clients[two as usize].sent, InboxSeq(6));
+}
+
+/// Receipts within the hub are under way until they are durable where they go.
+#[test]
+fn the_end_waits_for_receipts_of_the_hubs_own_users() {
+    let mut world = calm(1, 1);
+    let (one, two) = (world.log_in(World::device(1)), world.log_in(World::device(2)));
+    world.settle();
+    world.send_to(one, 2, 1);
+    world.settle();
+    world.acknowledge(two, 1);
+    world.take_command();
+    let mut waited = false;
+    while !world.nodes[0].hub.is_settled() {
+        waited |= world.nodes[0].hub.has_untaken();
+        world.pass(25);
+        world.move_hub();
+        world.finish_write();
+    }
+    assert!(waited && !world.nodes[0].hub.has_untaken());
+    world.settle();
+    assert_eq!(world.clients[one as usize].version, 1);
+}
+
+/// Who is cold holds back what arrives, up to a bound; the rest is asked for again.
+#[test]
+fn a_stream_that_brings_too_much_for_a_cold_user_is_asked_to_come_again() {
+    let mut world = calm(2, 1);
+    let topology = std::sync::Arc::clone(&world.topology);
+    let of = |hub: u16| (1..100).map(UserId).find(|user| topology.hub_of_user(*user).0 == hub).expect("one of many");
+    let (user, peer) = (of(0), of(1));
+    let shard = |user: UserId| ShardId::of_user(user, topology.shard_count());
+    let stream = Stream { from: shard(peer), to: shard(user), lane: Lane::Receipt };
+    let conversation = ConversationId::direct(user, peer);
+    world.engine.set_cold(true);
+    let limit = PARKED_OF_STREAM_MAX as u64;
+    for n in 1..=limit + 5 {
+        let nothing = ConversationSeq(0);
+        let item = Item::Receipt {
+            user,
+            conversation,
+            delivered: ConversationSeq(n),
+            read: nothing,
+            expired: (nothing, nothing),
+        };
+        let outgoing = Outgoing { stream, n, item };
+        let now_ms = world.now_ms;
+        world.nodes[0].hub.handle_mail(HubMail::Push { outgoing }, now_ms).expect("readable");
+    }
+    assert_eq!(world.nodes[0].hub.parked(), PARKED_OF_STREAM_MAX);
+    assert!(world.nodes[0].hub.take_mail().is_empty());
+    world.engine.set_cold(false);
+    let mut said = Vec::new();
+    for _ in 0..10 {
+        while let Some(asked) = world.nodes[0].hub.next_read() {
+            let result = read(&world.engines(), 0, asked).expect("readable");
+            let now_ms = world.now_ms;
+            world.nodes[0].hub.handle_read(result, now_ms).expect("readable");
+            world.nodes[0].hub.retry_parked(now_ms).expect("readable");
+        }
+        said.extend(world.nodes[0].hub.take_mail().into_iter().map(|(to, mail)| (to.0, mail)));
+    }
+    let [(1, HubMail::Behind { stream: behind, after })] = said.as_slice() else { panic!("{said:?}") };
+    assert_eq!((*behind, *after), (stream, limit));
 }

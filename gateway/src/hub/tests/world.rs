@@ -300,7 +300,6 @@ impl World {
         self.each(Self::take_result_at);
     }
 
-
     pub(super) fn move_hub(&mut self) -> bool {
         (0..self.nodes.len()).fold(false, |moved, node| moved | self.move_hub_at(node))
     }
