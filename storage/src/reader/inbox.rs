@@ -130,7 +130,7 @@ impl<'a> Inbox<'a> {
             let start = after.max(floor);
             let (mut state, mut last, mut has_hole) = (T::default(), start, false);
             self.scan(start, |entry| {
-                has_hole = entry.inbox_seq.0 != last.0 + 1;
+                has_hole = last.0.checked_add(1) != Some(entry.inbox_seq.0);
                 if has_hole && restarts < RESTARTS_MAX {
                     return ControlFlow::Break(());
                 }

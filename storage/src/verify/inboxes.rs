@@ -123,7 +123,7 @@ impl Check<'_> {
             // No device needs it; a merge may drop it or not.
             return;
         }
-        if seq.0 != reading.last.0 + 1 {
+        if reading.last.0.checked_add(1) != Some(seq.0) {
             self.report.found(format_args!("user {}: after entry {} comes {seq}", reading.user, reading.last));
         }
         reading.last = seq;

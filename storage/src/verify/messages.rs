@@ -104,7 +104,7 @@ impl Check<'_> {
 
     /// Whether messages of this time still have their dedup row.
     fn is_recent(&self, id: MessageId) -> bool {
-        let kept_from = (self.clock_ms + CLOCK_LAG_MS).saturating_sub(DEDUP_DAYS * DAY_MS);
+        let kept_from = self.clock_ms.saturating_add(CLOCK_LAG_MS).saturating_sub(DEDUP_DAYS * DAY_MS);
         self.clock_ms == 0 || id.time_ms() >= kept_from
     }
 
@@ -126,7 +126,7 @@ impl Check<'_> {
         let (seq, (last, last_id)) = (message.seq, before.unwrap_or_default());
         // What lies between has a time between the two, so that its dedup row would still be there.
         let would_be_known = before.map_or(self.clock_ms == 0, |(_, id)| self.is_recent(id));
-        if seq != last + 1 && would_be_known {
+        if last.checked_add(1) != Some(seq) && would_be_known {
             self.report.found(format_args!("conversation {id}: after message {last} comes {seq}"));
         }
         if message.id <= last_id {

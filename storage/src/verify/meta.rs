@@ -30,7 +30,9 @@ impl Check<'_> {
 
     fn meta_row(&mut self, shard: ShardId, kind: MetaKind, id: u64, value: &[u8]) -> Result<(), DecodeError> {
         match kind {
-            MetaKind::Batch => self.report.batch += BatchRow::decode(value)?.number,
+            MetaKind::Batch => {
+                self.report.batch = self.report.batch.saturating_add(BatchRow::decode(value)?.number);
+            }
             MetaKind::Time => drop(self.reserved_until_ms.insert(shard, TimeRow::decode(value)?.until_ms)),
             MetaKind::Clock => self.clock_ms = self.clock_ms.max(ClockRow::decode(value)?.ms),
             MetaKind::Watermark | MetaKind::Head => {

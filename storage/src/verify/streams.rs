@@ -48,7 +48,7 @@ impl Check<'_> {
             let (head, watermark) = (state.head, state.watermark);
             let before = state.last.max(head);
             state.last = n;
-            if n > head && n != before + 1 {
+            if n > head && before.checked_add(1) != Some(n) {
                 check.report.found(format_args!("{name}: after item {before} comes {n}"));
             }
             match value::decode_item(value) {
@@ -89,7 +89,7 @@ impl Check<'_> {
         match item {
             Item::Entry { user, entry } => {
                 self.entry(*user, &entry.view(), format_args!("item {n} on its way from shard {}", stream.from.0));
-                self.hold(*user, &entry.view(), ON_ITS_WAY + n);
+                self.hold(*user, &entry.view(), ON_ITS_WAY.saturating_add(n));
             }
             Item::Receipt { user, conversation, delivered, read, .. } => {
                 let side = side(*conversation, *user);
