@@ -92,9 +92,9 @@ pub(crate) fn check(path: &Path) -> Result<Findings> {
 fn to_fields(note: Note) -> (u8, Place, u64, u64) {
     let nowhere = Place::default();
     match note {
-        Note::Pair(Shape { senders, recipients, receipts, reads }) => {
+        Note::Pair(Shape { senders, recipients, receipts, reads, tells_reads }) => {
             let place = Place { seat: senders, life: recipients };
-            (1, place, u64::from(receipts), u64::from(reads))
+            (1, place, u64::from(receipts), u64::from(reads) | (u64::from(tells_reads) << 1))
         }
         Note::Sent { index } => (2, nowhere, index.0, 0),
         Note::Acked { index, seq } => (3, nowhere, index.0, seq),
@@ -110,6 +110,7 @@ fn to_fields(note: Note) -> (u8, Place, u64, u64) {
         Note::ToldOwnRead { place, version, seq } => (13, place, version, seq),
         Note::ToldExpired { place, version, seq } => (14, place, version, seq),
         Note::ReceiptsSaved { place, version } => (15, place, version, 0),
+        Note::Listed { place, last_seq, unread } => (16, place, last_seq, unread),
     }
 }
 
@@ -118,7 +119,8 @@ fn from_fields(what: u8, place: Place, first: u64, second: u64) -> Option<Note> 
     Some(match what {
         1 => {
             let (senders, recipients) = (place.seat, place.life);
-            Note::Pair(Shape { senders, recipients, receipts: first != 0, reads: second != 0 })
+            let (reads, tells_reads) = (second & 1 != 0, second & 2 != 0);
+            Note::Pair(Shape { senders, recipients, receipts: first != 0, reads, tells_reads })
         }
         2 => Note::Sent { index },
         3 => Note::Acked { index, seq },
@@ -134,6 +136,7 @@ fn from_fields(what: u8, place: Place, first: u64, second: u64) -> Option<Note> 
         13 => Note::ToldOwnRead { place, version, seq },
         14 => Note::ToldExpired { place, version, seq },
         15 => Note::ReceiptsSaved { place, version },
+        16 => Note::Listed { place, last_seq: first, unread: second },
         _ => return None,
     })
 }
@@ -145,7 +148,7 @@ mod tests {
     #[test]
     fn every_record_is_read_as_it_was_written() {
         let (place, index, seq, version) = (Place { seat: 3, life: 2 }, MessageIndex(77), 1 << 40, 9);
-        let shape = Shape { senders: 2, recipients: 4, receipts: true, reads: false };
+        let shape = Shape { senders: 2, recipients: 4, receipts: true, reads: false, tells_reads: true };
         for note in [
             Note::Pair(shape),
             Note::Sent { index },
@@ -162,12 +165,13 @@ mod tests {
             Note::ToldOwnRead { place, version, seq },
             Note::ToldExpired { place, version, seq },
             Note::ReceiptsSaved { place, version },
+            Note::Listed { place, last_seq: 5, unread: 3 },
         ] {
             let (what, place, first, second) = to_fields(note);
             assert_eq!(from_fields(what, place, first, second), Some(note));
         }
         assert_eq!(from_fields(0, place, 0, 0), None);
-        assert_eq!(from_fields(16, place, 0, 0), None);
+        assert_eq!(from_fields(17, place, 0, 0), None);
     }
 
     #[test]
@@ -198,7 +202,7 @@ mod tests {
         let path = dir.path().join("journal");
         let mut journal = Journal::create(&path).expect("a fresh file");
         let index = MessageIndex(0);
-        journal.note(0, Note::Pair(Shape { senders: 2, recipients: 2, receipts: true, reads: false }));
+        journal.note(0, Note::Pair(Shape { senders: 2, recipients: 2, receipts: true, ..Shape::default() }));
         journal.note(0, Note::Sent { index });
         journal.note(0, Note::Acked { index, seq: 1 });
         for seat in [1, 2] {

@@ -156,6 +156,7 @@ impl PairOptions {
             ring: false,
             receipts: false,
             reads: false,
+            lists: false,
             leaves_per_s: 0.0,
             away_us: (0, 0),
             fetches_per_s: 0.0,

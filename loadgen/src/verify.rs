@@ -106,6 +106,7 @@ impl FlowCheck {
             | Note::ToldRead { .. }
             | Note::ToldOwnRead { .. }
             | Note::ToldExpired { .. }
+            | Note::Listed { .. }
             | Note::ReceiptsSaved { .. } => self.apply_receipt(note),
         }
         None

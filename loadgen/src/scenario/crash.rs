@@ -144,6 +144,7 @@ impl CrashOptions {
             ring: self.ring,
             receipts: true,
             reads: self.reads,
+            lists: true,
             leaves_per_s: self.leaves.unwrap_or(if self.devices.1 > 1 { LEAVES_PER_S } else { 0.0 }),
             away_us: (self.away.from.us(), self.away.to.us()),
             fetches_per_s: self.fetch_per_s,
@@ -261,8 +262,15 @@ fn render(result: &CrashResult) -> String {
     let faults = [found.lost, found.reordered, found.duplicated, result.redelivered];
     let cells = [u64::from(result.rounds)].into_iter().chain(counts).chain(faults);
     checks.row(cells.map(grouped).collect());
-    let mut receipts = Table::new(["receipts", "untrue", "going back", "missing", "reads missing"]);
-    let told = [found.receipts, found.untrue, found.receipts_back, found.receipts_missing, found.reads_missing];
+    let mut receipts = Table::new(["receipts", "untrue", "going back", "missing", "reads missing", "lists wrong"]);
+    let told = [
+        found.receipts,
+        found.untrue,
+        found.receipts_back,
+        found.receipts_missing,
+        found.reads_missing,
+        found.lists_wrong,
+    ];
     receipts.row(told.into_iter().map(grouped).collect());
     let mut times = Table::new(LATENCY_HEAD);
     times.row(latency_row("restart", &result.restart_us));

@@ -31,7 +31,7 @@ pub(crate) struct Findings {
     /// Receipt marks that were checked.
     pub(crate) receipts: u64,
     /// Marks that tell what is not so: delivered beyond what some device of the recipient's has persisted, read
-    /// beyond what the recipient said, expired at all.
+    /// beyond what the recipient said or where read receipts are off, expired at all.
     pub(crate) untrue: u64,
     /// Marks or receipt versions below what the same client had been told.
     pub(crate) receipts_back: u64,
@@ -39,6 +39,8 @@ pub(crate) struct Findings {
     pub(crate) receipts_missing: u64,
     /// Devices that do not know in the end what has been read, of the pairs that read.
     pub(crate) reads_missing: u64,
+    /// Devices whose list of conversations is wrong in the end: what came last, or how much is unread.
+    pub(crate) lists_wrong: u64,
 }
 
 impl Findings {
@@ -59,6 +61,7 @@ impl Findings {
             (self.receipts_back, "receipts going back"),
             (self.receipts_missing, "receipts missing"),
             (self.reads_missing, "reads missing"),
+            (self.lists_wrong, "lists wrong"),
         ]
         .into_iter()
     }
@@ -87,5 +90,6 @@ impl Findings {
         self.receipts_back += other.receipts_back;
         self.receipts_missing += other.receipts_missing;
         self.reads_missing += other.reads_missing;
+        self.lists_wrong += other.lists_wrong;
     }
 }

@@ -22,11 +22,13 @@ pub(crate) struct Shape {
     pub(crate) receipts: bool,
     /// The recipient reads everything in the end.
     pub(crate) reads: bool,
+    /// Neither of the two has turned read receipts off: the sender is told.
+    pub(crate) tells_reads: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { senders: 1, recipients: 1, receipts: false, reads: false }
+        Self { senders: 1, recipients: 1, receipts: false, reads: false, tells_reads: true }
     }
 }
 
@@ -68,6 +70,8 @@ pub(crate) enum Note {
     ToldOwnRead { place: Place, version: u64, seq: u64 },
     /// A receipt: what lies up to here is said to have expired.
     ToldExpired { place: Place, version: u64, seq: u64 },
+    /// In the end: what the list of conversations tells the device.
+    Listed { place: Place, last_seq: u64, unread: u64 },
     /// The device has persisted every receipt that this client was told, up to this version.
     ReceiptsSaved { place: Place, version: u64 },
 }

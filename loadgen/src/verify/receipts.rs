@@ -21,6 +21,7 @@ impl FlowCheck {
                 let seat = place.seat;
                 self.fault(untrue, || format!("device {seat} was told that {seq} had expired"));
             }
+            Note::Listed { place, last_seq, unread } => self.listed(place, last_seq, unread),
             Note::ReceiptsSaved { place, .. } => {
                 if let Some(seat) = self.seats.get_mut(usize::from(place.seat)) {
                     seat.save(place);
@@ -63,8 +64,9 @@ impl FlowCheck {
             self.read_asked = self.read_asked.max(seq);
         }
         let (is_sender, asked) = (place.seat < self.shape.senders, self.read_asked);
-        if !is_sender || seq > asked {
-            self.fault(untrue, || format!("device {} was told {seq} read, not {asked}", place.seat));
+        if !is_sender || seq > asked || !self.shape.tells_reads {
+            let tells = self.shape.tells_reads;
+            self.fault(untrue, || format!("device {} was told {seq} read, not {asked} (told: {tells})", place.seat));
         }
         self.told(place, version, seq, |marks| &mut marks.read);
     }
@@ -95,6 +97,17 @@ impl FlowCheck {
         }
     }
 
+    /// Nobody but the sender has sent, who has read what it sent; the recipient has read all or nothing.
+    fn listed(&mut self, place: Place, last_seq: u64, unread: u64) {
+        let acked = self.acked_seq_last;
+        let is_read = place.seat < self.shape.senders || self.shape.reads;
+        let expected = if is_read { 0 } else { acked };
+        if last_seq != acked || unread != expected {
+            let what = format!("device {} was listed {last_seq}, {unread} unread, not {acked}, {expected}", place.seat);
+            self.fault(|found| &mut found.lists_wrong, || what);
+        }
+    }
+
     /// Devices of the sender that do not know that the last acknowledged message is delivered.
     pub(super) fn receipts_missing(&self) -> u64 {
         if !self.shape.receipts {
@@ -110,6 +123,7 @@ impl FlowCheck {
             return 0;
         }
         let (senders, recipients) = self.seats.split_at(usize::from(self.shape.senders));
+        let senders = if self.shape.tells_reads { senders } else { &[] };
         let unaware = senders.iter().filter(|seat| seat.known().read < self.acked_seq_last).count()
             + recipients.iter().filter(|seat| seat.known().own_read < self.acked_seq_last).count();
         unaware as u64

@@ -125,7 +125,7 @@ fn a_refused_message_is_neither_lost_nor_unanswered() {
 
 /// Two devices each; seat 0 sends, 1 gets copies, 2 and 3 receive.
 fn wide(count: u64) -> FlowCheck {
-    let mut check = FlowCheck::new(Shape { senders: 2, recipients: 2, receipts: true, reads: true });
+    let mut check = FlowCheck::new(Shape { senders: 2, recipients: 2, receipts: true, reads: true, tells_reads: true });
     for index in 0..count {
         check.sent(index, 1);
         check.acked(MessageIndex(index), index + 1);
@@ -362,4 +362,42 @@ fn receipts_of_an_earlier_run_are_not_judged() {
     check.sent(1, 1);
     tell(&mut check, 0, 8, 51);
     assert_eq!(found(&check).untrue, 1);
+}
+
+#[test]
+fn a_read_receipt_is_untrue_where_they_are_off() {
+    let shape = Shape { senders: 1, recipients: 2, receipts: true, reads: true, tells_reads: false };
+    let mut check = FlowCheck::new(shape);
+    check.sent(1, 1);
+    check.acked(MessageIndex(0), 1);
+    for seat in 1..3 {
+        give_and_persist(&mut check, place(seat), [1]);
+    }
+    tell(&mut check, 0, 1, 1);
+    check.apply(Note::ReadAsked { place: place(1), seq: 1 });
+    check.apply(Note::ReadAnswered { place: place(1), seq: 1 });
+    assert_eq!(found(&check).reads_missing, 1, "the recipient's other device is told");
+    check.apply(Note::ToldOwnRead { place: place(2), version: 1, seq: 1 });
+    assert!(check.is_settled() && found(&check).is_clean());
+    check.apply(Note::ToldRead { place: place(0), version: 2, seq: 1 });
+    assert_eq!(found(&check).untrue, 1);
+}
+
+#[test]
+fn a_wrong_list_is_found() {
+    for reads in [true, false] {
+        let mut check = FlowCheck::new(Shape { reads, ..Shape::default() });
+        for index in 0..5 {
+            check.sent(1, 1);
+            check.acked(MessageIndex(index), index + 1);
+        }
+        let unread = if reads { 0 } else { 5 };
+        check.apply(Note::Listed { place: place(0), last_seq: 5, unread: 0 });
+        check.apply(Note::Listed { place: place(1), last_seq: 5, unread });
+        assert_eq!(found(&check).lists_wrong, 0);
+        check.apply(Note::Listed { place: place(1), last_seq: 5, unread: 1 });
+        check.apply(Note::Listed { place: place(1), last_seq: 4, unread });
+        check.apply(Note::Listed { place: place(0), last_seq: 5, unread: 5 });
+        assert_eq!(found(&check).lists_wrong, 3);
+    }
 }

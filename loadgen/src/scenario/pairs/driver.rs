@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
-use culver_protocol::client::{Client, ClientConfig, Event};
+use culver_protocol::client::{Client, Event};
 use culver_protocol::id::InboxSeq;
 use culver_protocol::proto::{Entry, Gap};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::pair::{Device, Given, Owner, Pair, PairStart, User, Who};
+use super::pair::{Device, Given, Owner, Pair, PairStart, User, UserStart, Who};
 use super::shared::{Counters, Shared};
 use super::turmoil::Turmoil;
 use super::{Pace, PairCounts, PairOutcome, SlotLatencies};
@@ -42,14 +42,15 @@ pub(crate) struct PairSettings {
     pub(crate) receipts: bool,
     /// Users with several devices wait until the server knows each.
     pub(crate) awaits_linking: bool,
+    /// In the end every device looks at its list of conversations.
+    pub(crate) lists: bool,
     pub(crate) rng: SmallRng,
 }
 
 /// What a worker begins with.
 #[derive(Default)]
 pub(super) struct RunStart {
-    /// The clients of each user's devices.
-    pub(super) users: Vec<Vec<ClientConfig>>,
+    pub(super) users: Vec<UserStart>,
     pub(super) pairs: Vec<PairStart>,
 }
 
@@ -126,7 +127,8 @@ impl PairDriver {
         }
     }
 
-    fn begin_user(&mut self, links: &mut Links, devices: Vec<ClientConfig>, now_us: u64) {
+    fn begin_user(&mut self, links: &mut Links, start: UserStart, now_us: u64) {
+        let UserStart { devices, hides_reads } = start;
         let (user, first_link) = (self.users.len(), links.len());
         for (device, config) in (0..).zip(&devices) {
             let link = links.add(config.clone(), None, now_us);
@@ -136,13 +138,14 @@ impl PairDriver {
             }
         }
         let devices = devices.into_iter().map(Device::new).collect();
-        self.users.push(User { sends: None, receives: None, first_link, devices });
+        let (sends, receives) = (None, None);
+        self.users.push(User { sends, receives, first_link, devices, must_hide_reads: hides_reads });
     }
 
     fn begin_pair(&mut self, start: PairStart) {
-        let PairStart { plan, sender, recipient, reads } = start;
+        let PairStart { plan, sender, recipient, reads, tells_reads } = start;
         let (senders, recipients) = (plan.sender_devices, plan.recipient_devices);
-        let shape = Shape { senders, recipients, receipts: self.settings.receipts, reads };
+        let shape = Shape { senders, recipients, receipts: self.settings.receipts, reads, tells_reads };
         let pair = self.pairs.len();
         self.user(sender).sends = Some(pair);
         self.user(recipient).receives = Some(pair);
@@ -347,8 +350,8 @@ impl PairDriver {
 impl Driver for PairDriver {
     fn begin(&mut self, links: &mut Links, now_us: u64) {
         let RunStart { users, pairs } = std::mem::take(&mut self.start);
-        for devices in users {
-            self.begin_user(links, devices, now_us);
+        for user in users {
+            self.begin_user(links, user, now_us);
         }
         for start in pairs {
             self.begin_pair(start);
@@ -380,7 +383,7 @@ impl Driver for PairDriver {
         if self.stopping {
             self.calm_down(links, now_us);
             self.read_the_rest(links, now_us);
-            self.done = self.is_settled();
+            self.done = self.is_settled() && self.look_at_lists(links);
             return persisting_us;
         }
         let disturbing_us = self.disturb(links, now_us);

@@ -1,9 +1,10 @@
 //! Traffic between pairs of users, with its checker: what `chat`, `floor`, `crash` and `hostile` are made of.
 //!
 //! The first user of a pair sends, from the first device; every other device of both users receives and
-//! acknowledges. [`driver`] is the sans-io part inside each worker, with its halves in `sending`, `turmoil` and
-//! `told`; this file starts and ends a run of several workers.
+//! acknowledges. [`driver`] is the sans-io part inside each worker, with its parts in `sending`, `told`, `asked`
+//! and `turmoil`; this file starts and ends a run of several workers.
 
+mod asked;
 pub(crate) mod driver;
 mod pair;
 mod sending;
@@ -20,9 +21,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use culver_protocol::id::{DeviceId, UserId};
+use rand::Rng;
 
 use self::driver::{PairDriver, PairSettings, RunStart};
-use self::pair::PairStart;
+use self::pair::{PairStart, UserStart};
 use self::shared::Shared;
 use self::turmoil::Turmoil;
 use crate::clock::Clock;
@@ -41,6 +43,9 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 const STALL_MAX: Duration = Duration::from_secs(15);
 /// A worker ends by itself after this, whatever happens.
 const RUN_US_MAX: u64 = 12 * 3600 * 1_000_000;
+
+/// Where reads are marked, one user in so many turns read receipts off.
+const HIDES_ONE_IN: u32 = 6;
 
 /// How messages are paced.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,6 +86,8 @@ pub(crate) struct PairLoad {
     pub(crate) receipts: bool,
     /// Most recipients mark as read.
     pub(crate) reads: bool,
+    /// In the end every device's list of conversations is checked.
+    pub(crate) lists: bool,
     /// Devices that leave for a while, per second over all; 0: none.
     pub(crate) leaves_per_s: f64,
     /// For how long: least and most, in microseconds.
@@ -299,6 +306,7 @@ fn make_driver(
         persists_late: load.persists_late,
         receipts: load.receipts,
         awaits_linking: target.links_devices(),
+        lists: load.lists,
         rng: plan::rng(load.seed, &format!("worker {number}")),
     };
     let rates = [load.drops_per_s, load.leaves_per_s, load.fetches_per_s].map(|rate| rate * share);
@@ -310,6 +318,7 @@ fn make_driver(
 /// Users are counted as the plans first name them: one may be named as a sender and as a recipient.
 fn make_start(target: &dyn Target, load: &PairLoad, plans: &[PairPlan]) -> Result<RunStart> {
     let (mut start, mut places) = (RunStart::default(), HashMap::new());
+    let mut rng = plan::rng(load.seed ^ plans.first().map_or(0, |plan| plan.sender.0), "hides reads");
     for (number, plan) in plans.iter().enumerate() {
         let mut place_of = |user: UserId, devices: u8| {
             if let Some(place) = places.get(&user) {
@@ -321,7 +330,10 @@ fn make_start(target: &dyn Target, load: &PairLoad, plans: &[PairPlan]) -> Resul
                 config.backoff_max_ms = load.backoff_max_ms.unwrap_or(config.backoff_max_ms);
                 anyhow::Ok(config)
             });
-            start.users.push(devices.collect::<Result<Vec<_>>>()?);
+            let devices = devices.collect::<Result<Vec<_>>>()?;
+            // Few: a pair tells what is read only if neither hides it.
+            let hides_reads = load.reads && rng.random_range(0..HIDES_ONE_IN) == 0;
+            start.users.push(UserStart { devices, hides_reads });
             places.insert(user, start.users.len() - 1);
             Ok(start.users.len() - 1)
         };
@@ -329,7 +341,9 @@ fn make_start(target: &dyn Target, load: &PairLoad, plans: &[PairPlan]) -> Resul
         let recipient = place_of(plan.recipient, plan.recipient_devices)?;
         // Some never read: their senders must not be told that they did.
         let reads = load.reads && number % 4 != 3;
-        start.pairs.push(PairStart { plan: *plan, sender, recipient, reads });
+        let hides_reads = |user: usize| start.users.get(user).is_some_and(|user| user.hides_reads);
+        let tells_reads = !hides_reads(sender) && !hides_reads(recipient);
+        start.pairs.push(PairStart { plan: *plan, sender, recipient, reads, tells_reads });
     }
     Ok(start)
 }

@@ -17,6 +17,16 @@ pub(super) struct PairStart {
     pub(super) recipient: usize,
     /// The recipient marks as read.
     pub(super) reads: bool,
+    /// And neither of the two has turned read receipts off.
+    pub(super) tells_reads: bool,
+}
+
+/// One user before the run.
+pub(super) struct UserStart {
+    /// The clients of its devices.
+    pub(super) devices: Vec<ClientConfig>,
+    /// Turns read receipts off before anything is sent.
+    pub(super) hides_reads: bool,
 }
 
 pub(super) struct Pair {
@@ -63,6 +73,8 @@ pub(super) struct User {
     /// The link of the first device; those of the others follow.
     pub(super) first_link: usize,
     pub(super) devices: Vec<Device>,
+    /// Read receipts are still to be turned off.
+    pub(super) must_hide_reads: bool,
 }
 
 impl User {
@@ -91,6 +103,8 @@ pub(super) struct Device {
     /// The request under way.
     pub(super) call: Option<Call>,
     pub(super) is_away: bool,
+    /// Its list of conversations has been looked at, at the end.
+    pub(super) is_listed: bool,
 }
 
 impl Device {
@@ -104,6 +118,7 @@ impl Device {
             is_ready: false,
             call: None,
             is_away: false,
+            is_listed: false,
         }
     }
 
@@ -165,8 +180,12 @@ pub(super) struct Call {
 pub(super) enum Asked {
     /// The user's devices: is this one known?
     Devices,
+    /// To turn read receipts off.
+    HideReads,
     /// To mark as read.
     Read,
+    /// The list of conversations.
+    List,
 }
 
 /// Whose a link is.
