@@ -20,6 +20,7 @@ on_every_layout! {
     a_note_to_oneself_is_kept_and_does_not_come_back,
     the_largest_message_passes_and_a_larger_one_does_not,
     messages_that_name_nothing_possible_are_rejected_one_by_one,
+    a_full_inbox_takes_no_more_until_there_is_room,
     the_same_id_is_the_same_message_across_sigkill_and_restart,
     what_was_under_way_at_sigkill_is_sent_again_and_arrives_once_in_order,
     the_sans_io_client_sends_and_receives_a_thousand,
@@ -101,6 +102,48 @@ fn messages_that_name_nothing_possible_are_rejected_one_by_one(layout: Layout) {
     one.write(&raw(RecordType::Send as u8, &body));
     one.refused(ErrorCode::ClientMessageIdInvalid);
     one.send_and_wait(2, 4, b"and it lives on");
+}
+
+fn a_full_inbox_takes_no_more_until_there_is_room(layout: Layout) {
+    const QUOTA: u64 = 5;
+    let home = Home::on(layout);
+    home.configure(&format!("[inbox]\nquota_entries = {QUOTA}\n"));
+    let server = home.start();
+    let mut two = Peer::online(&home, &server, 2);
+    two.settle();
+    let mut one = Peer::online(&home, &server, 1);
+    let mut number = 0;
+    let error = loop {
+        number += 1;
+        one.send(2, number, b"more");
+        match one.outcome(number).error {
+            Some(error) => break error,
+            // Where the inbox is another hub's a few more are taken until that has said so.
+            None => assert!(number <= if layout == Layout::OneHub { QUOTA } else { 10_000 }),
+        }
+    };
+    assert_eq!(error.code, ErrorCode::RecipientFull.number());
+    assert!(number > QUOTA);
+    // Others are not concerned, and what follows waits for what was refused.
+    one.send_and_wait(3, number, b"elsewhere");
+    one.send(2, number + 1, b"later");
+    let code = one.outcome(number + 1).error.map(|error| error.code);
+    assert_eq!(code, Some(ErrorCode::AfterRejected.number()));
+    while two.position < number - 1 {
+        two.deliver();
+        two.ack(two.position);
+    }
+    two.settle();
+    let since = std::time::Instant::now();
+    loop {
+        one.send(2, number, b"again");
+        match one.outcome(number).error {
+            None => break,
+            Some(error) => assert_eq!(error.code, ErrorCode::RecipientFull.number()),
+        }
+        assert!(since.elapsed() < PATIENCE, "there is never room again");
+    }
+    assert_eq!(two.entries(1)[0].payload, b"again"[..]);
 }
 
 fn the_same_id_is_the_same_message_across_sigkill_and_restart(layout: Layout) {
