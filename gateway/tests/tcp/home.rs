@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) enum Layout {
     /// One hub on one volume.
     OneHub,
-    /// Four hubs on two volumes.
+    /// Four hubs on two volumes, and two reactors.
     FourHubs,
 }
 
@@ -99,6 +99,7 @@ impl Home {
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--hubs", &hubs.to_string()])
+            .args(if self.layout == Layout::FourHubs { &["--reactors", "2"][..] } else { &[] })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

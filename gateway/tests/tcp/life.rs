@@ -6,12 +6,17 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::proto;
 use rustix::process::Signal;
 
-use crate::home::{Home, serve};
+use crate::home::{Home, Layout, on_every_layout, serve_on};
 use crate::peer::{Got, Peer, with};
 
-#[test]
-fn a_thousand_come_and_go_and_leave_nothing() {
-    let (home, server) = serve();
+on_every_layout! {
+    a_thousand_come_and_go_and_leave_nothing,
+    sigterm_says_goodbye_and_keeps_everything,
+    sigterm_under_load_answers_what_it_has_taken,
+}
+
+fn a_thousand_come_and_go_and_leave_nothing(layout: Layout) {
+    let (home, server) = serve_on(layout);
     for round in 0..4 {
         let mut peers = Vec::new();
         for user in 1..=250 {
@@ -58,9 +63,8 @@ fn who_falls_silent_is_ended_and_who_pings_is_not() {
     lively.ping();
 }
 
-#[test]
-fn sigterm_says_goodbye_and_keeps_everything() {
-    let home = Home::new();
+fn sigterm_says_goodbye_and_keeps_everything(layout: Layout) {
+    let home = Home::on(layout);
     home.configure("[shutdown]\nspread_s = 12\n");
     let server = home.start();
     let (mut one, mut two) = (Peer::online(&home, &server, 1), Peer::online(&home, &server, 2));
@@ -68,7 +72,7 @@ fn sigterm_says_goodbye_and_keeps_everything() {
     two.entries(50);
     two.ack(20);
     // Taken before what follows is answered.
-    two.send_and_wait(3, 1, b"");
+    two.settle();
     server.signal(Signal::TERM);
     let expected = proto::Goaway {
         reason: proto::goaway::Reason::Shutdown.into(),
@@ -89,9 +93,8 @@ fn sigterm_says_goodbye_and_keeps_everything() {
     assert!(entries.iter().map(|entry| entry.message_id).eq(sent.iter().copied().skip(20)));
 }
 
-#[test]
-fn sigterm_under_load_answers_what_it_has_taken() {
-    let (home, server) = serve();
+fn sigterm_under_load_answers_what_it_has_taken(layout: Layout) {
+    let (home, server) = serve_on(layout);
     let mut one = Peer::online(&home, &server, 1);
     let flight: Vec<u8> = (1..=2000).flat_map(|number| crate::peer::send_record(1, 2, number, b"load")).collect();
     one.write(&flight);
@@ -117,4 +120,6 @@ fn sigterm_under_load_answers_what_it_has_taken() {
         got += two.deliver().len();
         two.ack(two.position);
     }
+    server.stop();
+    home.verify();
 }
