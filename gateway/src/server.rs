@@ -93,6 +93,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         topology: Arc::clone(&topology),
         stage: Arc::clone(&visible.stage),
         metrics: Arc::clone(&metrics),
+        epochs: Arc::default(),
     };
     let (reactors, ports_by_hub) = build_reactors(ports.listen, &around, &inboxes)?;
     // The reactors' listeners hold the port from here on.

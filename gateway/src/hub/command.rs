@@ -12,8 +12,16 @@ pub struct Address {
     pub slot: u32,
     /// Which of the connections that had this slot.
     pub generation: u32,
-    /// Which of the sessions of that reactor.
+    /// Which of the sessions of all reactors: a later one has a greater number, until they begin anew.
     pub epoch: u32,
+}
+
+impl Address {
+    /// Whether this session began after the other. (Numbers that begin anew are taken for greater.)
+    #[must_use]
+    pub fn is_newer_than(&self, other: Self) -> bool {
+        (1..=u32::MAX / 2).contains(&self.epoch.wrapping_sub(other.epoch))
+    }
 }
 
 /// Whose device.

@@ -1,5 +1,6 @@
 //! Sessions come and go: who replaces whom, where a session starts, and what its user's other sessions are told.
 
+use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::FETCH_SESSIONS_MAX;
 use culver_storage::command::{Decision, UserView, View};
@@ -40,6 +41,10 @@ impl Hub {
             unreachable!("the caller has looked");
         };
         let (session, device, is_fetch) = (*session, *device, *fetch);
+        if !is_fetch && self.has_newer(device, session) {
+            self.tell(session, EffectKind::Refused(ErrorCode::Replaced));
+            return Ok(Tried::Done);
+        }
         let mut is_new = false;
         match self.shards.decide_link(&*self.engine, device.user, device.device, now_ms)? {
             Decision::Apply(record) => {
@@ -87,6 +92,13 @@ impl Hub {
             self.tell_siblings(device.user, |other| other != device, true);
         }
         Ok(Tried::Done)
+    }
+
+    /// Whether a session that began later is there already: reactors are heard in turn, and not in the order in which
+    /// their clients came.
+    fn has_newer(&self, device: Device, session: Address) -> bool {
+        let current = self.directory.find(device).and_then(|index| self.directory.get(index));
+        current.is_some_and(|current| current.address().is_newer_than(session))
     }
 
     /// A new session of a device takes the place of the exclusive one, or of the oldest fetch session if there are as

@@ -16,7 +16,7 @@ pub mod timer;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use culver_protocol::id::Incarnation;
@@ -87,6 +87,22 @@ impl Stage {
     }
 }
 
+/// Numbers for sessions, ascending over all reactors, so that a hub knows which of two began later.
+#[derive(Debug, Default)]
+pub struct Epochs(AtomicU32);
+
+impl Epochs {
+    /// The next number; never 0.
+    pub fn take(&self) -> u32 {
+        loop {
+            let next = self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            if next != 0 {
+                return next;
+            }
+        }
+    }
+}
+
 /// What a reactor shares with the rest of the server.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -102,6 +118,8 @@ pub struct Surroundings {
     pub stage: Arc<Stage>,
     /// Counters of all threads.
     pub metrics: Arc<Metrics>,
+    /// Numbers of sessions, of all reactors.
+    pub epochs: Arc<Epochs>,
     /// Connections that this reactor may hold.
     pub connections_max: usize,
 }
@@ -134,7 +152,6 @@ pub struct Reactor {
     /// Commands were posted since the sockets last gathered.
     had_commands: bool,
     next_generation: u32,
-    next_epoch: u32,
     started: Instant,
     /// Seconds from then to the start of this turn. The wheel follows at the turn's end.
     now: u32,
@@ -173,7 +190,6 @@ impl Reactor {
             more_events: false,
             had_commands: false,
             next_generation: 1,
-            next_epoch: 1,
             started: Instant::now(),
             now: 0,
             leaving: false,

@@ -72,7 +72,7 @@ impl Reactor {
         connection.heard = now;
         let was_logged_in = connection.session.is_logged_in();
         let was_greeted = connection.session.is_greeted();
-        let epoch = if was_logged_in { connection.session.epoch() } else { self.next_epoch };
+        let epoch = if was_logged_in { connection.session.epoch() } else { self.around.epochs.take() };
         let had_outgoing = connection.outgoing != NO_BUFFER;
         let mut out = self.buffers.take(&mut connection.outgoing);
         let before = out.len();
@@ -99,7 +99,6 @@ impl Reactor {
             self.flush_later(slot);
         }
         if logged_in {
-            self.next_epoch = self.next_epoch.wrapping_add(1).max(1);
             self.counters().logins.add(1);
         }
         if greeted {

@@ -134,8 +134,7 @@ impl World {
         receipts: u64,
     ) -> u32 {
         let slot = u32::try_from(self.clients.len()).expect("few");
-        // Two reactors, whose epochs say the same numbers.
-        let address = Address { reactor: u16::from(slot % 2 == 1), slot, generation: 1, epoch: slot / 2 + 1 };
+        let address = Address { reactor: u16::from(slot % 2 == 1), slot, generation: 1, epoch: slot + 1 };
         let credit = Credit { entries, bytes: CREDIT_BYTES };
         self.clients.push(Client {
             address,
