@@ -247,3 +247,26 @@ fn an_id_is_known_for_thirty_days() {
     commit(&mut world.shards, &world.engine);
     assert!(matches!(again(&mut world, NOW_MS + 31 * DAY_MS), Ok(Decision::Duplicate(_))));
 }
+
+#[test]
+fn devices_of_rows_from_before_days_were_noted_count_from_now() {
+    let mut world = World::new(Policy::default());
+    let shard = crate::key::ShardId::of_user(UserId(2), SHARD_COUNT);
+    let mut row = vec![1, 0];
+    [0u64, 0].iter().for_each(|number| row.extend_from_slice(&number.to_be_bytes()));
+    row.extend_from_slice(&2u16.to_be_bytes());
+    for device in [1u16, 2] {
+        row.extend_from_slice(&device.to_be_bytes());
+        row.extend_from_slice(&0u64.to_be_bytes());
+    }
+    world.engine.plant(crate::engine::Family::User, &crate::key::user(shard, UserId(2)), Some(&row));
+    assert_eq!(world.fold(), None);
+    let today = u32::try_from(NOW_MS / DAY_MS).expect("few days");
+    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
+    assert!(devices.len() == 2 && devices.iter().all(|device| device.seen_day == today));
+    world.fill(3, NOW_MS);
+    world.ack(1, 2);
+    world.shards = recover(&world.engine, NOW_MS);
+    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
+    assert_eq!(devices.iter().map(|device| device.cursor.0).collect::<Vec<_>>(), [2, 0]);
+}
