@@ -176,30 +176,35 @@ pub(crate) struct TimeOptions {
     pub(crate) warmup: Span,
 }
 
-/// Least and most devices of a user, `2..4` or `3`: both ends are included.
+/// Least and most of something, `2..4` or `3`: both ends are included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceRange(pub(crate) u8, pub(crate) u8);
+pub(crate) struct CountRange<const MAX: u8>(pub(crate) u8, pub(crate) u8);
 
-impl FromStr for DeviceRange {
+/// Devices of a user.
+pub(crate) type DeviceRange = CountRange<DEVICES_MAX>;
+/// Hubs of a server.
+pub(crate) type HubRange = CountRange<16>;
+
+impl<const MAX: u8> FromStr for CountRange<MAX> {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let (from, to) = text.split_once("..").unwrap_or((text, text));
         let (from, to): (u8, u8) = (from.parse()?, to.parse()?);
-        if from < 1 || to > DEVICES_MAX || from > to {
-            bail!("a user has 1 to {DEVICES_MAX} devices here: 3, or 2..4");
+        if from < 1 || to > MAX || from > to {
+            bail!("a number from 1 to {MAX}, or a range: 3, or 2..4");
         }
         Ok(Self(from, to))
     }
 }
 
-impl fmt::Display for DeviceRange {
+impl<const MAX: u8> fmt::Display for CountRange<MAX> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}..{}", self.0, self.1)
     }
 }
 
-impl Serialize for DeviceRange {
+impl<const MAX: u8> Serialize for CountRange<MAX> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -240,8 +245,9 @@ mod tests {
 
     #[test]
     fn devices_are_a_number_or_a_range() {
-        assert_eq!("3".parse::<DeviceRange>().expect("a number"), DeviceRange(3, 3));
-        assert_eq!("2..4".parse::<DeviceRange>().expect("a range"), DeviceRange(2, 4));
+        assert_eq!("3".parse::<DeviceRange>().expect("a number"), CountRange(3, 3));
+        assert_eq!("2..4".parse::<DeviceRange>().expect("a range"), CountRange(2, 4));
+        assert_eq!("2..16".parse::<HubRange>().expect("a range"), CountRange(2, 16));
         for text in ["0", "5", "4..2", "..", "1..9", "x", ""] {
             assert!(text.parse::<DeviceRange>().is_err(), "{text}");
         }

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use rand::Rng;
+use rand::rngs::SmallRng;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 use super::pairs::{Pace, PairLoad, PairOutcome, PairRun};
 use crate::clock::{Clock, micros};
 use crate::journal;
-use crate::options::{DeviceRange, RunOptions};
+use crate::options::{DeviceRange, HubRange, RunOptions};
 use crate::plan::{self, Devices, RunId};
 use crate::report::histogram::{Latencies, Percentiles};
 use crate::report::progress::Progress;
@@ -72,6 +73,9 @@ pub(crate) struct CrashOptions {
     /// Spread the server's data over so many volume folders beside its data directory
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=8))]
     volumes: u8,
+    /// Start the server each time with another number of hubs, at random within [default: as SERVER-ARGS say]
+    #[arg(long, value_name = "A..B")]
+    hubs: Option<HubRange>,
     /// Run `PATH verify` between rounds
     #[arg(long)]
     verify_each_round: bool,
@@ -119,6 +123,8 @@ struct CrashResult {
 
 /// What the rounds came to, beside what the pairs tell.
 struct Rounds {
+    /// Decides how many hubs each start has.
+    hubs: SmallRng,
     restarts: Latencies,
     without_progress: u32,
 }
@@ -126,6 +132,10 @@ struct Rounds {
 impl CrashOptions {
     pub(crate) fn json_to(&self) -> JsonTo {
         self.run.json_to()
+    }
+
+    fn draw_hubs(&self, rng: &mut SmallRng) -> Option<u8> {
+        self.hubs.map(|hubs| rng.random_range(hubs.0..=hubs.1))
     }
 
     fn load(&self, seed: u64, journal: PathBuf) -> PairLoad {
@@ -162,14 +172,15 @@ pub(crate) fn run(mut options: CrashOptions) -> Result<Document> {
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut server =
         ServerChild::prepare(&options.culver, &dir.join("data"), options.volumes, &options.server_args, seed)?;
-    let mut restarts = Latencies::new();
+    let (mut restarts, mut hubs) = (Latencies::new(), plan::rng(seed, "hubs"));
+    server.set_hubs(options.draw_hubs(&mut hubs));
     restarts.record(micros(server.start(options.restart_max.0)?));
 
     let load = options.load(seed, dir.join("crash"));
     let run = PairRun::start(&server.target()?, &load, 0, Clock::start())?;
     run.wait_for_logins(&progress)?;
     run.shared().go();
-    let rounds = Rounds { restarts, without_progress: 0 };
+    let rounds = Rounds { restarts, without_progress: 0, hubs };
     let rounds = crash_again_and_again(&options, seed, &mut server, &run, rounds, &progress)?;
 
     let settling = Instant::now();
@@ -177,6 +188,9 @@ pub(crate) fn run(mut options: CrashOptions) -> Result<Document> {
     let outcome = run.finish(options.settle.0, &progress)?;
     let settled_s = settling.elapsed().as_secs_f64();
     server.kill()?;
+    if options.verify_each_round {
+        server.verify().context("in the end")?;
+    }
     let findings = check_journals(&outcome)?;
     let result = CrashResult {
         rounds: options.rounds,
@@ -224,6 +238,7 @@ fn crash_again_and_again(
         if options.verify_each_round {
             server.verify().with_context(|| format!("after round {round}"))?;
         }
+        server.set_hubs(options.draw_hubs(&mut rounds.hubs));
         rounds.restarts.record(micros(server.start(options.restart_max.0)?));
     }
     Ok(rounds)

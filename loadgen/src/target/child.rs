@@ -28,6 +28,8 @@ pub(crate) struct ServerChild {
     data_dir: PathBuf,
     /// Folders beside it that the log is spread over; none: it lies within.
     volumes: Vec<PathBuf>,
+    /// Hubs of the next start; `None`: as its arguments say.
+    hubs: Option<u8>,
     args: Vec<String>,
     listen: SocketAddr,
     ops: SocketAddr,
@@ -52,12 +54,18 @@ impl ServerChild {
             program: program.to_owned(),
             data_dir: data_dir.to_owned(),
             volumes,
+            hubs: None,
             args: args.to_vec(),
             listen,
             ops,
             log: data_dir.with_extension("log"),
             child: None,
         })
+    }
+
+    /// How many hubs the next start has; `None`: what its arguments say.
+    pub(crate) fn set_hubs(&mut self, hubs: Option<u8>) {
+        self.hubs = hubs;
     }
 
     /// Starts the server and waits until it is ready; returns how long that took.
@@ -67,6 +75,9 @@ impl ServerChild {
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--data-dir").arg(&self.data_dir);
         with_volumes(&mut command, &self.volumes);
+        if let Some(hubs) = self.hubs {
+            command.arg("--hubs").arg(hubs.to_string());
+        }
         command.arg("--listen").arg(self.listen.to_string()).arg("--ops").arg(self.ops.to_string());
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
