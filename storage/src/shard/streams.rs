@@ -84,6 +84,7 @@ impl Streams {
         if all {
             let further = self.sources.iter().filter(|(_, source)| source.taken > source.head);
             self.heads = further.map(|(stream, _)| *stream).collect();
+            self.heads.sort_unstable();
         }
         for stream in self.heads.drain(..) {
             let source = self.sources.get_mut(&stream).expect("streams are never forgotten");
@@ -252,7 +253,10 @@ impl Shards {
             durable: source.durable,
             taken: source.taken,
         };
-        behind.map(state).collect()
+        let mut states: Vec<_> = behind.map(state).collect();
+        // In the same order in every life.
+        states.sort_unstable_by_key(|state| state.stream);
+        states
     }
 
     /// The last item applied of a stream to one of these shards, durable or not.
