@@ -5,7 +5,7 @@
 //! from `sent` on, page by page, as far as the window allows. No queue of payloads is kept for anybody.
 //!
 //! What a device sent itself does not come back to it: the session steps over it, and where nothing is under way the
-//! device's cursor goes with it. A step that did not reach the session is owed to it ([`Owed`]).
+//! device's cursor goes with it. A step that did not reach the session is owed to it (`Owed`).
 
 use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX};

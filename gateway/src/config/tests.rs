@@ -1,0 +1,79 @@
+use super::*;
+
+fn refused(change: impl FnOnce(&mut Config)) -> String {
+    let mut config = Config::default();
+    change(&mut config);
+    config.validate().expect_err("must be refused").to_string()
+}
+
+#[test]
+fn template_shows_every_default() {
+    let uncommented: String = TEMPLATE
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let read = Config::parse(&uncommented).expect("the template is valid");
+    assert_eq!(read, Config::default());
+    assert_eq!(Config::parse(TEMPLATE).expect("valid as written"), Config::default());
+    for (name, value) in toml::Table::try_from(Config::default()).expect("a table") {
+        let names = value.as_table().map_or_else(|| vec![name], |table| table.keys().cloned().collect());
+        for name in names {
+            assert!(uncommented.contains(&format!("{name} = ")), "{name} is missing in the template");
+        }
+    }
+}
+
+#[test]
+fn defaults_are_valid() {
+    Config::default().validate().expect("the defaults are valid");
+    assert!(Config::default().reactor_count() >= 1);
+}
+
+#[test]
+fn unknown_settings_are_refused() {
+    let error = Config::parse("listne = \"127.0.0.1:1\"").expect_err("unknown");
+    assert!(error.contains("listne"), "{error}");
+    assert!(Config::parse("[ticket]\nlife = 3").is_err());
+}
+
+#[test]
+fn plaintext_stays_on_loopback() {
+    for address in ["0.0.0.0:7400", "192.0.2.1:7400", "[::]:7400", "[::ffff:192.0.2.1]:7400"] {
+        let error = refused(|config| config.listen = address.parse().expect("an address"));
+        assert!(error.contains("not a loopback address"), "{error}");
+    }
+    for address in ["127.0.0.1:7400", "127.9.9.9:1", "[::1]:7400", "[::ffff:127.0.0.1]:7400"] {
+        let config = Config { listen: address.parse().expect("an address"), ..Config::default() };
+        config.validate().expect(address);
+    }
+}
+
+#[test]
+fn values_out_of_bounds_are_named() {
+    assert!(refused(|config| config.reactors = 10_000).starts_with("reactors = 10000"));
+    assert!(refused(|config| config.hubs = 17).starts_with("hubs = 17"));
+    assert!(refused(|config| config.readers = 0).contains("readers = 0"));
+    assert!(refused(|config| config.inbox.retention_days = 29).contains("choose 30 to"));
+    assert!(refused(|config| config.inbox.quota_bytes = 1).contains("inbox.quota_bytes"));
+    assert!(refused(|config| config.keep_alive.max_s = 1).contains("keep_alive.max_s = 1"));
+    assert!(refused(|config| config.ticket.life_s = 0).contains("ticket.life_s"));
+    assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));
+    assert!(refused(|config| config.ops = config.listen).contains("an address each"));
+}
+
+#[test]
+fn every_volume_has_a_hub() {
+    let with = |hubs| Config { hubs, ..Config::default() };
+    for (hubs, volumes, count) in [(0, 1, 1), (0, 3, 3), (4, 2, 4), (16, 1, 16), (2, 2, 2)] {
+        assert_eq!(with(hubs).hub_count(volumes).expect("possible"), count);
+    }
+    let error = with(1).hub_count(2).expect_err("one is too few").to_string();
+    assert!(error.starts_with("hubs = 1 is not possible") && error.contains("choose 2 to 16"), "{error}");
+}
+
+#[test]
+fn keep_alive_is_brought_within_bounds() {
+    let keep_alive = KeepAlive { default_s: 100, min_s: 10, max_s: 200 };
+    assert_eq!([0, 1, 10, 60, 4000].map(|wanted_s| keep_alive.agree(wanted_s)), [100, 10, 10, 60, 200]);
+}
