@@ -127,14 +127,14 @@ impl Hub {
     /// Whether a receipt may go out: what was told after one that found no room is void.
     #[must_use]
     pub fn is_void(&mut self, effect: &Effect) -> bool {
-        let EffectKind::Receipt { online: index, turn, after, version, .. } = &effect.kind else { return false };
+        let EffectKind::Receipt { online: index, turn, after, .. } = &effect.kind else { return false };
         let Some(online) = self.directory.get(*index).filter(|online| online.address() == effect.session) else {
             return false;
         };
         if online.receipt_turn == *turn {
             return false;
         }
-        self.lose_receipts(*index, *after, *version);
+        self.lose_receipts(*index, *after);
         self.pump_receipts(*index);
         true
     }
@@ -142,29 +142,18 @@ impl Hub {
     pub(super) fn handle_refused_receipt(&mut self, index: u32, session: Address, turn: u8, after: u64) {
         let Some(online) = self.directory.get_mut(index).filter(|online| online.address() == session) else { return };
         assert!(online.receipt_turn == turn, "what is void is not posted");
-        online.receipt_turn = turn.wrapping_add(1);
-        self.lose_receipts(index, after, u64::MAX);
+        self.lose_receipts(index, after);
         self.hungry.push(index);
     }
 
-    /// A session was told everything up to `after`, and what follows that, up to `version`, is lost.
-    fn lose_receipts(&mut self, index: u32, after: u64, version: u64) {
+    /// A session was told everything up to `after`, and what follows that is lost: it is read from there again.
+    fn lose_receipts(&mut self, index: u32, after: u64) {
+        // What is on its way would leave a hole, and what is being read from further on says too little.
+        let online = self.directory.get_mut(index).expect("the caller found it");
+        online.receipt_turn = online.receipt_turn.wrapping_add(1);
         let extra = self.extras.get_or_default(&mut self.directory, index);
-        match &mut extra.receipts {
-            // Whatever has been read since is void as well.
-            Some(untold) if version == u64::MAX => {
-                (untold.told, untold.reading, untold.missed) = (untold.told.min(after), 0, true);
-            }
-            // It will be read, or has been, or is being read and might not be found yet.
-            Some(untold) => untold.missed |= version > untold.told || untold.reading != 0,
-            none => {
-                *none = Some(Untold { told: after, missed: true, ..Untold::default() });
-                // From here on live ones would leave a hole.
-                let online = self.directory.get_mut(index).expect("the caller found it");
-                online.receipt_turn =
-                    if version == u64::MAX { online.receipt_turn } else { online.receipt_turn.wrapping_add(1) };
-            }
-        }
+        let untold = extra.receipts.get_or_insert(Untold { told: after, ..Untold::default() });
+        (untold.told, untold.reading, untold.missed) = (untold.told.min(after), 0, true);
         self.extras.settle(&mut self.directory, index);
     }
 }
