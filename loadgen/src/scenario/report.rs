@@ -29,18 +29,26 @@ enum Shown {
 /// A figure: where it is in the result, what it is called, and how it is shown.
 type Figure = (&'static str, &'static str, Shown);
 
-const CHECKS: [Figure; 5] = [
+const CHECKS: [Figure; 11] = [
     ("/acked", "acknowledged", Shown::Count),
     ("/delivered", "delivered", Shown::Count),
     ("/lost", "lost", Shown::Count),
     ("/duplicated", "duplicated", Shown::Count),
     ("/reordered", "reordered", Shown::Count),
+    ("/copied", "copies delivered", Shown::Count),
+    ("/receipts", "receipts checked", Shown::Count),
+    ("/untrue", "receipts untrue", Shown::Count),
+    ("/receipts_back", "receipts going back", Shown::Count),
+    ("/receipts_missing", "receipts missing", Shown::Count),
+    ("/reads_missing", "reads missing", Shown::Count),
 ];
-const LATENCIES: [Figure; 4] = [
+const LATENCIES: [Figure; 6] = [
     ("/ack_us/p50", "acknowledgement p50", Shown::Duration),
     ("/ack_us/p99", "acknowledgement p99", Shown::Duration),
     ("/delivery_us/p50", "delivery p50", Shown::Duration),
     ("/delivery_us/p99", "delivery p99", Shown::Duration),
+    ("/receipt_us/p50", "receipt p50", Shown::Duration),
+    ("/receipt_us/p99", "receipt p99", Shown::Duration),
 ];
 const FIGURES: [Figure; 33] = [
     ("/rounds", "rounds", Shown::Count),
