@@ -222,6 +222,12 @@ impl Default for HubLink {
 }
 
 impl HubLink {
+    /// In the place of a hub's link to itself, where no mail ever goes.
+    #[must_use]
+    pub fn unused() -> Self {
+        Self { to_greater: ArrayQueue::new(1), to_lesser: ArrayQueue::new(1) }
+    }
+
     /// Posts mail from one of the two hubs to the other, if there is room.
     ///
     /// # Errors

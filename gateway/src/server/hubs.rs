@@ -140,7 +140,8 @@ fn links_between(hubs: usize) -> Vec<Vec<Arc<HubLink>>> {
         let mut row = Vec::new();
         for other in 0..hubs {
             let made = links.get(other).and_then(|row: &Vec<Arc<HubLink>>| row.get(hub)).map(Arc::clone);
-            row.push(made.unwrap_or_default());
+            let new = || if other == hub { Arc::new(HubLink::unused()) } else { Arc::default() };
+            row.push(made.unwrap_or_else(new));
         }
         links.push(row);
     }
