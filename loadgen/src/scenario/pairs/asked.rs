@@ -88,6 +88,7 @@ impl PairDriver {
                 let device = self.device(who);
                 has_all &= device.is_listed;
                 if !device.is_listed && device.call.is_none() && links.is_logged_in(link) {
+                    links.client(link).flush_ack(); // nothing waits any more
                     let request = Request::ListConversations(proto::ListConversations::default());
                     self.ask(who, links.client(link), Asked::List, request);
                 }
@@ -107,6 +108,9 @@ impl PairDriver {
             }
             let (last_seq, unread) = item.map_or((0, 0), |item| (item.last_seq, item.unread));
             self.note(pair, Note::Listed { place, last_seq, unread });
+            if let Some(item) = item.filter(|item| item.waiting > 0) {
+                self.violated(who, &format!("the list has {} waiting of {last_seq}", item.waiting));
+            }
             let last = item.and_then(|item| item.last.as_ref());
             if last.is_some_and(|last| last.conversation_seq != last_seq || last.sender != plan.sender.0) {
                 self.violated(who, &format!("the list ends at {last_seq} with another message: {last:?}"));
