@@ -1,5 +1,7 @@
 //! A rule each, without chance.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::RPCS_IN_FLIGHT_MAX;
@@ -7,8 +9,6 @@ use culver_storage::key::ShardId;
 use culver_storage::reader::read;
 use culver_storage::record::{Item, Lane, Outgoing, Stream};
 use culver_storage::shard::Policy;
-
-use rand::Rng;
 
 use super::first_seed;
 use super::world::{INCARNATION, World};
@@ -34,7 +34,9 @@ fn is_for(effect: &Effect, slot: u32) -> bool {
 fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnation) -> EffectKind {
     let device = World::device_of(1, number);
     let slot = 900 + u32::from(number);
-    let epoch = world.random.random();
+    // Later than all before it.
+    static EPOCHS: AtomicU32 = AtomicU32::new(1 << 20);
+    let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
     let session = Address { reactor: 0, slot, generation: 1, epoch };
     let credit = Credit { entries: 3, bytes: 1000 };
     let (cursor, fetch, receipts) = (InboxSeq(cursor), false, 0);
@@ -99,6 +101,19 @@ fn a_ninth_device_is_refused_and_the_others_are_told_of_the_second() {
     let refused = answer_to(&mut world, 9, 0, INCARNATION);
     assert!(matches!(refused, EffectKind::Refused(ErrorCode::DevicesFull)), "{refused:?}");
     assert_eq!(logged_in(&answer_to(&mut world, 8, 0, INCARNATION)), (0, false, false, true), "state is unchanged");
+}
+
+#[test]
+fn an_older_login_that_is_heard_later_replaces_nobody() {
+    let mut world = calm(1, 1);
+    answer_to(&mut world, 1, 0, INCARNATION);
+    // The numbers of the world's own clients are lower.
+    let older = world.log_in_with(World::device(1), 5);
+    world.take_commands();
+    let told: Vec<Effect> = world.drain_effects();
+    let refused = |effect: &Effect| matches!(effect.kind, EffectKind::Refused(ErrorCode::Replaced));
+    assert!(told.iter().any(|effect| is_for(effect, older) && refused(effect)), "{told:?}");
+    assert!(!told.iter().any(|effect| matches!(effect.kind, EffectKind::Replaced)), "{told:?}");
 }
 
 #[test]
