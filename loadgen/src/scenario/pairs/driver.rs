@@ -108,10 +108,13 @@ impl PairDriver {
         let mut findings = Findings::default();
         let mut faults = Vec::new();
         for pair in &self.pairs {
-            findings.add(&pair.check.findings());
+            let found = pair.check.findings();
+            findings.add(&found);
             let (sender, recipient) = (pair.start.plan.sender.0, pair.start.plan.recipient.0);
-            let fault = pair.check.first_fault().filter(|_| faults.len() < FAULTS_MAX);
-            faults.extend(fault.map(|fault| format!("from {sender} to {recipient}: {fault}")));
+            if !found.is_clean() && faults.len() < FAULTS_MAX {
+                let first = pair.check.first_fault().unwrap_or("nothing came wrong, but not everything came");
+                faults.push(format!("from {sender} to {recipient}: {first} ({})", found.told()));
+            }
         }
         PairOutcome {
             findings,
