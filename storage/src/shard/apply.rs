@@ -3,7 +3,7 @@
 
 use culver_protocol::id::{InboxSeq, UserId};
 
-use super::state::User;
+use super::state::{Newest, User};
 use super::{HEAD_HINT_LAG_MAX, Shards, TIME_RESERVATION_MS};
 use crate::command::Load;
 use crate::engine::Family;
@@ -70,9 +70,10 @@ impl Shards {
             self.awaited.remove(&Load::Newest(sender));
         }
         match self.newest.get_mut(&sender) {
-            Some(newest) => *newest = dedup_key.client_message_id.max(*newest),
-            None if entry.conversation_seq.0 == 1 => self.newest.insert(sender, dedup_key.client_message_id),
-            None => {}
+            Some(Newest::Known(newest)) => *newest = dedup_key.client_message_id.max(*newest),
+            // The conversation's first message is the sender's first.
+            _ if entry.conversation_seq.0 == 1 => self.set_newest(sender, dedup_key.client_message_id),
+            _ => {}
         }
         let before = self.pending.insert(dedup_key, dedup_row);
         assert!(before.is_none(), "`decide` found no earlier copy");

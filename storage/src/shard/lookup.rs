@@ -2,8 +2,8 @@
 
 use culver_protocol::id::{ClientMessageId, ConversationId, UserId};
 
-use super::state::{Awaited, Conversation, Dirty, NO_MESSAGE, Talk, User};
-use super::{AWAITED_MAX, Shards};
+use super::state::{Awaited, Conversation, Dirty, NO_MESSAGE, Newest, Talk, User};
+use super::{AWAITED_MAX, LOOKUPS_FIRST, Shards};
 use crate::batch::BatchNumber;
 use crate::command::{Load, View};
 use crate::engine::{Engine, Lookup, Tier};
@@ -140,8 +140,17 @@ impl Shards {
         engine: &dyn Engine,
         of: SenderKey,
     ) -> Result<View<Option<ClientMessageId>>, EngineError> {
-        if let Some(newest) = self.newest.get_mut(&of) {
-            return Ok(View::Known(Some(*newest)));
+        match self.newest.get_mut(&of) {
+            Some(Newest::Known(newest)) => return Ok(View::Known(Some(*newest))),
+            Some(Newest::Unknown { lookups }) if *lookups < LOOKUPS_FIRST => {
+                *lookups += 1;
+                return Ok(View::Known(None));
+            }
+            Some(Newest::Unknown { .. }) => {}
+            None => {
+                self.newest.insert(of, Newest::Unknown { lookups: 1 });
+                return Ok(View::Known(None));
+            }
         }
         if self.pending.keys().any(|pending| pending.sender_key() == of) {
             // What is durable is not all, and will be something else when it has been read.
@@ -153,8 +162,16 @@ impl Shards {
             Lookup::Unknown => return Ok(self.wait(engine, Load::Newest(of))),
         };
         self.awaited.remove(&Load::Newest(of));
-        self.newest.insert(of, newest);
+        self.set_newest(of, newest);
         Ok(View::Known(Some(newest)))
+    }
+
+    /// What was read: memory knew nothing better, for then the read would not count.
+    pub(super) fn set_newest(&mut self, of: SenderKey, newest: ClientMessageId) {
+        match self.newest.get_mut(&of) {
+            Some(known) => *known = Newest::Known(newest),
+            None => self.newest.insert(of, Newest::Known(newest)),
+        }
     }
 
     pub(super) fn wait<T>(&mut self, engine: &dyn Engine, load: Load) -> View<T> {

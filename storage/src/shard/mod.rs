@@ -25,7 +25,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
+use culver_protocol::id::{ConversationId, InboxSeq, UserId};
 use hashbrown::HashMap;
 
 use self::cache::Cache;
@@ -33,7 +33,7 @@ use self::clock::ExpiryClock;
 pub use self::clock::{CLOCK_WRITE_MS, JUMP_MS_MAX};
 use self::floor::Folds;
 pub use self::floor::{FOLD_DELAY_MS, FOLDS_MAX, FOLDS_QUEUED_MAX};
-use self::state::{Awaited, Building, Conversation, NO_MESSAGE, Sealed, ShardClock, Talk, User};
+use self::state::{Awaited, Building, Conversation, NO_MESSAGE, Newest, Sealed, ShardClock, Talk, User};
 use self::streams::Streams;
 pub use self::streams::{FULL_MAX, HEAD_LAG_MAX};
 use crate::batch::BatchNumber;
@@ -43,6 +43,9 @@ pub use crate::reader::Loaded;
 use crate::topology::{HubId, Topology};
 use crate::value::DedupRow;
 
+/// A sender's first messages since a start are looked up one by one, which filters settle in memory; who sends more is
+/// worth the search for the newest, which reads every file that holds something of the sender's.
+const LOOKUPS_FIRST: u8 = 16;
 /// Senders whose newest id is kept in memory.
 pub const SENDERS_CACHED_MAX: usize = 256 * 1024;
 /// Conversations kept in memory, beside those of batches not yet durable.
@@ -119,7 +122,7 @@ pub struct Shards {
     full: HashMap<UserId, u64>,
     folds: Folds,
     /// Of senders who sent lately: an id that none of their accepted messages exceeds, durable or not.
-    newest: Cache<SenderKey, ClientMessageId>,
+    newest: Cache<SenderKey, Newest>,
     /// What batches that are not yet durable accepted.
     pending: HashMap<DedupKey, DedupRow>,
     awaited: HashMap<Load, Awaited>,
@@ -221,7 +224,7 @@ impl Shards {
             }
             crate::reader::LoadedRow::Newest(of, newest) => {
                 self.awaited.remove(&load);
-                self.newest.insert(of, newest.unwrap_or(NO_MESSAGE));
+                self.set_newest(of, newest.unwrap_or(NO_MESSAGE));
             }
             crate::reader::LoadedRow::Talk(user, conversation, rows) => {
                 self.awaited.remove(&load);

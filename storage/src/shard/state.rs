@@ -190,6 +190,15 @@ pub(super) struct Dirty {
     pub(super) peer_expired: bool,
 }
 
+/// What is known of the newest id of a sender.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Newest {
+    /// Nothing yet; so many messages were looked up instead.
+    Unknown { lookups: u8 },
+    /// None of the sender's accepted messages exceeds it, durable or not.
+    Known(ClientMessageId),
+}
+
 /// A read that somebody waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Awaited {
