@@ -228,6 +228,7 @@ impl Driver {
         busy |= self.take_mail(now_ms)?;
         busy |= self.take_commands(now_ms)?;
         self.hub.keep_up(now_ms, mono_ms())?;
+        self.log_expiry();
         while let Some(read) = self.hub.next_read() {
             assert!(self.readers.submit(read).is_ok(), "the readers' queue holds all reads under way");
         }
@@ -242,6 +243,20 @@ impl Driver {
         busy |= self.post_mail();
         self.count(counters, &mut memory.gathering);
         Ok(busy)
+    }
+
+    /// Somebody has to set the machine's clock right.
+    fn log_expiry(&mut self) {
+        let hub = self.hub.id().0;
+        match self.hub.take_expiry_change() {
+            Some(true) => tracing::error!(
+                hub,
+                "the machine's clock has jumped: nothing expires and no device is unlinked until it is right again; \
+                 if it is right now, restart the server"
+            ),
+            Some(false) => tracing::info!(hub, "the machine's clock is right again: expiry goes on"),
+            None => {}
+        }
     }
 
     fn count(&mut self, counters: &Counters, gathering: &mut Gathering) {

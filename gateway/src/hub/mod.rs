@@ -144,6 +144,12 @@ pub struct Hub {
 /// Longest wait of a cursor or a receipt for the batch that writes it: meanwhile further ones only move it on.
 const COMPANY_WAIT_MS: u64 = 20;
 
+/// Whether a wait is over. One that began by a clock that has gone back since is: nothing waits until the clock is
+/// again where it was.
+fn is_over(since_ms: u64, wait_ms: u64, now_ms: u64) -> bool {
+    now_ms.checked_sub(since_ms).is_none_or(|waited_ms| waited_ms >= wait_ms)
+}
+
 impl Hub {
     /// A hub over recovered shards.
     #[must_use]
@@ -286,7 +292,7 @@ impl Hub {
             self.release(consequences, now_ms)?;
             return Ok(None);
         }
-        let is_due = |since: Option<u64>| since.is_some_and(|since| now_ms.saturating_sub(since) >= COMPANY_WAIT_MS);
+        let is_due = |since: Option<u64>| since.is_some_and(|since_ms| is_over(since_ms, COMPANY_WAIT_MS, now_ms));
         let cursors_due = is_due(self.cursors_since_ms);
         let has_messages = self.shards.batch_has_messages();
         if !has_messages && !cursors_due && !self.building.is_urgent && !is_due(self.others_since_ms) {

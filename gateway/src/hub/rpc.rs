@@ -8,13 +8,11 @@ use culver_storage::command::{Decision, View};
 use culver_storage::error::EngineError;
 use culver_storage::reader::{ConversationView, Read};
 use culver_storage::record::Record;
+use culver_storage::shard::DAY_MS;
 
 use super::command::{Address, Command, Device, Request};
 use super::effect::{Answer, DeviceInfo, EffectKind};
 use super::{Hub, Tried, split_tag, tag_of};
-
-/// Milliseconds of a day.
-const DAY_MS: u64 = 86_400_000;
 
 /// Who waits for a page of conversations.
 pub(super) struct Asking {

@@ -15,7 +15,7 @@ use culver_storage::topology::{HubId, Topology};
 
 use super::mail::HubMail;
 use super::parking::{PARKED_OF_STREAM_MAX, Work};
-use super::{Hub, Tried};
+use super::{Hub, Tried, is_over};
 
 /// Items of a stream that are on their way at most: as many as may wait where they arrive.
 const WINDOW: u64 = PARKED_OF_STREAM_MAX as u64;
@@ -23,8 +23,6 @@ const WINDOW: u64 = PARKED_OF_STREAM_MAX as u64;
 const READ_ITEMS_MAX: usize = 128;
 /// A stream without progress for this long is driven again.
 pub(super) const REDRIVE_MS: u64 = 200;
-/// For so long a source refuses what goes to a full inbox of another hub's.
-const FULL_MS: u64 = 1000;
 
 /// A stream at its source. Invariant: `taken` ≤ `pushed` ≤ `durable` ≤ `sealed`.
 #[derive(Clone, Copy, Debug)]
@@ -183,7 +181,7 @@ impl Hub {
         }
         let mut stuck = Vec::new();
         for (stream, outflow) in &mut self.streams.outflows {
-            if outflow.taken < outflow.durable && now_ms.saturating_sub(outflow.progress_ms) >= REDRIVE_MS {
+            if outflow.taken < outflow.durable && is_over(outflow.progress_ms, REDRIVE_MS, now_ms) {
                 outflow.progress_ms = now_ms;
                 outflow.pushed = outflow.taken;
                 stuck.push(*stream);
@@ -215,7 +213,7 @@ impl Hub {
             HubMail::Push { outgoing } => return self.handle_work(Work::Arrival(outgoing), now_ms),
             HubMail::Taken { stream, through } => self.take_note(stream, through, now_ms),
             HubMail::Behind { stream, after } => self.push_again(stream, after),
-            HubMail::Full { user } => self.shards.refuse_full(user, now_ms + FULL_MS),
+            HubMail::Full { user } => self.shards.refuse_full(user, now_ms),
         }
         Ok(())
     }

@@ -39,6 +39,8 @@ pub(super) struct Upkeep {
     found: VecDeque<UserId>,
     /// It goes on after this user of the first of the shards once they are.
     sweep_on: Option<Option<UserId>>,
+    /// Expiry had stopped when this was last asked for.
+    was_stopped: bool,
 }
 
 impl Hub {
@@ -70,6 +72,12 @@ impl Hub {
     #[must_use]
     pub fn is_expiry_stopped(&self) -> bool {
         self.shards.expiry().stopped
+    }
+
+    /// Whether expiry has stopped, or goes on again: once each time.
+    pub fn take_expiry_change(&mut self) -> Option<bool> {
+        let stopped = self.is_expiry_stopped();
+        (std::mem::replace(&mut self.upkeep.was_stopped, stopped) != stopped).then_some(stopped)
     }
 
     /// The clock that entries expire by.

@@ -11,7 +11,7 @@ use culver_storage::filter::Retention;
 use culver_storage::layout::DataDir;
 use culver_storage::reader::{Engines, Readers};
 use culver_storage::rocks::{RocksEngine, RocksOptions};
-use culver_storage::shard::{Policy, Shards};
+use culver_storage::shard::{DAY_MS, Policy, Shards};
 use culver_storage::topology::{HubId, Topology};
 use culver_storage::writer::Writer;
 use tracing::warn;
@@ -116,7 +116,6 @@ impl Volumes {
 
 /// What is kept for how long, as it is set.
 fn policy(config: &Config) -> Policy {
-    const DAY_MS: u64 = 24 * 3600 * 1000;
     Policy {
         retention_ms: u64::from(config.inbox.retention_days) * DAY_MS,
         unlink_days: config.inbox.device_days,

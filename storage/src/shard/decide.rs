@@ -58,7 +58,7 @@ impl Shards {
                 inbox_seq = InboxSeq(state.head.0 + 1);
                 Place::Local(inbox_seq)
             }
-            Some(_) if self.full.get(&recipient).is_some_and(|until_ms| *until_ms > now_ms) => {
+            Some(_) if self.is_refused(recipient, now_ms) => {
                 return Ok(Decision::Reject(ErrorCode::RecipientFull));
             }
             Some(stream) => Place::Stream(stream, self.streams.next(stream)),

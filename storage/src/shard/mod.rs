@@ -35,7 +35,7 @@ use self::floor::Folds;
 pub use self::floor::{FOLD_DELAY_MS, FOLDS_MAX, FOLDS_QUEUED_MAX};
 use self::state::{Awaited, Building, Conversation, NO_MESSAGE, Newest, Sealed, ShardClock, Talk, User};
 use self::streams::Streams;
-pub use self::streams::{FULL_MAX, HEAD_LAG_MAX};
+pub use self::streams::{FULL_MAX, FULL_MS, HEAD_LAG_MAX};
 use crate::batch::BatchNumber;
 use crate::command::Load;
 use crate::key::{DedupKey, SenderKey};
@@ -118,7 +118,7 @@ pub struct Shards {
     users: Cache<UserId, User>,
     talks: Cache<(UserId, ConversationId), Talk>,
     streams: Streams,
-    /// Users of other hubs whose inboxes are full, and until when nothing is sent there.
+    /// Users of other hubs whose inboxes are full, and since when nothing is sent there.
     full: HashMap<UserId, u64>,
     folds: Folds,
     /// Of senders who sent lately: an id that none of their accepted messages exceeds, durable or not.

@@ -17,6 +17,8 @@ use crate::value::{NumberRow, encode_item_entry, encode_item_receipt};
 
 /// Items taken before a stream's head is written anew, at most, where a batch goes out at all.
 pub const HEAD_LAG_MAX: u64 = 64;
+/// For so long what goes to a full inbox of another hub's is refused.
+pub const FULL_MS: u64 = 1000;
 /// Users of other hubs known to be full. Beyond it all are forgotten: their hub says so again.
 pub const FULL_MAX: usize = 16 * 1024;
 
@@ -265,12 +267,18 @@ impl Shards {
         self.streams.watermarks.get(&stream).map_or(0, |(watermark, _)| *watermark)
     }
 
-    /// The inbox of a user in another hub is full: messages to it are refused until then.
-    pub fn refuse_full(&mut self, user: UserId, until_ms: u64) {
+    /// The inbox of a user in another hub is full: messages to it are refused for [`FULL_MS`].
+    pub fn refuse_full(&mut self, user: UserId, now_ms: u64) {
         if self.full.len() >= FULL_MAX {
             self.full.clear();
         }
-        self.full.insert(user, until_ms);
+        self.full.insert(user, now_ms);
+    }
+
+    /// Whether messages to a user in another hub are refused. A clock that went back refuses nothing.
+    pub(super) fn is_refused(&self, user: UserId, now_ms: u64) -> bool {
+        let waited_ms = self.full.get(&user).and_then(|since_ms| now_ms.checked_sub(*since_ms));
+        waited_ms.is_some_and(|waited_ms| waited_ms < FULL_MS)
     }
 
     /// Whether the inbox of a user of these shards has reached its quota, as far as memory knows.

@@ -8,7 +8,7 @@ use culver_protocol::limits::RPCS_IN_FLIGHT_MAX;
 use culver_storage::key::ShardId;
 use culver_storage::reader::read;
 use culver_storage::record::{Item, Lane, Outgoing, Stream};
-use culver_storage::shard::Policy;
+use culver_storage::shard::DAY_MS;
 
 use super::first_seed;
 use super::world::{INCARNATION, World};
@@ -17,10 +17,8 @@ use crate::hub::effect::{Answer, Effect, EffectKind};
 use crate::hub::mail::HubMail;
 use crate::hub::parking::PARKED_OF_STREAM_MAX;
 
-const DAY_MS: u64 = 86_400_000;
-
 /// A calm world with users who have this many devices, none online.
-fn calm(hubs: u16, devices: u16) -> World {
+pub(super) fn calm(hubs: u16, devices: u16) -> World {
     let mut world = World::new(first_seed(), hubs, devices);
     world.calm = true;
     world
@@ -31,7 +29,7 @@ fn is_for(effect: &Effect, slot: u32) -> bool {
 }
 
 /// What a login with this claim is answered.
-fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnation) -> EffectKind {
+pub(super) fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnation) -> EffectKind {
     let device = World::device_of(1, number);
     let slot = 900 + u32::from(number);
     // Later than all before it.
@@ -52,7 +50,7 @@ fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnati
     answer
 }
 
-fn logged_in(kind: &EffectKind) -> (u64, bool, bool, bool) {
+pub(super) fn logged_in(kind: &EffectKind) -> (u64, bool, bool, bool) {
     match kind {
         EffectKind::LoggedIn { cursor, reset, gap, siblings } => (cursor.0, *reset, *gap, *siblings),
         other => panic!("{other:?}"),
@@ -347,41 +345,6 @@ fn a_stream_that_stands_still_is_driven_again_after_a_while() {
     world.pass(100);
     world.drain();
     assert_eq!(untaken(&world), 0);
-}
-
-#[test]
-fn a_floor_that_rises_over_a_live_session_is_a_gap() {
-    for refusals in 0..3 {
-        rise_over_a_live_session(refusals);
-    }
-}
-
-/// So many deliveries find no room, the gap the first of them.
-fn rise_over_a_live_session(refusals: usize) {
-    let policy = Policy { retention_ms: 30 * DAY_MS, ..Policy::default() };
-    let mut world = World::with_policy(first_seed(), 1, 1, policy);
-    world.calm = true;
-    let (one, two) = (world.log_in_with(World::device(1), 2), world.log_in_with(World::device(2), 2));
-    world.settle();
-    for number in 1..=5 {
-        world.send_to(one, 2, number);
-    }
-    world.settle();
-    world.refusals = refusals;
-    // It acknowledges nothing for as long as anything is kept; the clock for that goes on.
-    for _ in 0..31 * 24 * 4 {
-        world.pass(DAY_MS / 24 / 4);
-        world.move_hub();
-        world.finish_write();
-        world.read_all();
-    }
-    world.settle();
-    assert_eq!(world.clients[two as usize].gaps, 1);
-    assert_eq!(world.clients[two as usize].sent, InboxSeq(5));
-    // What is under way still counts until it is acknowledged.
-    world.send_to(one, 2, 6);
-    world.drain();
-    assert_eq!(world.clients[two as usize].sent, InboxSeq(6));
 }
 
 /// Receipts within the hub are under way until they are durable where they go.

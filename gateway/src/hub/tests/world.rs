@@ -288,6 +288,10 @@ impl World {
         self.each(Self::take_command_at);
     }
 
+    pub(super) fn take_mail(&mut self) {
+        self.each(Self::take_mail_at);
+    }
+
     pub(super) fn finish_write(&mut self) {
         self.each(Self::finish_write_at);
     }

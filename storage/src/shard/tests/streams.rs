@@ -140,9 +140,12 @@ fn a_full_inbox_elsewhere_is_refused_for_a_while() {
     let engine = MemoryEngine::new();
     let [mut home, _] = hubs(&engine);
     let (sender, recipient) = across();
-    home.refuse_full(UserId(recipient), 1000);
+    home.refuse_full(UserId(recipient), 500);
     let message = Send { copy: false, ..send(sender, recipient, 1) };
-    let decision = home.decide_send(&engine, &message, 999).expect("memory reads");
+    let decision = home.decide_send(&engine, &message, 1499).expect("memory reads");
     assert_eq!(decision, Decision::Reject(culver_protocol::error::ErrorCode::RecipientFull));
-    accept(&mut home, &engine, &message, 1000);
+    for now_ms in [1500, 499] {
+        let decision = home.decide_send(&engine, &message, now_ms).expect("memory reads");
+        assert!(matches!(decision, Decision::Apply(_)), "a while later, or the clock has gone back");
+    }
 }

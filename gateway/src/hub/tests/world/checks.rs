@@ -6,12 +6,12 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, UserId};
 use culver_protocol::message::{Accepted, MarkView};
 use culver_storage::command::View;
+use culver_storage::record::InboxEntry;
 
 use super::clients::{Client, Life};
 use super::{Debt, Owed, USERS, World};
 use crate::hub::command::{Address, Device};
 use crate::hub::effect::{Answer, Effect, EffectKind};
-use culver_storage::shard::Policy;
 
 impl World {
     pub(in crate::hub::tests) fn take_effects(&mut self) {
@@ -83,17 +83,23 @@ impl World {
     }
 
     fn logged_in(&mut self, slot: u32, cursor: InboxSeq, reset: bool, gap: bool, siblings: bool) {
-        assert!(!reset && !gap, "every cursor of this world is honest, and nothing expires");
+        assert!(!reset && (!gap || self.may_expire()), "every cursor of this world is honest, and nothing expires");
         let client = &mut self.clients[slot as usize];
         let kept = self.kept.get_mut(&client.device).expect("it has logged in");
         kept.linked_at.get_or_insert(cursor);
         client.sent = cursor;
         client.told = client.told.max(cursor);
         client.acked = client.told;
+        client.gaps += usize::from(gap);
         client.siblings = siblings;
         if client.life == Life::LoggingIn {
             client.life = Life::Steady;
         }
+    }
+
+    /// It lasts for so long already.
+    fn may_expire(&self) -> bool {
+        self.mono_ms > self.policy.retention_ms
     }
 
     /// The oldest debt to a device is paid: nothing of one device overtakes within a hub.
@@ -131,6 +137,7 @@ impl World {
 
     /// No mark says more than is so.
     fn check_receipt(&mut self, slot: u32, version: u64, marks: Vec<MarkView>) {
+        let may_expire = self.may_expire();
         let client = &mut self.clients[slot as usize];
         let user = client.device.user;
         assert!(version >= client.version, "versions do not go back: {version} after {}", client.version);
@@ -143,7 +150,7 @@ impl World {
             assert!(mark.delivered <= of(&self.delivered, peer), "delivered before it was: {mark:?}");
             assert!(mark.read <= of(&self.read_asked, peer), "read before it was: {mark:?}");
             assert!(mark.own_read <= of(&self.read_asked, user), "read before it was: {mark:?}");
-            assert!(mark.expired_through == ConversationSeq(0) || self.policy != Policy::default(), "nothing expires");
+            assert!(mark.expired_through == ConversationSeq(0) || may_expire, "nothing expires");
         }
         if client.life != Life::Over && client.life != Life::Closing {
             client.receipts.push_back((version, marks));
@@ -272,6 +279,17 @@ impl World {
         let view = self.nodes[hub].hub.shards.user(&*self.engine, device.user, device.device).expect("readable");
         let View::Known(view) = view else { panic!("the engine is warm") };
         assert!(view.head == head && view.cursor == head && view.linked, "{device:?}: {view:?} instead of {head:?}");
+    }
+
+    /// What a device has persisted of receipts of the conversation with another user.
+    pub(in crate::hub::tests) fn mark(&self, device: Device, peer: u64) -> MarkView {
+        let conversation = ConversationId::direct(device.user, UserId(peer));
+        self.kept[&device].marks.get(&conversation).copied().unwrap_or_default()
+    }
+
+    /// What was ever durable of a user's inbox.
+    pub(in crate::hub::tests) fn inbox(&self, user: u64) -> Vec<InboxEntry> {
+        self.inboxes[&UserId(user)].values().cloned().collect()
     }
 
     /// Every device knows what became of what its user sent, and how far its user has read.

@@ -257,6 +257,8 @@ impl World {
                 known.delivered = known.delivered.max(mark.delivered);
                 known.read = known.read.max(mark.read);
                 known.own_read = known.own_read.max(mark.own_read);
+                known.expired_after = known.expired_after.max(mark.expired_after);
+                known.expired_through = known.expired_through.max(mark.expired_through);
             }
         }
     }
