@@ -4,7 +4,7 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::Accepted;
 
-use super::super::{HEAD_HINT_LAG_MAX, Loaded, TIME_RESERVATION_MS};
+use super::super::{HEAD_HINT_LAG_MAX, LOOKUPS_FIRST, Loaded, TIME_RESERVATION_MS};
 use super::*;
 use crate::command::{Load, UserView, View};
 
@@ -148,4 +148,27 @@ fn a_read_begun_before_a_change_is_not_believed() {
     shards.loaded(stale);
     shards.loaded(fresh);
     assert_eq!(shards.user(&engine, UserId(2), DeviceId(1)).expect("memory reads"), expected, "nobody waits");
+}
+
+#[test]
+fn a_sender_s_first_messages_after_a_start_are_looked_up_one_by_one() {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 0);
+    accept(&mut shards, &engine, &send(1, 2, 1), 5);
+    commit(&mut shards, &engine);
+
+    let mut shards = recover(&engine, 0);
+    // Warm, for the rows of conversation and user are not what is looked at here.
+    accept(&mut shards, &engine, &send(1, 2, 2), 5);
+    commit(&mut shards, &engine);
+    engine.set_cold(true);
+    for id in 3..=LOOKUPS_FIRST + 2 {
+        let send = send(1, 2, id.into());
+        let Ok(Decision::Waits(load)) = shards.decide_send(&engine, &send, 5) else {
+            panic!("message {id} has to be looked up on the disk");
+        };
+        let is_last = id == LOOKUPS_FIRST + 2;
+        assert_eq!(matches!(load, Load::Newest(_)), is_last, "message {id} waits for {load:?}");
+        shards.loaded(Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads"));
+    }
 }
