@@ -67,11 +67,7 @@ impl Shards {
         };
         // The first device counts. What follows the greatest cursor, none has had. What precedes it another has had,
         // unless it was linked after that: only what was told says which.
-        let delivered = match is_first {
-            _ if !self.policy.receipts => Vec::new(),
-            true => acked.to_vec(),
-            false => known!(self.delivered_first(engine, user, acked)?),
-        };
+        let delivered = if is_first { acked.to_vec() } else { known!(self.delivered_first(engine, user, acked)?) };
         Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered }))
     }
 

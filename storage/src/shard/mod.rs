@@ -80,7 +80,7 @@ pub struct Policy {
     pub quota_entries: u64,
     /// Bytes that may wait in an inbox.
     pub quota_bytes: u64,
-    /// What is acknowledged is marked as delivered, and its sender is told.
+    /// Senders are told what was delivered and read.
     pub receipts: bool,
 }
 

@@ -86,7 +86,10 @@ impl Shards {
                 };
                 let to = ShardId::of_user(peer, self.shard_count);
                 let stream = Stream { from: shard, to, lane: Lane::Receipt };
-                self.streams.put_receipt(&mut building.batch, stream, peer, &mark);
+                // What the user has is noted in any case: nothing else can have been read.
+                if self.policy.receipts {
+                    self.streams.put_receipt(&mut building.batch, stream, peer, &mark);
+                }
                 if tick.delivered.0 > 0 {
                     let row = SeqRow { seq: tick.delivered };
                     let key = key::talk(shard, *id, tick.conversation, TalkKind::Delivered);
