@@ -103,7 +103,8 @@ impl Shards {
         let unlinked = if stopped { Vec::new() } else { state.away(today, unlink_days) };
         let is_as_it_was = state.row.floor == fold.after
             && fold.through <= state.least_without(&unlinked).max(fold.after)
-            && (folded.expired.is_empty() || state.greatest() == fold.greatest);
+            // What was delivered is told before what expired.
+            && (folded.expired.is_empty() || (state.greatest() == fold.greatest && state.ticks.is_empty()));
         let expires = folded.floor > fold.through;
         if !is_as_it_was
             || (expires && stopped)

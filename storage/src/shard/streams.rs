@@ -188,7 +188,14 @@ impl Shards {
             mark.read = news.read;
         }
         if news.expired_through > rows.peer_expired.through {
-            (mark.expired_after, mark.expired_through) = (news.expired_after, news.expired_through);
+            let earlier = rows.peer_expired;
+            // Only one range is kept. What lies between two was sent by the peer, unless some of it was delivered.
+            let joins_on = news.expired_after <= earlier.through
+                || (self.policy.receipts
+                    && earlier.through.0 > 0
+                    && rows.peer_delivered.seq.max(news.delivered) <= earlier.through);
+            let after = if joins_on { earlier.after.min(news.expired_after) } else { news.expired_after };
+            (mark.expired_after, mark.expired_through) = (after, news.expired_through);
         }
         let is_new = mark != MarkView { conversation: news.conversation, ..MarkView::default() };
         Ok(View::Known(if is_new { Arrival::Receipt { user, mark, version } } else { Arrival::Nothing }))

@@ -7,7 +7,7 @@ use super::*;
 use crate::command::View;
 use crate::engine::{Family, Lookup, Tier};
 use crate::key::{self, ShardId, TalkKind};
-use crate::record::{Arrival, Item};
+use crate::record::{Arrival, Item, Lane, Stream};
 use crate::value::MarkRow;
 
 const EMPTY: ConversationSeq = ConversationSeq(0);
@@ -179,4 +179,33 @@ fn versions_ascend_through_restarts() {
         let Ok(View::Known(view)) = shards.user(&engine, UserId(1), DeviceId(1)) else { panic!("memory reads") };
         assert!(view.receipts_head >= last);
     }
+}
+
+/// Only one range is kept of a conversation: whoever is away meanwhile must find all of them in it.
+#[test]
+fn what_expires_bit_by_bit_is_told_as_a_whole() {
+    let (engine, mut shards) = world();
+    let shard = |user| ShardId::of_user(UserId(user), SHARD_COUNT);
+    let stream = Stream { from: shard(2), to: shard(1), lane: Lane::Receipt };
+    let mut arrive = |n, delivered, expired: (u64, u64)| {
+        let item = Item::Receipt {
+            user: UserId(1),
+            conversation: talk(1, 2),
+            delivered: ConversationSeq(delivered),
+            read: EMPTY,
+            expired: (ConversationSeq(expired.0), ConversationSeq(expired.1)),
+        };
+        match deliver(&mut shards, &engine, &[Outgoing { stream, n, item }]).as_slice() {
+            [Decision::Apply(Record::Arrived { item: Arrival::Receipt { mark, .. }, .. })] => {
+                (mark.expired_after.0, mark.expired_through.0)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    arrive(1, 1, (0, 0));
+    assert_eq!(arrive(2, 0, (1, 3)), (1, 3));
+    assert_eq!(arrive(3, 0, (3, 4)), (1, 4), "it joins on");
+    assert_eq!(arrive(4, 0, (5, 6)), (1, 6), "what lies between, the peer sent itself");
+    arrive(5, 8, (0, 0));
+    assert_eq!(arrive(6, 0, (8, 9)), (8, 9), "what was delivered has not expired");
 }
