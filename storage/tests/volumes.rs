@@ -1,4 +1,6 @@
 //! Several hubs on one volume, and several volumes in one data directory, on the real engine.
+
+#![cfg(not(any(feature = "answer-before-write", feature = "answer-before-sync")))]
 #![cfg(feature = "rocks")]
 
 use std::path::{Path, PathBuf};
@@ -57,7 +59,6 @@ fn open(path: &Path) -> RocksEngine {
     RocksEngine::open(path, RocksOptions::default(), Arc::default()).expect("the volume opens")
 }
 
-#[cfg(not(any(feature = "answer-before-write", feature = "answer-before-sync")))]
 #[test]
 fn hubs_share_a_log() {
     let directory = directory();
