@@ -82,7 +82,9 @@ impl Hub {
     fn step_over(&mut self, index: u32, previous: InboxSeq, through: InboxSeq, now_ms: u64) -> Result<(), EngineError> {
         let online = self.directory.get_mut(index).expect("the caller found it");
         let (session, of) = (online.address(), online.set_backs);
-        let nothing_under_way = online.window == NO_WINDOW && online.acked == online.sent;
+        // Then what lies between `acked` and `sent`, if anything, is of the same kind: an earlier step that could not
+        // move the cursor, for the user was cold.
+        let nothing_under_way = online.window == NO_WINDOW;
         online.sent = through;
         let device = online.device();
         let kind = EffectKind::Skipped { online: index, set_backs: of, previous, through };

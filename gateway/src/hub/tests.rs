@@ -4,6 +4,8 @@ mod retention;
 mod rules;
 mod world;
 
+use std::ops::RangeInclusive;
+
 use culver_protocol::error::ErrorCode::{AfterRejected, Busy};
 
 use rand::Rng;
@@ -23,19 +25,20 @@ fn first_seed() -> u64 {
     std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random)
 }
 
-fn live(hubs: u16, devices: std::ops::RangeInclusive<u16>) {
+fn live(hubs: RangeInclusive<u16>, devices: RangeInclusive<u16>) {
     let first = first_seed();
     for seed in (0..LIVES).map(|index| first.wrapping_add(index)) {
         println!("SEED={seed}");
         let choice = usize::try_from(seed % 16).expect("small");
         let devices = devices.clone().cycle().nth(choice).expect("it goes on for ever");
-        let mut world = World::new(seed, hubs, devices);
+        let mut world = World::new(seed, *hubs.start(), devices);
         for _ in 0..CALMS {
             for _ in 0..STEPS {
                 world.step();
             }
             if world.random.random_bool(0.3) {
-                world.restart();
+                let hubs = world.random.random_range(hubs.clone());
+                world.restart_with(hubs);
             }
             world.calm_down();
         }
@@ -44,18 +47,23 @@ fn live(hubs: u16, devices: std::ops::RangeInclusive<u16>) {
 
 #[test]
 fn nothing_is_lost_early_twice_or_out_of_order() {
-    live(1, 1..=1);
+    live(1..=1, 1..=1);
 }
 
 #[test]
 fn nor_is_it_with_several_devices() {
-    live(1, 2..=4);
+    live(1..=1, 2..=4);
 }
 
 #[test]
 fn nor_is_it_with_several_hubs() {
-    live(2, 1..=3);
-    live(3, 1..=2);
+    live(2..=2, 1..=3);
+    live(3..=3, 1..=2);
+}
+
+#[test]
+fn nor_is_it_when_the_number_of_hubs_changes() {
+    live(1..=3, 1..=3);
 }
 
 /// A calm world in which users 1 and 2 are online.

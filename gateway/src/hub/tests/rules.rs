@@ -201,6 +201,30 @@ fn what_a_device_sent_is_skipped_and_its_cursor_goes_along() {
     }
 }
 
+/// What it sent itself is all that waits for a device that nobody has looked at for long.
+#[test]
+fn a_cursor_that_a_cold_user_held_back_goes_along_with_the_next_step() {
+    let mut world = calm(1, 2);
+    let device = World::device(1);
+    let (one, _) = (world.log_in_with(device, 5), world.log_in_with(World::device_of(1, 2), 5));
+    world.settle();
+    world.close(one);
+    world.settle();
+    world.send_to(one, 2, 1);
+    world.settle();
+    world.restart();
+    let one = world.log_in_with(device, 5);
+    world.take_commands();
+    world.engine.set_cold(true);
+    world.read_all();
+    world.engine.set_cold(false);
+    assert_eq!(world.nodes[0].hub.parked(), 0);
+    world.settle();
+    world.send_to(one, 2, 2);
+    world.drain();
+    world.check_drained(device);
+}
+
 #[test]
 fn receipts_that_find_no_room_are_read_again_in_order() {
     for refused in 1..4 {

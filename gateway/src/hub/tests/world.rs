@@ -123,16 +123,19 @@ pub(super) struct World {
 }
 
 impl World {
+    fn topology(hubs: u16) -> Arc<Topology> {
+        Arc::new(Topology::new(SHARDS, vec![0; usize::from(SHARDS)], hubs).expect("one volume"))
+    }
+
     pub(super) fn new(seed: u64, hubs: u16, devices: u16) -> Self {
         Self::with_policy(seed, hubs, devices, Policy::default())
     }
 
     pub(super) fn with_policy(seed: u64, hubs: u16, devices: u16, policy: Policy) -> Self {
-        let topology = Topology::new(SHARDS, vec![0; usize::from(SHARDS)], hubs).expect("one volume");
         let mut world = Self {
             random: SmallRng::seed_from_u64(seed),
             engine: Arc::new(MemoryEngine::new()),
-            topology: Arc::new(topology),
+            topology: Self::topology(hubs),
             policy,
             nodes: Vec::new(),
             now_ms: 1_800_000_000_000,
@@ -185,6 +188,11 @@ impl World {
 
     /// The server dies, and begins anew: batches under way are lost, or just not told of.
     pub(super) fn restart(&mut self) {
+        self.restart_with(self.topology.hub_count());
+    }
+
+    /// The same, with so many hubs from now on.
+    pub(super) fn restart_with(&mut self, hubs: u16) {
         for node in 0..self.nodes.len() {
             if self.random.random_bool(0.5)
                 && let Some(batch) = self.nodes[node].batch.take()
@@ -197,6 +205,7 @@ impl World {
             client.life = Life::Over;
         }
         self.engine.set_cold(false);
+        self.topology = Self::topology(hubs);
         self.start();
     }
 
