@@ -288,6 +288,7 @@ impl Hub {
         }
         if self.shards.is_batch_empty() {
             // Nothing to write, and nothing unwritten that these could depend on.
+            (self.cursors_since_ms, self.others_since_ms) = (None, None);
             let consequences = std::mem::take(&mut self.building);
             self.release(consequences, now_ms)?;
             return Ok(None);

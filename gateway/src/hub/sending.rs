@@ -10,6 +10,10 @@ use super::command::Address;
 use super::effect::EffectKind;
 use super::{Hub, Tried};
 
+/// Conversations of a session in which a send was refused and has not returned. Who goes on in more is no client that
+/// keeps an order: the first is forgotten.
+pub(super) const REJECTED_MAX: usize = 1024;
+
 /// A send that was refused with a retryable error and has not returned.
 pub(super) struct Rejected {
     conversation: ConversationId,
@@ -88,7 +92,12 @@ impl Hub {
             let rejected = self.rejected.entry(session).or_default();
             let this = Rejected { conversation, client_message_id, arrival };
             match rejected.iter_mut().find(|first| first.conversation == conversation) {
-                None => rejected.push(this),
+                None => {
+                    if rejected.len() >= REJECTED_MAX {
+                        rejected.remove(0);
+                    }
+                    rejected.push(this);
+                }
                 Some(first) if arrival < first.arrival => *first = this,
                 Some(_) => {}
             }

@@ -12,6 +12,7 @@ use rand::Rng;
 
 use self::world::World;
 use super::parking::PARKED_SENDS_MAX;
+use super::sending::REJECTED_MAX;
 
 /// Lives of a hub in one run.
 const LIVES: u64 = 100;
@@ -222,4 +223,21 @@ fn after_a_busy_nothing_of_that_conversation_passes_until_the_rejected_returns()
     world.close(newer);
     world.take_commands();
     assert!(world.nodes[0].hub.rejected.is_empty() && world.nodes[0].hub.sessions() == 1, "nothing is kept of them");
+}
+
+/// However many conversations a client is refused in without ever returning to one, little is kept of it.
+#[test]
+fn what_is_kept_of_refused_sends_is_bounded() {
+    let (mut world, one, _) = two_users();
+    world.engine.set_cold(true);
+    let full = PARKED_SENDS_MAX as u64;
+    for number in 1..=full {
+        world.send_to(one, 4, number.into());
+    }
+    for number in full + 1..=full + 2 * REJECTED_MAX as u64 {
+        world.send_to(one, number, number.into());
+    }
+    world.take_commands();
+    let kept: usize = world.nodes[0].hub.rejected.values().map(Vec::len).sum();
+    assert_eq!(kept, REJECTED_MAX);
 }

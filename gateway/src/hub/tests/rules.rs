@@ -225,6 +225,26 @@ fn a_cursor_that_a_cold_user_held_back_goes_along_with_the_next_step() {
     world.check_drained(device);
 }
 
+/// A row that was written for another reason took a cursor with it: the hub may sleep.
+#[test]
+fn nothing_waits_for_company_once_all_is_written() {
+    let mut world = calm(1, 3);
+    let one = world.log_in_with(World::device(1), 5);
+    let twos = [1, 2].map(|number| world.log_in_with(World::device_of(2, number), 5));
+    world.settle();
+    world.send_to(one, 2, 1);
+    world.settle();
+    world.acknowledge(twos[0], 1);
+    world.settle();
+    world.acknowledge(twos[1], 1);
+    world.log_in(World::device_of(2, 3));
+    world.send_to(one, 3, 2);
+    world.take_commands();
+    assert!(!world.nodes[0].hub.waits_for_company());
+    world.drain();
+    world.check_drained(World::device_of(2, 2));
+}
+
 #[test]
 fn receipts_that_find_no_room_are_read_again_in_order() {
     for refused in 1..4 {
