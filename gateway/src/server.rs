@@ -35,7 +35,7 @@ use crate::preflight::Ports;
 use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::listen;
 use crate::reactor::{Reactor, Stage, Surroundings};
-use crate::sys::return_free_memory;
+use crate::sys::{map_large_blocks, return_free_memory};
 
 mod hubs;
 
@@ -74,6 +74,7 @@ struct Visible {
 /// # Errors
 /// A volume cannot be opened or recovered, or a thread or socket cannot be had.
 pub fn run(setup: Setup) -> anyhow::Result<()> {
+    map_large_blocks();
     let Setup { config, data_dir, topology, authenticator, ports, connections_max, on_ready } = setup;
     let (config, topology) = (Arc::new(config), Arc::new(topology));
     let metrics = Arc::new(Metrics::new(config.reactor_count(), topology.hub_count().into()));
