@@ -102,7 +102,8 @@ pub struct UserView {
     pub linked: bool,
     /// Whether other devices are.
     pub siblings: bool,
-    /// The device's cursor was raised because what followed it expired, and it has acknowledged nothing since.
+    /// The device's cursor was raised because what followed it expired, or is where it was linked, and it has
+    /// acknowledged nothing since.
     pub expired: bool,
     /// No receipt of the user's has a greater version.
     pub receipts_head: u64,

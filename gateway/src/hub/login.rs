@@ -23,10 +23,10 @@ enum Joint {
     Joins,
 }
 
-/// `is_new`: the device has only now got its cursor. Else it has acknowledged what precedes its cursor, or sent it
-/// itself, unless it expired.
-fn joint(claim: InboxSeq, is_stranger: bool, is_new: bool, known: &UserView) -> Joint {
-    let lost_through = if is_new || known.expired { known.cursor } else { InboxSeq(0) };
+/// The device has acknowledged what precedes its cursor, or sent it itself, unless that expired or the device was
+/// linked anew, and it has acknowledged nothing since.
+fn joint(claim: InboxSeq, is_stranger: bool, known: &UserView) -> Joint {
+    let lost_through = if known.expired { known.cursor } else { InboxSeq(0) };
     match claim {
         InboxSeq(0) => Joint::Joins,
         _ if is_stranger || claim > known.head => Joint::Reset,
@@ -64,7 +64,7 @@ impl Hub {
         };
         self.replace(device, is_fetch);
         let is_stranger = *incarnation != Incarnation(0) && *incarnation != self.incarnation;
-        let joint = joint(*claim, is_stranger, is_new, &known);
+        let joint = joint(*claim, is_stranger, &known);
         let index = self.directory.insert(device, session, known.cursor, is_fetch);
         let online = self.directory.get_mut(index).expect("just inserted");
         online.credit_entries = credit.entries;

@@ -113,7 +113,9 @@ impl Shards {
         assert!(cursor >= user.row.floor && cursor <= user.head, "a device starts where entries are");
         let index = user.row.devices.partition_point(|row| row.device < device);
         assert!(user.row.devices.get(index).is_none_or(|row| row.device != device), "`decide` found it not linked");
-        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day, is_raised: false });
+        // It may have been linked before, and have had less: it is not certain to hear of that at once.
+        let is_raised = cursor > InboxSeq(0);
+        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day, is_raised });
         user.dirty = true;
     }
 

@@ -35,7 +35,8 @@ pub struct DeviceRow {
     pub cursor: InboxSeq,
     /// The day it was last seen, in days since 1970; 0: before rows knew it.
     pub seen_day: u32,
-    /// The cursor was raised because what followed it expired, and the device has acknowledged nothing since.
+    /// The cursor was raised because what followed it expired, or is where the device was linked, and the device has
+    /// acknowledged nothing since.
     pub is_raised: bool,
 }
 

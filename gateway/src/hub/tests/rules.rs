@@ -85,6 +85,9 @@ fn a_claim_that_cannot_be_is_reset_and_one_below_what_is_kept_is_a_gap() {
     // A further device starts at the head. If it had more before it was unlinked it is told what it misses.
     assert_eq!(logged_in(&answer_to(&mut world, 2, 0, INCARNATION)), (4, false, false, true));
     assert_eq!(logged_in(&answer_to(&mut world, 3, 2, INCARNATION)), (4, false, true, true));
+    // It may not have heard: it is told so until it has acknowledged what follows.
+    assert_eq!(logged_in(&answer_to(&mut world, 3, 2, INCARNATION)), (4, false, true, true));
+    assert_eq!(logged_in(&answer_to(&mut world, 3, 4, INCARNATION)), (4, false, false, true));
 }
 
 #[test]

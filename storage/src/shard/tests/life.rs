@@ -30,6 +30,8 @@ struct Model {
     last: BTreeMap<ConversationId, (ConversationSeq, MessageId)>,
     accepted: BTreeMap<DedupKey, (Send, Accepted)>,
     cursors: BTreeMap<(UserId, DeviceId), InboxSeq>,
+    /// Where devices were linked.
+    starts: BTreeMap<(UserId, DeviceId), InboxSeq>,
 }
 
 impl Model {
@@ -66,6 +68,7 @@ impl Model {
                 let start = self.view(*user, *device).cursor;
                 assert_eq!(start, *cursor, "the first device has all, others start at the head");
                 assert!(self.cursors.insert((*user, *device), *cursor).is_none(), "linked once");
+                self.starts.insert((*user, *device), *cursor);
             }
             other => panic!("{other:?}"),
         }
@@ -96,6 +99,8 @@ impl Model {
             cursor: linked.unwrap_or(start),
             linked: linked.is_some(),
             siblings: self.has_others(user, device),
+            expired: linked
+                .is_some_and(|cursor| cursor > InboxSeq(0) && self.starts.get(&(user, device)) == Some(&cursor)),
             ..UserView::default()
         }
     }
