@@ -29,18 +29,20 @@ use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::hub::driver::{Inbox, ReactorPort};
 use crate::mailbox::{Doorbell, Link};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Totals};
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Snapshot, TakeSnapshot};
 use crate::preflight::Ports;
 use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::listen;
 use crate::reactor::{Reactor, Stage, Surroundings};
-use crate::sys::{map_large_blocks, return_free_memory};
+use crate::sys::return_free_memory;
 
 mod hubs;
 
 /// How often memory that nobody uses any more is looked for.
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// Messages in that time after which it is worth it.
+const RUSH: u64 = 10_000;
 
 /// What a server starts from: everything that could be checked has been.
 pub struct Setup {
@@ -74,7 +76,6 @@ struct Visible {
 /// # Errors
 /// A volume cannot be opened or recovered, or a thread or socket cannot be had.
 pub fn run(setup: Setup) -> anyhow::Result<()> {
-    map_large_blocks();
     let Setup { config, data_dir, topology, authenticator, ports, connections_max, on_ready } = setup;
     let (config, topology) = (Arc::new(config), Arc::new(topology));
     let metrics = Arc::new(Metrics::new(config.reactor_count(), topology.hub_count().into()));
@@ -193,16 +194,24 @@ fn spawn_reactor(reactor: Reactor, running: Sender<Infallible>) -> io::Result<Jo
     })
 }
 
-/// Waits for all reactors to end; meanwhile, after a mass disconnect, gives memory back to the kernel.
+/// Waits for all reactors to end; meanwhile gives memory back to the kernel, after a mass disconnect and when a rush of
+/// messages is over: the allocator keeps that of memtables which have become files.
 fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics) {
-    let mut peak = 0;
+    let (mut connections_peak, mut messages_peak, mut messages_before) = (0, 0, 0);
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(HOUSEKEEPING) {
-        let connections = metrics.totals().connections;
-        peak = peak.max(connections);
-        if connections < peak / 2 {
+        let Totals { connections, messages_accepted, .. } = metrics.totals();
+        let messages = messages_accepted - messages_before;
+        messages_before = messages_accepted;
+        connections_peak = connections_peak.max(connections);
+        messages_peak = messages_peak.max(messages);
+        let rush_is_over = messages_peak >= RUSH && messages < messages_peak / 10;
+        if connections < connections_peak / 2 || rush_is_over {
             return_free_memory();
-            info!(connections, peak, "many connections have left: their memory is given back");
-            peak = connections;
+            info!(
+                connections,
+                connections_peak, messages, messages_peak, "it has become quiet: free memory is given back"
+            );
+            (connections_peak, messages_peak) = (connections, messages);
         }
     }
 }
