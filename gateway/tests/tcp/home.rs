@@ -52,7 +52,12 @@ pub(crate) struct Server {
 }
 
 pub(crate) fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+    now_ms() / 1000
+}
+
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_millis()).expect("milliseconds fit 64 bits for a while")
 }
 
 impl Home {

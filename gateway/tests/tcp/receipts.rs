@@ -14,6 +14,7 @@ on_every_layout! {
     all_devices_of_the_sender_are_told,
     what_a_client_had_persisted_before_it_could_say_so_is_a_receipt_too,
     who_tells_nothing_is_told_nothing,
+    an_operator_may_turn_them_off_for_everybody,
     the_users_other_devices_learn_what_was_read,
     what_was_never_delivered_cannot_be_read,
     receipts_of_many_conversations_come_at_once,
@@ -193,6 +194,24 @@ fn who_tells_nothing_is_told_nothing(layout: Layout) {
     two.set_read_receipts(true);
     assert_eq!(two.mark_read(1, 6), Ok(6));
     one.wait_for_mark(2, |mark| mark.read == 6);
+}
+
+fn an_operator_may_turn_them_off_for_everybody(layout: Layout) {
+    let home = Home::on(layout);
+    home.configure("[inbox]\nreceipts = false\n");
+    let server = home.start();
+    let (mut one, mut two) = exchanged(&home, &server, 3);
+    two.ack(3);
+    two.settle();
+    assert_eq!(two.mark_read(1, 4), Err(ErrorCode::ReadBeyondDelivered.number()));
+    assert_eq!(two.mark_read(1, 2), Ok(2));
+    nothing_new(&server, &mut one);
+    assert_eq!(one.mark(2), proto::Mark::default());
+    let item = two.conversations(0, b"").items.remove(0);
+    assert_eq!((item.read, item.unread), (2, 1));
+    drop((one, two));
+    server.stop();
+    home.verify();
 }
 
 fn the_users_other_devices_learn_what_was_read(layout: Layout) {

@@ -6,11 +6,12 @@ use culver_protocol::proto;
 use culver_protocol::proto::rpc::Request;
 use culver_protocol::record::RecordType;
 
-use crate::home::{Layout, on_every_layout, serve_on};
+use crate::home::{Layout, now_ms, on_every_layout, serve_on};
 use crate::peer::{Got, Peer, conversation, opening, raw, record, with};
 
 on_every_layout! {
     conversations_come_by_pages_most_recent_first,
+    who_only_wrote_from_the_only_device_has_it_in_no_list,
     unread_counts_are_the_same_on_every_device,
     the_last_message_stays_when_its_entry_is_gone,
     devices_are_listed,
@@ -22,8 +23,12 @@ fn conversations_come_by_pages_most_recent_first(layout: Layout) {
     let (home, server) = serve_on(layout);
     let mut one = Peer::online(&home, &server, 1);
     for user in 101..=100 + USERS {
-        Peer::online(&home, &server, user).send_and_wait(1, 1, b"hello");
+        let sent = Peer::online(&home, &server, user).send_and_wait(1, 1, b"hello");
         server.wait_for_hubs();
+        // Of messages of one millisecond none is the more recent.
+        while now_ms() <= sent.server_time_ms {
+            std::thread::yield_now();
+        }
     }
     // The first ones again.
     Peer::online(&home, &server, 101).send_and_wait(1, 2, b"again");
@@ -50,6 +55,22 @@ fn conversations_come_by_pages_most_recent_first(layout: Layout) {
     assert!(all.next.is_empty() && all.items == found, "one page holds them all");
     let invalid = Request::ListConversations(proto::ListConversations { limit: 5, page: "no token".into() });
     assert_eq!(one.call(invalid), Err(ErrorCode::RequestInvalid.number()));
+}
+
+fn who_only_wrote_from_the_only_device_has_it_in_no_list(layout: Layout) {
+    let (home, server) = serve_on(layout);
+    let (mut one, mut two) = (Peer::online(&home, &server, 1), Peer::online(&home, &server, 2));
+    one.send_and_wait(2, 1, b"hello");
+    two.entries(1);
+    two.ack(1);
+    one.wait_for_mark(2, |mark| mark.delivered == 1);
+    assert_eq!(one.conversations(0, b"").items, []);
+    two.send_and_wait(1, 1, b"answer");
+    one.entries(1);
+    for (peer, with, unread) in [(&mut one, 2, 1), (&mut two, 1, 0)] {
+        let item = peer.conversations(0, b"").items.remove(0);
+        assert_eq!((item.conversation, item.last_seq, item.unread), (conversation(peer.user, with).into(), 2, unread));
+    }
 }
 
 fn unread_counts_are_the_same_on_every_device(layout: Layout) {

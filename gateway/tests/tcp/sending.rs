@@ -51,6 +51,7 @@ fn a_note_to_oneself_is_kept_and_does_not_come_back(layout: Layout) {
     assert_eq!(sent.conversation_seq, 1);
     // The place is not known yet where the inbox is another hub's.
     assert!(sent.inbox_seq == 1 || (sent.inbox_seq == 0 && layout == Layout::FourHubs), "{sent:?}");
+    server.wait_for_hubs();
     Peer::online(&home, &server, 2).send_and_wait(1, 1, b"hello");
     // It has a place, which is left out.
     one.has_siblings = true;

@@ -91,7 +91,7 @@ impl Shards {
                     self.streams.put_receipt(&mut building.batch, stream, peer, &mark);
                 }
                 if tick.delivered.0 > 0 {
-                    let row = SeqRow { seq: tick.delivered };
+                    let row = SeqRow { seq: tick.delivered, is_untold: !self.policy.receipts };
                     let key = key::talk(shard, *id, tick.conversation, TalkKind::Delivered);
                     building.batch.put(Family::Member, &key, (&row.encode(), &[]));
                     sealed.delivered.push((*id, Acked { conversation: tick.conversation, seq: tick.delivered }));

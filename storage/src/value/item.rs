@@ -1,10 +1,10 @@
 //! The values of `outbox` rows: what a stream carries.
 
-use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, UserId};
 use culver_protocol::message::EntryView;
 
-use super::{DecodeError, VERSION, numbers, versioned};
-use crate::key::{Fields, split_u16, split_u64};
+use super::{DecodeError, VERSION, numbers, put_entry, split_entry, versioned};
+use crate::key::{Fields, split_u64};
 use crate::record::{InboxEntry, Item};
 
 /// Bytes of an entry on its way, before its payload.
@@ -16,14 +16,7 @@ const RECEIPT: u8 = 2;
 /// Encodes the part of an entry on its way that precedes its payload.
 pub(crate) fn encode_item_entry(user: UserId, entry: &EntryView<'_>) -> [u8; ITEM_ENTRY_HEADER_LEN] {
     let mut value = Fields::new();
-    value
-        .put(&[VERSION, ENTRY])
-        .put(&user.0.to_be_bytes())
-        .put(&entry.conversation.0)
-        .put(&entry.conversation_seq.0.to_be_bytes())
-        .put(&entry.message_id.0.to_be_bytes())
-        .put(&entry.sender.0.to_be_bytes())
-        .put(&entry.sender_device.0.to_be_bytes());
+    put_entry(value.put(&[VERSION, ENTRY]).put(&user.0.to_be_bytes()), entry);
     value.done()
 }
 
@@ -53,25 +46,12 @@ pub fn decode_item(bytes: &[u8]) -> Result<Item, DecodeError> {
         return Err(DecodeError::Kind(*kind));
     }
     let (user, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-    let (conversation, rest) = rest.split_first_chunk().ok_or(DecodeError::Length)?;
-    let (user, conversation) = (UserId(user), ConversationId(*conversation));
-    if *kind == RECEIPT {
-        let [delivered, read, after, through] = numbers(rest)?.map(ConversationSeq);
-        return Ok(Item::Receipt { user, conversation, delivered, read, expired: (after, through) });
+    let user = UserId(user);
+    if *kind == ENTRY {
+        return Ok(Item::Entry { user, entry: InboxEntry::from(split_entry(InboxSeq(0), rest)?) });
     }
-    let (seq, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-    let (id, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-    let (sender, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
-    let (device, payload) = split_u16(rest).ok_or(DecodeError::Length)?;
-    let view = EntryView {
-        inbox_seq: InboxSeq(0),
-        conversation,
-        conversation_seq: ConversationSeq(seq),
-        message_id: MessageId(id),
-        server_time_ms: MessageId(id).time_ms(),
-        sender: UserId(sender),
-        sender_device: DeviceId(device),
-        payload,
-    };
-    Ok(Item::Entry { user, entry: InboxEntry::from(view) })
+    let (conversation, rest) = rest.split_first_chunk().ok_or(DecodeError::Length)?;
+    let [delivered, read, after, through] = numbers(rest)?.map(ConversationSeq);
+    let conversation = ConversationId(*conversation);
+    Ok(Item::Receipt { user, conversation, delivered, read, expired: (after, through) })
 }

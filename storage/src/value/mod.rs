@@ -11,7 +11,7 @@
 //! dedup         version:1  seq:8  message id:8  inbox seq of the sender's own copy (0: none):8                     25
 //! member by user, by kind:
 //!   list            version:1  seq:8  message id:8  sender:8  device:2  preview:…                                  27 + preview
-//!   delivered       version:1  seq:8                                                                               9
+//!   delivered       version:1 (2: the peer was not told)  seq:8                                                    9
 //!   read, peer delivered, peer read
 //!                   version:1  seq:8  receipt version:8                                                            17
 //!   peer expired    version:1  after:8  through:8  receipt version:8                                               25
@@ -26,8 +26,9 @@
 //! ```
 //!
 //! The time of a message is that in its id. The devices of a user row ascend; of its flags, bit 0 says that read
-//! receipts are off; bit 31 of a seen day, that expiry raised the cursor and nothing was acknowledged since. Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for
-//! references to bodies stored once.
+//! receipts are off; bit 31 of a seen day, that expiry raised the cursor and nothing was acknowledged since. Of an
+//! inbox row, class 1 is a direct message with its payload; the other numbers are kept for references to bodies stored
+//! once.
 
 mod item;
 mod talk;
@@ -134,13 +135,7 @@ pub fn waiting_bytes(payload_len: usize) -> u64 {
 #[must_use]
 pub fn encode_inbox_header(entry: &EntryView<'_>) -> [u8; INBOX_HEADER_LEN] {
     let mut value = Fields::new();
-    value
-        .put(&[VERSION, CLASS_DIRECT])
-        .put(&entry.conversation.0)
-        .put(&entry.conversation_seq.0.to_be_bytes())
-        .put(&entry.message_id.0.to_be_bytes())
-        .put(&entry.sender.0.to_be_bytes())
-        .put(&entry.sender_device.0.to_be_bytes());
+    put_entry(value.put(&[VERSION, CLASS_DIRECT]), entry);
     value.done()
 }
 
@@ -153,7 +148,21 @@ pub fn decode_inbox(inbox_seq: InboxSeq, bytes: &[u8]) -> Result<EntryView<'_>, 
     if *class != CLASS_DIRECT {
         return Err(DecodeError::Kind(*class));
     }
-    let (conversation, rest) = rest.split_first_chunk().ok_or(DecodeError::Length)?;
+    split_entry(inbox_seq, rest)
+}
+
+/// What inbox rows and items of streams hold of an entry, before its payload.
+fn put_entry<const LEN: usize>(value: &mut Fields<LEN>, entry: &EntryView<'_>) {
+    value
+        .put(&entry.conversation.0)
+        .put(&entry.conversation_seq.0.to_be_bytes())
+        .put(&entry.message_id.0.to_be_bytes())
+        .put(&entry.sender.0.to_be_bytes())
+        .put(&entry.sender_device.0.to_be_bytes());
+}
+
+fn split_entry(inbox_seq: InboxSeq, bytes: &[u8]) -> Result<EntryView<'_>, DecodeError> {
+    let (conversation, rest) = bytes.split_first_chunk().ok_or(DecodeError::Length)?;
     let (seq, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
     let (id, rest) = split_u64(rest).ok_or(DecodeError::Length)?;
     let (sender, rest) = split_u64(rest).ok_or(DecodeError::Length)?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use culver_protocol::id::{ConversationSeq, DeviceId, MessageId, UserId};
 
-use super::{DecodeError, VERSION, numbers, versioned};
+use super::{DecodeError, VERSION, VERSION_2, numbers, versioned, versioned_2};
 use crate::key::{Fields, split_u16, split_u64};
 
 /// The value of a `List` row: the last entry of a conversation at or below the floor.
@@ -60,6 +60,8 @@ impl ListRow {
 pub struct SeqRow {
     /// Up to here.
     pub seq: ConversationSeq,
+    /// The peer was not told: receipts were off.
+    pub is_untold: bool,
 }
 
 impl SeqRow {
@@ -67,17 +69,19 @@ impl SeqRow {
     #[must_use]
     pub fn encode(&self) -> [u8; 9] {
         let mut value = Fields::new();
-        value.put(&[VERSION]).put(&self.seq.0.to_be_bytes());
+        let version = if self.is_untold { VERSION_2 } else { VERSION };
+        value.put(&[version]).put(&self.seq.0.to_be_bytes());
         value.done()
     }
 
     /// Reads the stored bytes.
     ///
     /// # Errors
-    /// They are no `Delivered` row of this version.
+    /// They are no `Delivered` row of these versions.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let [seq] = numbers(versioned(bytes)?)?;
-        Ok(Self { seq: ConversationSeq(seq) })
+        let (version, rest) = versioned_2(bytes)?;
+        let [seq] = numbers(rest)?;
+        Ok(Self { seq: ConversationSeq(seq), is_untold: version == VERSION_2 })
     }
 }
 

@@ -22,7 +22,7 @@ proptest! {
         prop_assert_eq!(NumberRow::decode(&row.encode()), Ok(row));
         let row = ClockRow { ms: a };
         prop_assert_eq!(ClockRow::decode(&row.encode()), Ok(row));
-        let row = SeqRow { seq };
+        let row = SeqRow { seq, is_untold: seq.0 % 2 == 1 };
         prop_assert_eq!(SeqRow::decode(&row.encode()), Ok(row));
         let row = MarkRow { seq, version: b };
         prop_assert_eq!(MarkRow::decode(&row.encode()), Ok(row));
@@ -69,11 +69,13 @@ proptest! {
         let first = [
             DedupRow::decode(&bytes).is_ok(), BatchRow::decode(&bytes).is_ok(), TimeRow::decode(&bytes).is_ok(),
             decode_inbox(InboxSeq(1), &bytes).is_ok(), decode_item(&bytes).is_ok(), ListRow::decode(&bytes).is_ok(),
-            SeqRow::decode(&bytes).is_ok(), MarkRow::decode(&bytes).is_ok(), ExpiredRow::decode(&bytes).is_ok(),
-            NumberRow::decode(&bytes).is_ok(), ClockRow::decode(&bytes).is_ok(),
+            MarkRow::decode(&bytes).is_ok(), ExpiredRow::decode(&bytes).is_ok(), NumberRow::decode(&bytes).is_ok(),
+            ClockRow::decode(&bytes).is_ok(),
         ];
         prop_assert!(!first.contains(&true) || bytes.first() == Some(&VERSION));
-        let second = [ConversationRow::decode(&bytes).is_ok(), UserRow::decode(&bytes).is_ok()];
+        let second = [
+            ConversationRow::decode(&bytes).is_ok(), UserRow::decode(&bytes).is_ok(), SeqRow::decode(&bytes).is_ok(),
+        ];
         prop_assert!(!second.contains(&true) || matches!(bytes.first(), Some(&(VERSION | VERSION_2))));
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Held {
 pub(super) struct Side {
     pub(super) list: (u64, MessageId),
     pub(super) delivered: u64,
+    /// With receipts off: the peer was told less.
+    pub(super) is_untold: bool,
     pub(super) read: u64,
     /// As the user was told, or is about to be.
     pub(super) peer_delivered: u64,
@@ -103,7 +105,8 @@ impl Check<'_> {
                 None
             }
             TalkKind::Delivered => {
-                side.delivered = SeqRow::decode(value)?.seq.0;
+                let row = SeqRow::decode(value)?;
+                (side.delivered, side.is_untold) = (row.seq.0, row.is_untold);
                 None
             }
             TalkKind::Read => {
@@ -184,7 +187,8 @@ impl Check<'_> {
             if lesser == greater {
                 return;
             }
-            if side.peer_delivered != peer.delivered {
+            let is_untold = peer.is_untold && side.peer_delivered < peer.delivered;
+            if side.peer_delivered != peer.delivered && !is_untold {
                 self.report.found(format_args!(
                     "user {user}: was told that message {} of {id} is delivered, and {} is",
                     side.peer_delivered, peer.delivered
@@ -200,7 +204,7 @@ impl Check<'_> {
     }
 
     fn side(&mut self, id: ConversationId, last: ConversationSeq, user: UserId, side: Side) {
-        let Side { list: (list, _), delivered, read, peer_delivered, peer_read, peer_expired } = side;
+        let Side { list: (list, _), delivered, is_untold: _, read, peer_delivered, peer_read, peer_expired } = side;
         let marks = [
             (TalkKind::List, list),
             (TalkKind::Delivered, delivered),

@@ -192,7 +192,7 @@ fn streams() {
 #[test]
 fn marks_and_versions() {
     let plant = |user, kind, value: &[u8]| with(Family::Member, talk_key(user, kind), value.to_vec());
-    let delivered = SeqRow { seq: ConversationSeq(203) }.encode();
+    let delivered = SeqRow { seq: ConversationSeq(203), is_untold: false }.encode();
     found(plant(BOB, TalkKind::Delivered, &delivered), "the delivered mark of");
     found(plant(BOB, TalkKind::Delivered, &delivered), "is at message 203, and the last is 202");
     found(plant(ALICE, TalkKind::Read, &mark(203, 1)), "the read mark of");

@@ -4,11 +4,13 @@ use culver_protocol::error::ErrorCode;
 
 use super::super::{DAY_MS, FOLD_DELAY_MS};
 use super::*;
-use crate::command::{Fold, Folded, View};
+use crate::command::{DeviceView, Fold, Folded, UserView, View};
 use crate::reader::{Engines, read_fold};
 use crate::record::{Arrival, Item, Place};
 
 const NOW_MS: u64 = 1000 * DAY_MS;
+/// Longer than a device may be away.
+const AWAY_MS: u64 = 91 * DAY_MS;
 
 struct World {
     engine: Arc<MemoryEngine>,
@@ -57,9 +59,21 @@ impl World {
         decision
     }
 
-    fn floor(&mut self) -> u64 {
+    /// User 2, as the first device sees it.
+    fn user(&mut self) -> UserView {
         match self.shards.user(&*self.engine, UserId(2), DeviceId(1)) {
-            Ok(View::Known(view)) => view.floor.0,
+            Ok(View::Known(view)) => view,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn floor(&mut self) -> u64 {
+        self.user().floor.0
+    }
+
+    fn devices(&mut self) -> Vec<DeviceView> {
+        match self.shards.devices(&*self.engine, UserId(2)) {
+            Ok(View::Known(devices)) => devices,
             other => panic!("{other:?}"),
         }
     }
@@ -110,11 +124,11 @@ fn what_nobody_fetched_expires_and_the_sender_is_told() {
         panic!("{outgoing:?}")
     };
     assert_eq!((user.0, expired.0.0, expired.1.0), (1, 2, 5));
-    let Ok(View::Known(view)) = world.shards.user(&*world.engine, UserId(2), DeviceId(1)) else { panic!("it reads") };
+    let view = world.user();
     assert_eq!((view.floor.0, view.cursor.0, view.expired), (5, 5, true));
     accept(&mut world.shards, &world.engine, &send(1, 2, 99), NOW_MS + year_ms);
     world.ack(1, 6);
-    let Ok(View::Known(view)) = world.shards.user(&*world.engine, UserId(2), DeviceId(1)) else { panic!("it reads") };
+    let view = world.user();
     assert!(!view.expired, "it has acknowledged since");
     world.mail.insert(1, outgoing.into_iter().next().expect("it was looked at"));
     let arrived = deliver(&mut world.shards, &world.engine, &world.mail);
@@ -164,17 +178,22 @@ fn downtime_is_no_age() {
     assert_eq!(shards.tick(NOW_MS + 400 * DAY_MS + 60_000, 60_000), Some(Record::ClockMoved { ms: NOW_MS + 60_000 }));
 }
 
-#[test]
-fn a_device_that_was_not_seen_for_long_is_unlinked_but_never_the_last() {
+/// Two devices of user 2, of which only the second has been seen for so long, and what the sweep would fold.
+fn with_a_device_away() -> (World, Fold) {
     let mut world = World::new(Policy::default());
     link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
     link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
     world.fill(5, NOW_MS);
     world.ack(2, 4);
-    let later_ms = 91 * DAY_MS;
-    world.shards.tick(NOW_MS + later_ms, later_ms);
-    link(&mut world.shards, &world.engine, 2, 2, NOW_MS + later_ms);
+    world.shards.tick(NOW_MS + AWAY_MS, AWAY_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS + AWAY_MS);
     let fold = world.fold().expect("a device is away");
+    (world, fold)
+}
+
+#[test]
+fn a_device_that_was_not_seen_for_long_is_unlinked_but_never_the_last() {
+    let (mut world, fold) = with_a_device_away();
     assert_eq!(fold.through, InboxSeq(4));
     let folded = world.folded(fold);
     let decision = world.decide(&folded);
@@ -182,29 +201,19 @@ fn a_device_that_was_not_seen_for_long_is_unlinked_but_never_the_last() {
     assert_eq!((floor.0, unlinked.as_slice()), (4, [DeviceId(1)].as_slice()));
     commit(&mut world.shards, &world.engine);
     // The last one stays however long it is away.
-    world.shards.tick(NOW_MS + 10 * later_ms, 10 * later_ms);
-    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
-    assert_eq!(devices.len(), 1);
+    world.shards.tick(NOW_MS + 10 * AWAY_MS, 10 * AWAY_MS);
+    assert_eq!(world.devices().len(), 1);
     let Some(fold) = world.fold() else { return };
     let folded = world.folded(fold);
     world.decide(&folded);
-    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
-    assert_eq!(devices.len(), 1);
+    assert_eq!(world.devices().len(), 1);
 }
 
 #[test]
 fn a_device_that_comes_back_in_time_keeps_what_it_has_not_fetched() {
-    let mut world = World::new(Policy::default());
-    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
-    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
-    world.fill(5, NOW_MS);
-    world.ack(2, 4);
-    let later_ms = 91 * DAY_MS;
-    world.shards.tick(NOW_MS + later_ms, later_ms);
-    link(&mut world.shards, &world.engine, 2, 2, NOW_MS + later_ms);
-    let fold = world.fold().expect("a device is away");
+    let (mut world, fold) = with_a_device_away();
     let folded = world.folded(fold);
-    link(&mut world.shards, &world.engine, 2, 1, NOW_MS + later_ms);
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS + AWAY_MS);
     assert_eq!(world.decide(&folded), Decision::Unchanged);
 }
 
@@ -262,11 +271,11 @@ fn devices_of_rows_from_before_days_were_noted_count_from_now() {
     world.engine.plant(crate::engine::Family::User, &crate::key::user(shard, UserId(2)), Some(&row));
     assert_eq!(world.fold(), None);
     let today = u32::try_from(NOW_MS / DAY_MS).expect("few days");
-    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
+    let devices = world.devices();
     assert!(devices.len() == 2 && devices.iter().all(|device| device.seen_day == today));
     world.fill(3, NOW_MS);
     world.ack(1, 2);
     world.shards = recover(&world.engine, NOW_MS);
-    let Ok(View::Known(devices)) = world.shards.devices(&*world.engine, UserId(2)) else { panic!("memory reads") };
+    let devices = world.devices();
     assert_eq!(devices.iter().map(|device| device.cursor.0).collect::<Vec<_>>(), [2, 0]);
 }
