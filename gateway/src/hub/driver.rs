@@ -14,6 +14,7 @@ use culver_storage::topology::HubId;
 use culver_storage::writer::Writer;
 
 use super::effect::{Effect, EffectKind};
+use super::gathering::Gathering;
 use super::{Counts, Hub, READS_OUTSTANDING_MAX};
 use crate::mailbox::{Doorbell, HubLink, Link};
 use crate::metrics::Counters;
@@ -28,52 +29,6 @@ const COMPANY_WAIT: Duration = Duration::from_millis(5);
 const STREAMS_WAIT: Duration = Duration::from_millis(100);
 /// Longest sleep otherwise.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
-
-/// Messages of a batch from which on the next one waits for company.
-const GATHER_MESSAGES_MIN: u64 = 16;
-/// Longest such wait for the sake of the disk: twice what the last write took.
-const GATHER_FOR_WRITE_MAX: Duration = Duration::from_millis(1);
-/// Such a wait for the sake of what is around a message, by the last batch's messages: the more there are, the longer
-/// the whole takes anyway, and the more of each socket's messages share a read and a write.
-const GATHER_PER_MESSAGE: Duration = Duration::from_micros(4);
-/// Longest such wait at all.
-const GATHER_MAX: Duration = Duration::from_millis(2);
-
-/// When the next batch goes to the writer. Under load a short wait, as long as a write takes, doubles what a write
-/// carries: fewer syncs, fewer wakes, and fewer writes to sockets. A lone message never waits.
-#[derive(Default)]
-struct Gathering {
-    /// How long the last write took.
-    write_took: Duration,
-    submitted_at: Option<Instant>,
-    /// Until when the next batch waits.
-    until: Option<Instant>,
-    messages: u64,
-}
-
-impl Gathering {
-    fn submitted(&mut self, now: Instant) {
-        self.submitted_at = Some(now);
-        self.until = None;
-    }
-
-    /// Whether the next batch waits for company.
-    fn durable(&mut self, now: Instant) -> bool {
-        let Some(submitted_at) = self.submitted_at.take() else { return false };
-        self.write_took = now - submitted_at;
-        let messages = std::mem::take(&mut self.messages);
-        let for_write = (self.write_took * 2).min(GATHER_FOR_WRITE_MAX);
-        let for_messages = GATHER_PER_MESSAGE * u32::try_from(messages).unwrap_or(u32::MAX);
-        let had_company = messages >= GATHER_MESSAGES_MIN;
-        self.until = had_company.then(|| now + for_write.max(for_messages).min(GATHER_MAX));
-        had_company
-    }
-
-    /// How long to wait still.
-    fn left(&self, now: Instant) -> Option<Duration> {
-        self.until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero())
-    }
-}
 
 /// What writers and readers tell a hub. Shared with their threads.
 pub struct Inbox {

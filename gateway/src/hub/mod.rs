@@ -16,6 +16,7 @@ pub mod directory;
 pub mod driver;
 pub mod effect;
 mod extra;
+mod gathering;
 mod login;
 pub mod mail;
 pub mod parking;
