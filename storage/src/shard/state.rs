@@ -129,12 +129,16 @@ impl User {
         self.row.devices.iter().map(view).collect()
     }
 
-    /// Devices that were not seen for longer than `unlink_days`, but never all.
+    /// Devices that were not seen for longer than `unlink_days`, but never all. One that has more than all that stay
+    /// holds nothing back: it stays until they have caught up, for the greatest cursor never falls.
     pub(super) fn away(&self, today: u32, unlink_days: u32) -> Vec<DeviceId> {
         let [_, _, ..] = self.row.devices.as_slice() else { return Vec::new() };
         let last = self.row.devices.iter().max_by_key(|row| (row.seen_day, row.cursor)).map(|row| row.device);
         let is_away = |row: &&DeviceRow| row.seen_day.saturating_add(unlink_days) < today && Some(row.device) != last;
-        self.row.devices.iter().filter(is_away).map(|row| row.device).collect()
+        let staying = self.row.devices.iter().filter(|row| !is_away(row));
+        let greatest = staying.map(|row| row.cursor).max().unwrap_or_default();
+        let away = self.row.devices.iter().filter(|row| is_away(row) && row.cursor <= greatest);
+        away.map(|row| row.device).collect()
     }
 
     /// The least cursor of the devices that stay when these are unlinked.

@@ -209,6 +209,28 @@ fn a_device_that_was_not_seen_for_long_is_unlinked_but_never_the_last() {
     assert_eq!(world.devices().len(), 1);
 }
 
+/// What it had was told as delivered: that never goes back.
+#[test]
+fn a_device_that_is_ahead_of_the_others_stays_until_they_have_caught_up() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
+    world.fill(5, NOW_MS);
+    world.ack(1, 4);
+    let later_ms = 91 * DAY_MS;
+    world.shards.tick(NOW_MS + later_ms, later_ms);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS + later_ms);
+    let folded = world.fold().map(|fold| world.folded(fold)).expect("entries are old enough to be looked at");
+    assert_eq!(world.decide(&folded), Decision::Unchanged);
+    ack(&mut world.shards, &world.engine, (2, 2), 2, &[(talk(1, 2), 2)]);
+    assert_eq!(commit(&mut world.shards, &world.engine), [], "the other has had it");
+    world.ack(2, 5);
+    let folded = world.fold().map(|fold| world.folded(fold)).expect("a device is away");
+    let decision = world.decide(&folded);
+    let Decision::Apply(Record::FloorMoved { floor, unlinked, .. }) = &decision else { panic!("{decision:?}") };
+    assert_eq!((floor.0, unlinked.as_slice()), (5, [DeviceId(1)].as_slice()));
+}
+
 #[test]
 fn a_device_that_comes_back_in_time_keeps_what_it_has_not_fetched() {
     let (mut world, fold) = with_a_device_away();
