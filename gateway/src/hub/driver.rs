@@ -21,6 +21,8 @@ use crate::metrics::Counters;
 
 /// Commands taken from one reactor before the others have their turn.
 const COMMANDS_A_TURN: usize = 512;
+/// Results of reads taken in one turn: a page of the log is as much work as a hundred messages.
+const READS_A_TURN: usize = 16;
 /// Mail taken from one hub before the others have their turn.
 const MAIL_A_TURN: usize = 512;
 /// Longest sleep while a batch waits for company, so that cursors are written in time.
@@ -243,7 +245,8 @@ impl Driver {
             busy = true;
         }
         let mut read = false;
-        while let Some(result) = self.inbox.reads.pop() {
+        for _ in 0..READS_A_TURN {
+            let Some(result) = self.inbox.reads.pop() else { break };
             self.hub.handle_read(result, now_ms)?;
             read = true;
         }

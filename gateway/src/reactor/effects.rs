@@ -6,7 +6,7 @@ use culver_storage::topology::HubId;
 
 use super::buffers::NO_BUFFER;
 use super::connection::Life;
-use super::{EFFECTS_A_TURN, Reactor, UNSENT_LEN_MAX};
+use super::{EFFECTS_A_TURN, PAGES_A_TURN, Reactor, UNSENT_LEN_MAX};
 use crate::hub::command::Command;
 use crate::hub::effect::{Effect, EffectKind};
 use crate::session::Session;
@@ -90,8 +90,13 @@ impl Reactor {
     /// What the hubs have to say.
     pub(super) fn take_effects(&mut self) {
         for hub in self.hubs.ids() {
+            let mut pages = 0;
             for _ in 0..EFFECTS_A_TURN {
+                if pages >= PAGES_A_TURN {
+                    break; // who gets one message does not wait for those who get a thousand
+                }
                 let Some(effect) = self.hubs.take_effect(hub) else { break };
+                pages += usize::from(matches!(effect.kind, EffectKind::DeliverPage { .. }));
                 self.handle_effect(effect);
             }
         }

@@ -51,6 +51,8 @@ const DUE_A_TURN: usize = 16;
 const DUE_PACE: Duration = Duration::from_millis(1);
 /// Effects of one hub taken in one turn.
 const EFFECTS_A_TURN: usize = 8192;
+/// Pages of the log among them: each is as much work as a hundred messages.
+const PAGES_A_TURN: usize = 16;
 /// Reads of one connection in one turn.
 const READS_A_TURN: usize = 4;
 /// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to say.
