@@ -1,0 +1,80 @@
+//! Every choice of a world comes from a [`Source`], and is noted, so that a run can be replayed and shrunk.
+//!
+//! Owns the random numbers; never looks at what they are used for. 0 is always the tamest choice: no fault, no delay,
+//! the first of several, the smallest. A list of choices is therefore a run whichever of them are lowered or left out.
+
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
+
+/// Where choices come from.
+#[derive(Debug)]
+pub struct Source {
+    from: From,
+    taken: Vec<u32>,
+}
+
+#[derive(Debug)]
+enum From {
+    Seed(SmallRng),
+    /// The choices of a run before, or what a shrinker left of them; beyond their end all is tame.
+    Recorded(std::vec::IntoIter<u32>),
+}
+
+impl Source {
+    /// Choices that follow from `seed`.
+    pub fn seeded(seed: u64) -> Self {
+        Self { from: From::Seed(SmallRng::seed_from_u64(seed)), taken: Vec::with_capacity(4096) }
+    }
+
+    /// The same choices again.
+    pub fn replay(choices: Vec<u32>) -> Self {
+        let taken = Vec::with_capacity(choices.len());
+        Self { from: From::Recorded(choices.into_iter()), taken }
+    }
+
+    /// One of `0..n`; 0 if `n` is 0.
+    #[inline]
+    pub fn below(&mut self, n: u32) -> u32 {
+        if n <= 1 {
+            return 0;
+        }
+        let choice = match &mut self.from {
+            From::Seed(random) => ((u64::from(random.next_u32()) * u64::from(n)) >> 32) as u32,
+            From::Recorded(left) => left.next().unwrap_or(0).min(n - 1),
+        };
+        self.taken.push(choice);
+        choice
+    }
+
+    /// Whether something happens that happens so often in a thousand times; 0 and beyond 1,000 are no choice.
+    #[inline]
+    pub fn chance(&mut self, per_mille: u32) -> bool {
+        match per_mille {
+            0 => false,
+            1000.. => true,
+            // So that 0 means "it does not happen".
+            _ => self.below(1000) >= 1000 - per_mille,
+        }
+    }
+
+    /// One of `lo..=hi`.
+    #[inline]
+    pub fn range(&mut self, lo: u64, hi: u64) -> u64 {
+        let choices = hi.saturating_sub(lo).saturating_add(1);
+        match u32::try_from(choices) {
+            Ok(choices) => lo + u64::from(self.below(choices)),
+            // Too wide for one choice: the share of it is chosen.
+            Err(_) => lo + (u128::from(self.below(u32::MAX)) * u128::from(choices) / u128::from(u32::MAX)) as u64,
+        }
+    }
+
+    /// One of a list; the first is the tamest.
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u32) as usize]
+    }
+
+    /// What was chosen so far.
+    pub fn taken(&self) -> &[u32] {
+        &self.taken
+    }
+}
