@@ -24,6 +24,7 @@ pub mod key;
 pub mod layout;
 pub mod log;
 pub mod memory;
+pub mod planted;
 pub mod reader;
 pub mod record;
 #[cfg(feature = "rocks")]
