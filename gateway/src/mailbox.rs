@@ -13,16 +13,27 @@ use crate::hub::command::Command;
 use crate::hub::effect::Effect;
 use crate::hub::mail::HubMail;
 
-/// Commands on their way from one reactor to one hub.
-pub const COMMANDS_MAX: usize = 4096;
-/// Replies that one reactor may be owed by one hub.
-pub const REPLIES_MAX: usize = 8192;
-/// Deliveries on their way from one hub to one reactor.
-pub const DELIVERIES_MAX: usize = 8192;
+/// How much the two queues between a reactor and a hub hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Commands on their way to the hub. Each may be owed a reply.
+    pub commands: usize,
+    /// Room among them that SENDs leave to ACK and Close.
+    pub kept: usize,
+    /// Replies that the hub may owe.
+    pub replies: usize,
+    /// Deliveries on their way to the reactor.
+    pub deliveries: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { commands: 4096, kept: 512, replies: 8192, deliveries: 8192 }
+    }
+}
+
 /// Mail on its way from one hub to another.
 pub const HUB_MAIL_MAX: usize = 8192;
-
-const _: () = assert!(COMMANDS_MAX <= REPLIES_MAX);
 
 /// The flag of a waiting thread. A trait only so that loom can check the protocol with its own atomics.
 pub trait WaitFlag {
@@ -103,6 +114,7 @@ impl Doorbell {
 pub struct Link {
     commands: ArrayQueue<Command>,
     effects: ArrayQueue<Effect>,
+    bounds: Bounds,
     /// The reactor found `commands` full and waits for room.
     reactor_waits: AtomicBool,
     /// The hub gathers: what is posted a little later is decided no later. Only ever a hint.
@@ -111,24 +123,42 @@ pub struct Link {
 
 impl Default for Link {
     fn default() -> Self {
-        Self {
-            commands: ArrayQueue::new(COMMANDS_MAX),
-            effects: ArrayQueue::new(REPLIES_MAX + DELIVERIES_MAX),
-            reactor_waits: AtomicBool::new(false),
-            hub_gathers: AtomicBool::new(false),
-        }
+        Self::new(Bounds::default())
     }
 }
 
 impl Link {
+    /// Two empty queues.
+    ///
+    /// # Panics
+    /// If the bounds contradict each other.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        let Bounds { commands, kept, replies, deliveries } = bounds;
+        assert!(kept < commands && commands <= replies, "there is room for commands, and every one may be answered");
+        Self {
+            commands: ArrayQueue::new(commands),
+            effects: ArrayQueue::new(replies + deliveries),
+            bounds,
+            reactor_waits: AtomicBool::new(false),
+            hub_gathers: AtomicBool::new(false),
+        }
+    }
+
+    /// How much the queues hold.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
     /// Reactor: whether so many commands wait that the hub should not.
     pub fn is_pressing(&self) -> bool {
-        self.commands.len() > COMMANDS_MAX / 4
+        self.commands.len() > self.bounds.commands / 4
     }
 
     /// Reactor: how many commands can be posted now. Only the reactor adds, so it can only become more.
     pub fn commands_room(&self) -> usize {
-        COMMANDS_MAX - self.commands.len()
+        self.bounds.commands - self.commands.len()
     }
 
     /// Reactor: posts a command for which there is room.
@@ -188,13 +218,13 @@ impl Link {
     /// The effect, when there is no room for it.
     #[expect(clippy::result_large_err, reason = "the effect is given back to be dropped or kept")]
     pub fn post_delivery(&self, effect: Effect) -> Result<(), Effect> {
-        // Replies take at most REPLIES_MAX places, and only this thread adds.
-        if self.effects.len() >= DELIVERIES_MAX { Err(effect) } else { self.effects.push(effect) }
+        // Replies take at most `replies` places, and only this thread adds.
+        if self.effects.len() >= self.bounds.deliveries { Err(effect) } else { self.effects.push(effect) }
     }
 
     /// Hub: whether there is comfortable room for deliveries.
     pub fn has_room_for_deliveries(&self) -> bool {
-        self.effects.len() < DELIVERIES_MAX / 2
+        self.effects.len() < self.bounds.deliveries / 2
     }
 
     /// Reactor: the next effect.
@@ -217,15 +247,21 @@ pub struct HubLink {
 
 impl Default for HubLink {
     fn default() -> Self {
-        Self { to_greater: ArrayQueue::new(HUB_MAIL_MAX), to_lesser: ArrayQueue::new(HUB_MAIL_MAX) }
+        Self::new(HUB_MAIL_MAX)
     }
 }
 
 impl HubLink {
+    /// Two empty queues, for so much mail each.
+    #[must_use]
+    pub fn new(mail: usize) -> Self {
+        Self { to_greater: ArrayQueue::new(mail), to_lesser: ArrayQueue::new(mail) }
+    }
+
     /// In the place of a hub's link to itself, where no mail ever goes.
     #[must_use]
     pub fn unused() -> Self {
-        Self { to_greater: ArrayQueue::new(1), to_lesser: ArrayQueue::new(1) }
+        Self::new(1)
     }
 
     /// Posts mail from one of the two hubs to the other, if there is room.

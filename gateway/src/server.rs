@@ -28,6 +28,7 @@ use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::hub::driver::{Inbox, ReactorPort};
+use crate::hub::thread::Sleeper;
 use crate::mailbox::{Doorbell, Link};
 use crate::metrics::{Metrics, Totals};
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Snapshot, TakeSnapshot};
@@ -85,7 +86,9 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     let volumes = Volumes::open(&data_dir)?;
     visible.engines.get_or_init(|| volumes.engines().iter().map(Arc::downgrade).collect());
     let hubs = volumes.recover_hubs(&topology, data_dir.incarnation(), &config)?;
-    let inboxes: Inboxes = (0..topology.hub_count()).map(|_| Arc::new(Inbox::default())).collect();
+    let sleepers: Vec<Sleeper> = hubs.iter().map(|_| Sleeper::default()).collect();
+    let inboxes: Inboxes =
+        sleepers.iter().zip(&hubs).map(|(sleeper, hub)| Arc::new(sleeper.inbox(hub.bounds()))).collect();
 
     let around = Surroundings {
         connections_max: (connections_max as usize).div_ceil(config.reactor_count()),
@@ -101,7 +104,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     // The reactors' listeners hold the port from here on.
     drop(ports.listen_hold);
     visible.bells.get_or_init(|| reactors.iter().map(Reactor::bell).collect());
-    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, ports_by_hub, &metrics)?;
+    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, sleepers, ports_by_hub, &metrics)?;
     let (running, ended) = channel::bounded(0);
     let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, running.clone()));
     let reactor_threads = threads.collect::<io::Result<Vec<_>>>()?;

@@ -1,30 +1,24 @@
-//! The thread of a hub: moves things between its queues and the pure [`Hub`], and sleeps when there are none.
+//! What a hub does in a turn: moves things between its queues and the pure [`Hub`], and says when it may sleep. Has no
+//! thread and no clock of its own, and never waits.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
-use culver_storage::batch::BatchNumber;
+use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::error::EngineError;
 use culver_storage::filter::Retention;
-use culver_storage::reader::{ReadResult, Readers};
+use culver_storage::reader::{Read, ReadResult};
 use culver_storage::topology::HubId;
-use culver_storage::writer::Writer;
 
 use super::effect::{Effect, EffectKind};
 use super::gathering::Gathering;
-use super::{Counts, Hub, READS_OUTSTANDING_MAX};
+use super::{Counts, Hub};
+use crate::clock::Clock;
 use crate::mailbox::{Doorbell, HubLink, Link};
 use crate::metrics::Counters;
 
-/// Commands taken from one reactor before the others have their turn.
-const COMMANDS_A_TURN: usize = 512;
-/// Results of reads taken in one turn: a page of the log is as much work as a hundred messages.
-const READS_A_TURN: usize = 16;
-/// Mail taken from one hub before the others have their turn.
-const MAIL_A_TURN: usize = 512;
 /// Longest sleep while a batch waits for company, so that cursors are written in time.
 const COMPANY_WAIT: Duration = Duration::from_millis(5);
 /// Longest sleep while items of streams are under way, so that those that stand still are driven again.
@@ -40,27 +34,20 @@ pub struct Inbox {
     reads: ArrayQueue<ReadResult>,
     /// Wakes the hub.
     pub bell: Doorbell,
-    thread: Arc<OnceLock<Thread>>,
     stop: AtomicBool,
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
-        let thread: Arc<OnceLock<Thread>> = Arc::default();
-        let to_wake = Arc::clone(&thread);
-        // Before the hub's thread runs it cannot sleep, and nobody needs to wake it.
-        let wake = move || to_wake.get().into_iter().for_each(Thread::unpark);
+impl Inbox {
+    /// An inbox for so many results of reads, whose bell wakes by `wake`, which must also work before the hub sleeps.
+    pub fn new(reads: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             durable: ArrayQueue::new(2),
-            reads: ArrayQueue::new(READS_OUTSTANDING_MAX),
+            reads: ArrayQueue::new(reads),
             bell: Doorbell::new(wake),
-            thread,
             stop: AtomicBool::new(false),
         }
     }
-}
 
-impl Inbox {
     /// The writer: this batch is durable.
     ///
     /// # Panics
@@ -82,9 +69,7 @@ impl Inbox {
     /// The server, when no reactor runs any more: end when all is answered.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
+        self.bell.ring();
     }
 }
 
@@ -104,22 +89,27 @@ pub struct HubPort {
     pub bell: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// What the hub's thread works with.
+/// What a hub's turn hands over: batches to its writer, and reads to the readers of its volume.
+pub trait Disk {
+    /// This is to be durable; there is no other under way.
+    fn write(&mut self, batch: Batch);
+    /// This is to be read.
+    fn read(&mut self, read: Read);
+}
+
+/// A hub and its queues.
 pub struct Driver {
-    /// The hub.
-    pub hub: Hub,
-    /// Its writer.
-    pub writer: Writer,
-    /// The readers of its volume.
-    pub readers: Arc<Readers>,
-    /// What they tell it.
-    pub inbox: Arc<Inbox>,
+    hub: Hub,
+    inbox: Arc<Inbox>,
     /// The reactors, by number.
-    pub reactors: Vec<ReactorPort>,
+    reactors: Vec<ReactorPort>,
     /// The hubs, by number; the own place is never used.
-    pub hubs: Vec<HubPort>,
+    hubs: Vec<HubPort>,
     /// What the volume's compaction goes by.
-    pub retention: Arc<Retention>,
+    retention: Arc<Retention>,
+    /// Effects that must not be lost and found no room.
+    notices: Vec<Effect>,
+    gathering: Gathering,
 }
 
 /// The numbers of hubs, ascending.
@@ -127,79 +117,105 @@ fn hub_ids() -> impl Iterator<Item = HubId> {
     (0..u16::MAX).map(HubId)
 }
 
-/// What the thread remembers between turns.
-#[derive(Default)]
-struct Memory {
-    /// Effects that must not be lost and found no room.
-    notices: Vec<Effect>,
-    gathering: Gathering,
-}
-
-/// Milliseconds since 1970 by the machine's clock.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).expect("milliseconds fit 64 bits for a while")
-}
-
-/// Milliseconds by a clock that never jumps, from the same start in all threads: clock_gettime(2).
-#[must_use]
-pub fn mono_ms() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let since = Duration::try_from(time).expect("it runs since the machine started");
-    u64::try_from(since.as_millis()).expect("milliseconds fit 64 bits for a while")
-}
-
 impl Driver {
-    /// Runs until told to stop and everything taken in is answered.
+    /// A hub with its inbox, the reactors and the hubs by number (its own place is never used), and what its volume's
+    /// compaction goes by.
     ///
     /// # Panics
-    /// If the hub runs twice.
-    pub fn run(mut self, counters: &Counters) {
-        self.inbox.thread.set(thread::current()).expect("a hub has one thread");
-        let mut memory = Memory::default();
-        loop {
-            let busy = match self.turn(counters, &mut memory) {
-                Ok(busy) => busy,
-                Err(error) => fail(&error),
-            };
-            if busy {
-                continue;
-            }
-            if self.inbox.stop.load(Ordering::Acquire) && self.hub.is_settled() && !self.has_work() {
-                return;
-            }
-            match memory.gathering.left(Instant::now()) {
-                // Nobody need ring: whatever comes is taken together.
-                Some(left) if !self.hub.is_writing() => thread::park_timeout(left),
-                _ => self.sleep(),
-            }
-        }
+    /// If the inbox does not hold the results of all reads that the hub may have under way.
+    #[must_use]
+    pub fn new(
+        hub: Hub,
+        inbox: Arc<Inbox>,
+        reactors: Vec<ReactorPort>,
+        hubs: Vec<HubPort>,
+        retention: Arc<Retention>,
+    ) -> Self {
+        assert!(inbox.reads.capacity() >= hub.bounds().reads_outstanding, "there is room for what readers say");
+        Self { hub, inbox, reactors, hubs, retention, notices: Vec::new(), gathering: Gathering::default() }
+    }
+
+    /// The hub.
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// The hub, to change it.
+    pub fn hub_mut(&mut self) -> &mut Hub {
+        &mut self.hub
+    }
+
+    /// Effects that must not be lost and found no room.
+    #[must_use]
+    pub fn notices(&self) -> usize {
+        self.notices.len()
     }
 
     /// One turn: everything that has come in, then everything that is to go out. Whether there was anything.
-    fn turn(&mut self, counters: &Counters, memory: &mut Memory) -> Result<bool, EngineError> {
-        let now_ms = now_ms();
+    ///
+    /// # Errors
+    /// The engine could not be read: nothing can be decided any more.
+    pub fn turn(&mut self, clock: &impl Clock, disk: &mut impl Disk, counters: &Counters) -> Result<bool, EngineError> {
+        let now = clock.now();
+        let now_ms = now.wall_ms;
         counters.turns.add(1);
-        let mut busy = self.take_in(now_ms, counters, &mut memory.gathering)?;
+        let mut busy = self.take_in(now_ms, clock, counters)?;
         busy |= self.take_mail(now_ms)?;
         busy |= self.take_commands(now_ms)?;
-        self.hub.keep_up(now_ms, mono_ms())?;
+        self.hub.keep_up(now_ms, now.mono_ms())?;
         self.log_expiry();
         while let Some(read) = self.hub.next_read() {
-            assert!(self.readers.submit(read).is_ok(), "the readers' queue holds all reads under way");
+            disk.read(read);
         }
-        let now = Instant::now();
-        if memory.gathering.left(now).is_none()
+        let now_us = clock.mono_us();
+        if self.gathering.left_us(now_us).is_none()
             && let Some(batch) = self.hub.next_batch(now_ms)?
         {
-            memory.gathering.submitted(now);
-            self.writer.submit(batch);
+            self.gathering.submitted(now_us);
+            disk.write(batch);
         }
-        busy |= self.post_effects(&mut memory.notices, counters);
+        busy |= self.post_effects(counters);
         busy |= self.post_mail();
-        self.count(counters, &mut memory.gathering);
+        self.count(counters);
         Ok(busy)
+    }
+
+    /// Whether it was told to stop and everything taken in is answered.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.inbox.stop.load(Ordering::Acquire) && self.hub.is_settled() && !self.has_work()
+    }
+
+    /// After a turn in which there was nothing: how long to sleep unless woken, and then [`Driver::wake_up`] comes
+    /// next. `None`: there is something to do after all.
+    pub fn plan_sleep(&mut self, clock: &impl Clock) -> Option<Duration> {
+        if !self.hub.is_writing()
+            && let Some(left_us) = self.gathering.left_us(clock.mono_us())
+        {
+            // Nobody need ring: whatever comes is taken together.
+            return Some(Duration::from_micros(left_us));
+        }
+        if self.hub.is_writing() {
+            self.inbox.bell.announce_patient();
+        } else {
+            self.inbox.bell.announce();
+        }
+        if self.has_work() || self.is_finished() {
+            self.wake_up();
+            return None;
+        }
+        let company = self.hub.waits_for_company() || self.hub.is_hungry() || self.hub.has_unsent_mail();
+        Some(match (company, self.hub.has_untaken()) {
+            (true, _) => COMPANY_WAIT,
+            (false, true) => STREAMS_WAIT,
+            (false, false) => IDLE_WAIT,
+        })
+    }
+
+    /// It is awake: nobody need ring.
+    pub fn wake_up(&mut self) {
+        self.inbox.bell.withdraw();
     }
 
     /// Somebody has to set the machine's clock right.
@@ -216,10 +232,10 @@ impl Driver {
         }
     }
 
-    fn count(&mut self, counters: &Counters, gathering: &mut Gathering) {
+    fn count(&mut self, counters: &Counters) {
         let Counts { accepted, duplicate, rejected, log_reads, pushed, mail_refused, floors_moved } =
             self.hub.take_counts();
-        gathering.messages += accepted;
+        self.gathering.messages += accepted;
         counters.messages_accepted.add(accepted);
         counters.messages_duplicate.add(duplicate);
         counters.messages_rejected.add(rejected);
@@ -234,18 +250,18 @@ impl Driver {
         counters.parked_commands.set(self.hub.parked() as u64);
     }
 
-    fn take_in(&mut self, now_ms: u64, counters: &Counters, gathering: &mut Gathering) -> Result<bool, EngineError> {
+    fn take_in(&mut self, now_ms: u64, clock: &impl Clock, counters: &Counters) -> Result<bool, EngineError> {
         let mut busy = false;
         while let Some(number) = self.inbox.durable.pop() {
             self.hub.handle_durable(number, now_ms)?;
             self.hub.tell_retention(&self.retention);
-            let gathers = gathering.durable(Instant::now());
+            let gathers = self.gathering.durable(clock.mono_us());
             self.reactors.iter().for_each(|port| port.link.set_gathering(gathers));
             counters.batches.add(1);
             busy = true;
         }
         let mut read = false;
-        for _ in 0..READS_A_TURN {
+        for _ in 0..self.hub.bounds().reads_a_turn {
             let Some(result) = self.inbox.reads.pop() else { break };
             self.hub.handle_read(result, now_ms)?;
             read = true;
@@ -258,11 +274,11 @@ impl Driver {
 
     /// What other hubs say.
     fn take_mail(&mut self, now_ms: u64) -> Result<bool, EngineError> {
-        let own = self.hub.id();
+        let (own, most) = (self.hub.id(), self.hub.bounds().mail_a_turn);
         let mut busy = false;
         for (other, port) in hub_ids().zip(&self.hubs).filter(|(other, _)| *other != own) {
             let mut taken = 0;
-            while taken < MAIL_A_TURN && self.hub.has_room() {
+            while taken < most && self.hub.has_room() {
                 let Some(mail) = port.link.take(other, own) else { break };
                 self.hub.handle_mail(mail, now_ms)?;
                 taken += 1;
@@ -298,10 +314,11 @@ impl Driver {
     }
 
     fn take_commands(&mut self, now_ms: u64) -> Result<bool, EngineError> {
+        let most = self.hub.bounds().commands_a_turn;
         let mut busy = false;
         for port in &self.reactors {
             let mut taken = 0;
-            while taken < COMMANDS_A_TURN && self.hub.has_room() {
+            while taken < most && self.hub.has_room() {
                 let Some(command) = port.link.take_command() else { break };
                 self.hub.handle_command(command, now_ms)?;
                 taken += 1;
@@ -316,13 +333,13 @@ impl Driver {
         Ok(busy)
     }
 
-    fn post_effects(&mut self, notices: &mut Vec<Effect>, counters: &Counters) -> bool {
+    fn post_effects(&mut self, counters: &Counters) -> bool {
         let released = self.hub.take_released();
-        if released.is_empty() && notices.is_empty() && !self.hub.is_hungry() {
+        if released.is_empty() && self.notices.is_empty() && !self.hub.is_hungry() {
             return false;
         }
         let mut touched = vec![false; self.reactors.len()];
-        let earlier = std::mem::take(notices);
+        let earlier = std::mem::take(&mut self.notices);
         for effect in earlier.into_iter().chain(released) {
             let reactor = usize::from(effect.session.reactor);
             let port = self.reactors.get(reactor).expect("addresses name reactors");
@@ -340,13 +357,13 @@ impl Driver {
                 _ => None,
             };
             // Notices keep their order: none overtakes one that waits.
-            let waits = effect.kind.is_notice() && !notices.is_empty();
+            let waits = effect.kind.is_notice() && !self.notices.is_empty();
             match if waits { Err(effect) } else { port.link.post_delivery(effect) } {
                 Ok(()) => {
                     touch();
                     begins.into_iter().for_each(|(online, session)| self.hub.handle_posted_sync(online, session));
                 }
-                Err(notice) if notice.kind.is_notice() => notices.push(notice),
+                Err(notice) if notice.kind.is_notice() => self.notices.push(notice),
                 Err(refused) => self.hub.handle_refused(refused),
             }
         }
@@ -375,28 +392,4 @@ impl Driver {
         let own = self.hub.id();
         hub_ids().zip(&self.hubs).any(|(other, port)| other != own && port.link.has_mail(other, own))
     }
-
-    fn sleep(&self) {
-        if self.hub.is_writing() {
-            self.inbox.bell.announce_patient();
-        } else {
-            self.inbox.bell.announce();
-        }
-        if !self.has_work() {
-            let company = self.hub.waits_for_company() || self.hub.is_hungry() || self.hub.has_unsent_mail();
-            let wait = match (company, self.hub.has_untaken()) {
-                (true, _) => COMPANY_WAIT,
-                (false, true) => STREAMS_WAIT,
-                (false, false) => IDLE_WAIT,
-            };
-            thread::park_timeout(wait);
-        }
-        self.inbox.bell.withdraw();
-    }
-}
-
-/// The store cannot be read: nothing can be decided any more, and going on could only do harm.
-fn fail(error: &EngineError) -> ! {
-    tracing::error!(%error, "the store cannot be read; ending at once, nothing unacknowledged was promised");
-    std::process::abort();
 }

@@ -1,50 +1,68 @@
-//! When a hub's next batch goes to its writer. Pure: the time is an argument.
-
-use std::time::{Duration, Instant};
+//! When a hub's next batch goes to its writer. Pure: the time is an argument, in microseconds that never jump.
 
 /// Messages of a batch from which on the next one waits for company.
 const GATHER_MESSAGES_MIN: u64 = 16;
 /// Longest such wait for the sake of the disk: twice what the last write took.
-const GATHER_FOR_WRITE_MAX: Duration = Duration::from_millis(1);
+const GATHER_FOR_WRITE_MAX_US: u64 = 1000;
 /// Such a wait for the sake of what is around a message, by the last batch's messages: the more there are, the longer
 /// the whole takes anyway, and the more of each socket's messages share a read and a write.
-const GATHER_PER_MESSAGE: Duration = Duration::from_micros(4);
+const GATHER_PER_MESSAGE_US: u64 = 4;
 /// Longest such wait at all.
-const GATHER_MAX: Duration = Duration::from_millis(2);
+const GATHER_MAX_US: u64 = 2000;
 
 /// When the next batch goes to the writer. Under load a short wait, as long as a write takes, doubles what a write
 /// carries: fewer syncs, fewer wakes, and fewer writes to sockets. A lone message never waits.
 #[derive(Default)]
 pub(super) struct Gathering {
-    /// How long the last write took.
-    write_took: Duration,
-    submitted_at: Option<Instant>,
+    submitted_us: Option<u64>,
     /// Until when the next batch waits.
-    until: Option<Instant>,
+    until_us: Option<u64>,
     /// Messages accepted since the last write.
     pub(super) messages: u64,
 }
 
 impl Gathering {
-    pub(super) fn submitted(&mut self, now: Instant) {
-        self.submitted_at = Some(now);
-        self.until = None;
+    pub(super) fn submitted(&mut self, now_us: u64) {
+        self.submitted_us = Some(now_us);
+        self.until_us = None;
     }
 
     /// Whether the next batch waits for company.
-    pub(super) fn durable(&mut self, now: Instant) -> bool {
-        let Some(submitted_at) = self.submitted_at.take() else { return false };
-        self.write_took = now - submitted_at;
+    pub(super) fn durable(&mut self, now_us: u64) -> bool {
+        let Some(submitted_us) = self.submitted_us.take() else { return false };
         let messages = std::mem::take(&mut self.messages);
-        let for_write = (self.write_took * 2).min(GATHER_FOR_WRITE_MAX);
-        let for_messages = GATHER_PER_MESSAGE * u32::try_from(messages).unwrap_or(u32::MAX);
+        let for_write = (now_us.saturating_sub(submitted_us) * 2).min(GATHER_FOR_WRITE_MAX_US);
+        let for_messages = GATHER_PER_MESSAGE_US.saturating_mul(messages);
         let had_company = messages >= GATHER_MESSAGES_MIN;
-        self.until = had_company.then(|| now + for_write.max(for_messages).min(GATHER_MAX));
+        self.until_us = had_company.then(|| now_us + for_write.max(for_messages).min(GATHER_MAX_US));
         had_company
     }
 
     /// How long to wait still.
-    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
-        self.until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero())
+    pub(super) fn left_us(&self, now_us: u64) -> Option<u64> {
+        self.until_us.and_then(|until_us| until_us.checked_sub(now_us)).filter(|left_us| *left_us > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lone_message_never_waits_and_many_wait_as_long_as_a_write_takes() {
+        let mut gathering = Gathering::default();
+        for (messages, took_us, waits_us) in [
+            (1, 500, None),
+            (16, 300, Some(600)),
+            (16, 5000, Some(1000)),
+            (400, 100, Some(1600)),
+            (9999, 1, Some(2000)),
+        ] {
+            gathering.submitted(10_000);
+            gathering.messages = messages;
+            assert_eq!(gathering.durable(10_000 + took_us), waits_us.is_some());
+            assert_eq!(gathering.left_us(10_000 + took_us), waits_us);
+        }
+        assert_eq!(gathering.left_us(20_000), None, "it is over");
     }
 }

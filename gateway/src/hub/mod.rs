@@ -10,6 +10,7 @@
 //! decided, and is released when the write of that batch has returned. So do items of streams.
 
 mod acks;
+pub mod bounds;
 pub mod command;
 pub mod delivery;
 pub mod directory;
@@ -25,6 +26,7 @@ mod rpc;
 mod sending;
 mod streams;
 mod sync;
+pub mod thread;
 mod upkeep;
 pub mod windows;
 
@@ -42,6 +44,7 @@ use culver_storage::record::{Outgoing, Record, Stream};
 use culver_storage::shard::Shards;
 use culver_storage::topology::{HubId, Topology};
 
+use self::bounds::Bounds;
 use self::command::{Address, Command};
 use self::delivery::Page;
 use self::directory::Directory;
@@ -53,11 +56,6 @@ use self::sending::Rejected;
 use self::streams::Streams;
 use self::upkeep::Upkeep;
 use self::windows::Windows;
-
-/// Reads a hub may have under way: as many as the queue their results come back on holds.
-pub const READS_OUTSTANDING_MAX: usize = 1024;
-/// Rows of a batch under construction beyond which no command is taken until the one before is written.
-pub const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// What became of trying a command.
 enum Tried {
@@ -106,6 +104,7 @@ pub struct Hub {
     incarnation: Incarnation,
     topology: Arc<Topology>,
     hub: HubId,
+    bounds: Bounds,
     shards: Shards,
     directory: Directory,
     extras: Extras,
@@ -160,6 +159,7 @@ impl Hub {
         incarnation: Incarnation,
         topology: Arc<Topology>,
         hub: HubId,
+        bounds: Bounds,
     ) -> Self {
         let streams = Streams::recovered(&shards, &topology, hub);
         Self {
@@ -167,11 +167,12 @@ impl Hub {
             incarnation,
             topology,
             hub,
+            bounds,
             shards,
             directory: Directory::default(),
             extras: Extras::default(),
             windows: Windows::default(),
-            parking: Parking::default(),
+            parking: Parking::new(&bounds),
             streams,
             upkeep: Upkeep::default(),
             arrivals: 0,
@@ -197,6 +198,12 @@ impl Hub {
     #[must_use]
     pub fn id(&self) -> HubId {
         self.hub
+    }
+
+    /// How much it holds and does at once.
+    #[must_use]
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     /// Takes a command.
@@ -319,7 +326,7 @@ impl Hub {
     /// Whether another command may be taken: the batch under construction has room.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.shards.batch_bytes() < BATCH_BYTES_MAX
+        self.shards.batch_bytes() < self.bounds.batch_bytes
     }
 
     /// Whether everything taken in has been answered, and everything for this hub's own users has arrived. What is on
@@ -354,7 +361,7 @@ impl Hub {
 
     /// The next read to be made, as long as not too many are under way.
     pub fn next_read(&mut self) -> Option<Read> {
-        if self.reads_outstanding >= READS_OUTSTANDING_MAX {
+        if self.reads_outstanding >= self.bounds.reads_outstanding {
             return None;
         }
         let read = self.reads.pop_front()?;

@@ -12,16 +12,8 @@ use culver_storage::command::Load;
 use culver_storage::reader::Folded;
 use culver_storage::record::{Item, Outgoing, Stream};
 
+use super::bounds::Bounds;
 use super::command::{Command, Device};
-
-/// SENDs and RPCs that may wait before further ones are refused with `busy`.
-pub const PARKED_SENDS_MAX: usize = 4096;
-/// Items of all streams that may wait.
-pub const PARKED_ARRIVALS_MAX: usize = 4096;
-/// Items of one stream that may wait.
-pub const PARKED_OF_STREAM_MAX: usize = 256;
-
-const _: () = assert!(PARKED_OF_STREAM_MAX <= PARKED_ARRIVALS_MAX);
 
 /// What is to be decided.
 #[derive(Debug)]
@@ -46,8 +38,11 @@ enum Key {
 }
 
 /// What is parked, in the order it came.
-#[derive(Default)]
 pub struct Parking {
+    /// SENDs and RPCs, items of all streams, and of one stream that may wait.
+    sends_max: usize,
+    arrivals_max: usize,
+    of_stream_max: usize,
     parked: VecDeque<Parked>,
     /// Keys of all that is parked; rebuilt when it is retried.
     keys: HashSet<Key>,
@@ -68,6 +63,26 @@ pub struct Parked {
 }
 
 impl Parking {
+    /// Nothing is parked.
+    ///
+    /// # Panics
+    /// If the bounds contradict each other.
+    #[must_use]
+    pub fn new(bounds: &Bounds) -> Self {
+        let Bounds { parked_sends, parked_arrivals, parked_of_stream, .. } = *bounds;
+        assert!(parked_of_stream <= parked_arrivals, "a stream has no more than all together");
+        Self {
+            sends_max: parked_sends,
+            arrivals_max: parked_arrivals,
+            of_stream_max: parked_of_stream,
+            parked: VecDeque::new(),
+            keys: HashSet::new(),
+            sends: 0,
+            arrivals: HashMap::new(),
+            arrivals_total: 0,
+        }
+    }
+
     /// How much is parked.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -96,10 +111,10 @@ impl Parking {
     #[must_use]
     pub fn has_room_for(&self, work: &Work) -> bool {
         match work {
-            Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends < PARKED_SENDS_MAX,
+            Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends < self.sends_max,
             Work::Arrival(outgoing) => {
                 let of_stream = self.arrivals.get(&outgoing.stream).copied().unwrap_or_default();
-                of_stream < PARKED_OF_STREAM_MAX && self.arrivals_total < PARKED_ARRIVALS_MAX
+                of_stream < self.of_stream_max && self.arrivals_total < self.arrivals_max
             }
             Work::Command(_) | Work::Fold(_) | Work::Floor(_) => true,
         }
@@ -206,7 +221,7 @@ mod tests {
 
     #[test]
     fn holds_back_same_device_conversation_and_recipient_only() {
-        let mut parking = Parking::default();
+        let mut parking = Parking::new(&Bounds::default());
         assert!(!parking.holds_back(&send(1, 2)));
         park(&mut parking, send(1, 2));
         for held in [send(1, 2), send(1, 3), send(2, 1), send(9, 2), close(1), close(2), arrival(1, 2)] {
@@ -221,7 +236,7 @@ mod tests {
 
     #[test]
     fn nothing_overtakes_within_a_stream() {
-        let mut parking = Parking::default();
+        let mut parking = Parking::new(&Bounds::default());
         park(&mut parking, arrival(1, 7));
         assert!(parking.holds_back(&arrival(1, 8)), "the same stream");
         assert!(parking.holds_back(&arrival(2, 7)), "the same user");
@@ -230,14 +245,15 @@ mod tests {
 
     #[test]
     fn a_stream_has_its_share_and_no_more() {
-        let mut parking = Parking::default();
-        for _ in 0..PARKED_OF_STREAM_MAX {
+        let mut parking = Parking::new(&Bounds::default());
+        let Bounds { parked_of_stream, parked_arrivals, .. } = Bounds::default();
+        for _ in 0..parked_of_stream {
             assert!(parking.has_room_for(&arrival(1, 7)));
             park(&mut parking, arrival(1, 7));
         }
         assert!(!parking.has_room_for(&arrival(1, 7)));
         assert!(parking.has_room_for(&arrival(2, 7)));
-        for stream in 2..2 + PARKED_ARRIVALS_MAX - PARKED_OF_STREAM_MAX {
+        for stream in 2..2 + parked_arrivals - parked_of_stream {
             park(&mut parking, arrival(u16::try_from(stream).expect("few"), 7));
         }
         assert!(!parking.has_room_for(&arrival(9999, 7)), "all streams together");
@@ -245,8 +261,8 @@ mod tests {
 
     #[test]
     fn sends_are_bounded_and_the_rest_is_not_refused() {
-        let mut parking = Parking::default();
-        for _ in 0..PARKED_SENDS_MAX {
+        let mut parking = Parking::new(&Bounds::default());
+        for _ in 0..Bounds::default().parked_sends {
             assert!(parking.has_room_for(&send(1, 2)));
             park(&mut parking, send(1, 2));
         }

@@ -10,10 +10,6 @@ use super::command::Address;
 use super::effect::EffectKind;
 use super::{Hub, Tried};
 
-/// Conversations of a session in which a send was refused and has not returned. Who goes on in more is no client that
-/// keeps an order: the first is forgotten.
-pub(super) const REJECTED_MAX: usize = 1024;
-
 /// A send that was refused with a retryable error and has not returned.
 pub(super) struct Rejected {
     conversation: ConversationId,
@@ -93,7 +89,7 @@ impl Hub {
             let this = Rejected { conversation, client_message_id, arrival };
             match rejected.iter_mut().find(|first| first.conversation == conversation) {
                 None => {
-                    if rejected.len() >= REJECTED_MAX {
+                    if rejected.len() >= self.bounds.rejected {
                         rejected.remove(0);
                     }
                     rejected.push(this);

@@ -14,13 +14,9 @@ use culver_storage::shard::Shards;
 use culver_storage::topology::{HubId, Topology};
 
 use super::mail::HubMail;
-use super::parking::{PARKED_OF_STREAM_MAX, Work};
+use super::parking::Work;
 use super::{Hub, Tried, is_over};
 
-/// Items of a stream that are on their way at most: as many as may wait where they arrive.
-const WINDOW: u64 = PARKED_OF_STREAM_MAX as u64;
-/// Items read from the log at once, at most.
-const READ_ITEMS_MAX: usize = 128;
 /// A stream without progress for this long is driven again.
 pub(super) const REDRIVE_MS: u64 = 200;
 
@@ -40,8 +36,9 @@ struct Outflow {
 }
 
 impl Outflow {
-    fn has_room(&self) -> bool {
-        self.pushed < self.durable && self.pushed - self.taken < WINDOW
+    /// Whether there is something to push, with no more on its way than `window`.
+    fn has_room(&self, window: u64) -> bool {
+        self.pushed < self.durable && self.pushed - self.taken < window
     }
 }
 
@@ -113,14 +110,20 @@ impl Hub {
 
     /// Items are durable: they go out, unless earlier ones of their stream have not.
     pub(super) fn push_durable(&mut self, outgoing: Vec<Outgoing>, now_ms: u64) -> Result<(), EngineError> {
+        let window = self.window();
         for outgoing in outgoing {
             let outflow = self.outflow(outgoing.stream);
             outflow.durable = outgoing.n;
-            if outflow.pushed + 1 == outgoing.n && outflow.has_room() {
+            if outflow.pushed + 1 == outgoing.n && outflow.has_room(window) {
                 self.push(outgoing, now_ms)?;
             }
         }
         Ok(())
+    }
+
+    /// Items of a stream that are on their way at most: as many as may wait where they arrive.
+    fn window(&self) -> u64 {
+        self.bounds.parked_of_stream as u64
     }
 
     fn outflow(&mut self, stream: Stream) -> &mut Outflow {
@@ -151,9 +154,10 @@ impl Hub {
         outflow.reading = false;
         // If it was set back meanwhile, it is read again.
         let joins_on = after <= outflow.pushed && !items.is_empty();
+        let window = self.window();
         for (n, item) in items {
             let outflow = self.outflow(stream);
-            if n == outflow.pushed + 1 && outflow.has_room() {
+            if n == outflow.pushed + 1 && outflow.has_room(window) {
                 self.push(Outgoing { stream, n, item }, now_ms)?;
             }
         }
@@ -165,13 +169,15 @@ impl Hub {
 
     /// Reads on from the log, if there is something to push and room for it.
     fn drive(&mut self, stream: Stream) {
+        let window = self.window();
         let outflow = self.outflow(stream);
-        if outflow.reading || !outflow.has_room() {
+        if outflow.reading || !outflow.has_room(window) {
             return;
         }
         outflow.reading = true;
-        let (after, through) = (outflow.pushed, outflow.durable.min(outflow.taken + WINDOW));
-        self.reads.push_back(Read::Outbox { stream, after, through, limit: READ_ITEMS_MAX });
+        let (after, through) = (outflow.pushed, outflow.durable.min(outflow.taken + window));
+        let limit = self.bounds.read_items;
+        self.reads.push_back(Read::Outbox { stream, after, through, limit });
     }
 
     /// Drives streams again that have not got on for a while.

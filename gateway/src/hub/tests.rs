@@ -11,8 +11,7 @@ use culver_protocol::error::ErrorCode::{AfterRejected, Busy};
 use rand::Rng;
 
 use self::world::World;
-use super::parking::PARKED_SENDS_MAX;
-use super::sending::REJECTED_MAX;
+use super::bounds::Bounds;
 
 /// Lives of a hub in one run.
 const LIVES: u64 = 100;
@@ -178,47 +177,48 @@ fn a_page_of_an_earlier_session_says_nothing_about_the_next() {
 
 #[test]
 fn after_a_busy_nothing_of_that_conversation_passes_until_the_rejected_returns() {
-    const FULL: u128 = PARKED_SENDS_MAX as u128;
+    let parked = Bounds::default().parked_sends;
+    let full = parked as u128;
     let (mut world, one, _) = two_users();
     world.outcomes();
     world.engine.set_cold(true);
-    for number in 1..=FULL + 2 {
+    for number in 1..=full + 2 {
         world.send_to(one, 4, number);
     }
     world.take_commands();
-    assert_eq!(world.outcomes(), [(FULL + 1, Some(Busy)), (FULL + 2, Some(Busy))]);
-    assert_eq!(world.nodes[0].hub.parked(), PARKED_SENDS_MAX);
+    assert_eq!(world.outcomes(), [(full + 1, Some(Busy)), (full + 2, Some(Busy))]);
+    assert_eq!(world.nodes[0].hub.parked(), parked);
     // Its messages to others find no room either; what is no message always does.
-    world.send_to(one, 3, FULL + 10);
+    world.send_to(one, 3, full + 10);
     world.acknowledge_all();
     world.take_commands();
-    assert_eq!(world.outcomes(), [(FULL + 10, Some(Busy))]);
+    assert_eq!(world.outcomes(), [(full + 10, Some(Busy))]);
     // There is room again.
     world.engine.set_cold(false);
     world.read_all();
     world.take_commands();
     assert_eq!(world.nodes[0].hub.parked(), 0);
     let outcomes = world.outcomes();
-    let expected: Vec<_> = (1..=FULL).map(|number| (number, None)).collect();
+    let expected: Vec<_> = (1..=full).map(|number| (number, None)).collect();
     assert!(outcomes == expected, "{} outcomes, the last {:?}", outcomes.len(), outcomes.last());
     let mut outcome = |slot: u32, to: u64, number: u128| {
         world.send_to(slot, to, number);
         world.take_commands();
         world.outcomes()
     };
-    assert_eq!(outcome(one, 4, FULL + 3), [(FULL + 3, Some(AfterRejected))]);
-    assert_eq!(outcome(one, 4, FULL + 2), [(FULL + 2, Some(AfterRejected))], "it is not the first that was rejected");
-    assert_eq!(outcome(one, 3, FULL + 11), [(FULL + 11, Some(AfterRejected))]);
-    assert_eq!(outcome(one, 2, FULL + 20), [(FULL + 20, None)], "another conversation");
-    for number in [FULL + 1, FULL + 2, FULL + 3] {
+    assert_eq!(outcome(one, 4, full + 3), [(full + 3, Some(AfterRejected))]);
+    assert_eq!(outcome(one, 4, full + 2), [(full + 2, Some(AfterRejected))], "it is not the first that was rejected");
+    assert_eq!(outcome(one, 3, full + 11), [(full + 11, Some(AfterRejected))]);
+    assert_eq!(outcome(one, 2, full + 20), [(full + 20, None)], "another conversation");
+    for number in [full + 1, full + 2, full + 3] {
         assert_eq!(outcome(one, 4, number), [(number, None)]);
     }
-    // A new session is not refused on account of an old one, which has not returned its FULL + 10.
+    // A new session is not refused on account of an old one, which has not returned its full + 10.
     let newer = world.log_in(World::device(1));
-    world.send_to(newer, 3, FULL + 11);
-    world.send_to(one, 3, FULL + 10);
+    world.send_to(newer, 3, full + 11);
+    world.send_to(one, 3, full + 10);
     world.take_commands();
-    assert_eq!(world.outcomes(), [(FULL + 11, None), (FULL + 10, None)], "who sends for a device does not matter");
+    assert_eq!(world.outcomes(), [(full + 11, None), (full + 10, None)], "who sends for a device does not matter");
     world.close(one);
     world.close(newer);
     world.take_commands();
@@ -230,14 +230,15 @@ fn after_a_busy_nothing_of_that_conversation_passes_until_the_rejected_returns()
 fn what_is_kept_of_refused_sends_is_bounded() {
     let (mut world, one, _) = two_users();
     world.engine.set_cold(true);
-    let full = PARKED_SENDS_MAX as u64;
+    let Bounds { parked_sends, rejected, .. } = Bounds::default();
+    let full = parked_sends as u64;
     for number in 1..=full {
         world.send_to(one, 4, number.into());
     }
-    for number in full + 1..=full + 2 * REJECTED_MAX as u64 {
+    for number in full + 1..=full + 2 * rejected as u64 {
         world.send_to(one, number, number.into());
     }
     world.take_commands();
     let kept: usize = world.nodes[0].hub.rejected.values().map(Vec::len).sum();
-    assert_eq!(kept, REJECTED_MAX);
+    assert_eq!(kept, rejected);
 }

@@ -15,14 +15,6 @@ use super::{Hub, Tried};
 
 /// How often it is looked after.
 const INTERVAL_MS: u64 = 50;
-/// From the start to the first sweep.
-const FIRST_SWEEP_MS: u64 = 60_000;
-/// From the end of a sweep to the next.
-const SWEEP_INTERVAL_MS: u64 = 600_000;
-/// Users that a sweep looks at in one read.
-const SWEEP_USERS: usize = 1024;
-/// Floors that are folded at once.
-const FOLDS_MAX: usize = 128;
 
 /// What the upkeep remembers.
 #[derive(Debug, Default)]
@@ -87,7 +79,7 @@ impl Hub {
     }
 
     fn fold(&mut self, now_ms: u64) {
-        if self.upkeep.folds >= FOLDS_MAX {
+        if self.upkeep.folds >= self.bounds.folds {
             return;
         }
         for fold in self.shards.fold_due(now_ms) {
@@ -98,7 +90,7 @@ impl Hub {
 
     /// Users that the sweep found, as far as there is room.
     fn fold_found(&mut self, now_ms: u64) -> Result<(), EngineError> {
-        while self.upkeep.folds < FOLDS_MAX {
+        while self.upkeep.folds < self.bounds.folds {
             let Some(user) = self.upkeep.found.pop_front() else { break };
             self.upkeep.folds += 1;
             self.handle_work(Work::Fold(user), now_ms)?;
@@ -161,12 +153,12 @@ impl Hub {
 
     /// Goes on with the sweep, one read at a time.
     fn sweep(&mut self, mono_ms: u64) {
-        let due_ms = *self.upkeep.sweep_ms.get_or_insert(mono_ms + FIRST_SWEEP_MS);
+        let due_ms = *self.upkeep.sweep_ms.get_or_insert(mono_ms + self.bounds.first_sweep_ms);
         if mono_ms < due_ms {
             return;
         }
         // The next one is due some time after this one: it is a few reads for each shard.
-        self.upkeep.sweep_ms = Some(mono_ms + SWEEP_INTERVAL_MS);
+        self.upkeep.sweep_ms = Some(mono_ms + self.bounds.sweep_interval_ms);
         if self.upkeep.shards.is_empty() {
             self.upkeep.shards = self.topology.shards_of(self.hub).collect();
             self.read_sweep(None);
@@ -177,7 +169,7 @@ impl Hub {
         let Some(shard) = self.upkeep.shards.front().copied() else { return };
         let ExpiryState { today, expire_before_ms, .. } = self.shards.expiry();
         let unlink_days = self.shards.policy().unlink_days;
-        let limit = SWEEP_USERS;
+        let limit = self.bounds.sweep_users;
         self.reads.push_back(Read::Sweep { shard, after, limit, today, expire_before_ms, unlink_days });
     }
 

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use culver_storage::topology::HubId;
 
-use super::ROOM_KEPT;
 use crate::hub::command::Command;
 use crate::hub::effect::Effect;
-use crate::mailbox::{Link, REPLIES_MAX};
+use crate::mailbox::{Bounds, Link};
 
 /// One hub: the queues between the two, and what wakes it.
 #[derive(Clone)]
@@ -34,7 +33,8 @@ struct Hub {
 
 impl Hub {
     fn has_reply_room(&self) -> bool {
-        self.replies_owed + ROOM_KEPT < REPLIES_MAX
+        let Bounds { kept, replies, .. } = self.to.link.bounds();
+        self.replies_owed + kept < replies
     }
 }
 
@@ -51,8 +51,8 @@ impl Hubs {
     /// Commands of clients that may be posted now, whichever hubs they go to.
     pub(super) fn room(&self) -> usize {
         let room = |hub: &Hub| {
-            let mailbox = hub.to.link.commands_room().saturating_sub(ROOM_KEPT);
-            mailbox.min((REPLIES_MAX - hub.replies_owed).saturating_sub(ROOM_KEPT))
+            let Bounds { kept, replies, .. } = hub.to.link.bounds();
+            hub.to.link.commands_room().min(replies - hub.replies_owed).saturating_sub(kept)
         };
         self.0.iter().map(room).min().unwrap_or(0)
     }
@@ -60,7 +60,7 @@ impl Hubs {
     /// Whether a hub takes one more command that is never refused.
     pub(super) fn has_room_for_close(&self, hub: HubId) -> bool {
         let hub = self.hub(hub);
-        hub.to.link.commands_room() > 0 && hub.replies_owed < REPLIES_MAX
+        hub.to.link.commands_room() > 0 && hub.replies_owed < hub.to.link.bounds().replies
     }
 
     /// Posts a command for which there is room.
@@ -111,7 +111,7 @@ impl Hubs {
     /// Whether clients' commands find room everywhere after all. If not, whoever has none rings when there is: a hub
     /// that owes too much rings with what it owes.
     pub(super) fn wait_for_room(&self) -> bool {
-        self.0.iter().all(|hub| hub.has_reply_room() && hub.to.link.wait_for_room(ROOM_KEPT))
+        self.0.iter().all(|hub| hub.has_reply_room() && hub.to.link.wait_for_room(hub.to.link.bounds().kept))
     }
 
     /// Whether one of the connections that wait finds room after all. If not, their hubs ring when there is.
@@ -158,7 +158,6 @@ mod tests {
     use super::*;
     use crate::hub::command::{Address, Device};
     use crate::hub::effect::EffectKind;
-    use crate::mailbox::COMMANDS_MAX;
 
     const SESSION: Address = Address { reactor: 0, slot: 0, generation: 0, epoch: 0 };
     const DEVICE: Device = Device { user: UserId(1), device: DeviceId(1) };
@@ -184,8 +183,9 @@ mod tests {
     #[test]
     fn the_fullest_hub_bounds_the_room_and_is_the_one_waited_for() {
         let (mut hubs, links, _) = three();
-        assert_eq!(hubs.room(), COMMANDS_MAX - ROOM_KEPT);
-        for _ in 0..COMMANDS_MAX - ROOM_KEPT {
+        let Bounds { commands, kept, .. } = Bounds::default();
+        assert_eq!(hubs.room(), commands - kept);
+        for _ in 0..commands - kept {
             hubs.post(HubId(1), resume());
         }
         assert_eq!(hubs.room(), 0);
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_full_hub_holds_nobody_up_elsewhere() {
         let (mut hubs, links, _) = three();
-        for _ in 0..COMMANDS_MAX {
+        for _ in 0..Bounds::default().commands {
             hubs.post(HubId(2), resume());
         }
         hubs.wait_at(HubId(2), 7);

@@ -63,8 +63,6 @@ const ENDING_S: u32 = 2;
 const TICK: Duration = Duration::from_secs(1);
 /// How long sockets gather what they have while a hub gathers too; what hubs have to say ends it at once.
 const GATHER: Duration = Duration::from_micros(250);
-/// Room in a hub's mailbox that SENDs leave to ACK and Close.
-const ROOM_KEPT: usize = 512;
 
 const LISTENER: Token = Token(usize::MAX);
 const ALARM: Token = Token(usize::MAX - 1);

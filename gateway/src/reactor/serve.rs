@@ -7,8 +7,8 @@ use culver_protocol::error::ErrorCode;
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
 use super::{DUE_A_TURN, DUE_PACE, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
+use crate::clock::{Clock as _, SystemClock};
 use crate::hub::command::Address;
-use crate::hub::driver::now_ms;
 use crate::session::{Context, Outcome};
 
 impl Reactor {
@@ -77,7 +77,7 @@ impl Reactor {
         let mut out = self.buffers.take(&mut connection.outgoing);
         let before = out.len();
         let mut context = Context {
-            now_ms: now_ms(),
+            now_ms: SystemClock.now().wall_ms,
             authenticator: &self.around.authenticator,
             incarnation: self.around.incarnation,
             topology: &self.around.topology,

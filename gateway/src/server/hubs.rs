@@ -16,9 +16,12 @@ use culver_storage::topology::{HubId, Topology};
 use culver_storage::writer::Writer;
 use tracing::warn;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
-use crate::hub::driver::{Driver, HubPort, Inbox, ReactorPort, mono_ms, now_ms};
-use crate::hub::{Hub, READS_OUTSTANDING_MAX};
+use crate::hub::Hub;
+use crate::hub::bounds::Bounds;
+use crate::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
+use crate::hub::thread::{self as hub_thread, Sleeper, Threads};
 use crate::mailbox::HubLink;
 use crate::metrics::Metrics;
 
@@ -66,9 +69,9 @@ impl Volumes {
         let mut hubs = Vec::new();
         for hub in (0..topology.hub_count()).map(HubId) {
             let engine = Arc::clone(self.engine_of(topology, hub));
-            let policy = policy(config);
-            let shards = Shards::recover(&*engine, Arc::clone(topology), hub, policy, now_ms(), mono_ms())?;
-            hubs.push(Hub::new(engine, shards, incarnation, Arc::clone(topology), hub));
+            let (policy, now) = (policy(config), SystemClock.now());
+            let shards = Shards::recover(&*engine, Arc::clone(topology), hub, policy, now.wall_ms, now.mono_ms())?;
+            hubs.push(Hub::new(engine, shards, incarnation, Arc::clone(topology), hub, Bounds::default()));
         }
         Ok(hubs)
     }
@@ -80,13 +83,15 @@ impl Volumes {
         topology: &Topology,
         config: &Config,
         inboxes: &Inboxes,
+        sleepers: Vec<Sleeper>,
         reactors: Vec<Vec<ReactorPort>>,
         metrics: &Arc<Metrics>,
     ) -> io::Result<Vec<JoinHandle<()>>> {
         let mut threads = Vec::new();
         let links = links_between(inboxes.len());
         let ids = (0..topology.hub_count()).map(HubId);
-        for ((((hub, id), inbox), reactors), links) in hubs.into_iter().zip(ids).zip(inboxes).zip(reactors).zip(links) {
+        let queues = inboxes.iter().zip(sleepers).zip(reactors).zip(links);
+        for ((hub, id), (((inbox, sleeper), reactors), links)) in hubs.into_iter().zip(ids).zip(queues) {
             let volume = topology.volume_of_hub(id);
             let to_hub = Arc::clone(inbox);
             let engine = Arc::clone(self.engine_of(topology, id));
@@ -95,14 +100,14 @@ impl Volumes {
             let done = Arc::new(move |result| to_hub.post_read(result));
             let engines = Engines { engines: self.engines.clone(), topology: topology.clone() };
             let share = readers_of(topology, id, config.readers);
-            let readers = Arc::new(Readers::spawn(engines, volume, share, READS_OUTSTANDING_MAX, done));
+            let readers = Arc::new(Readers::spawn(engines, volume, share, hub.bounds().reads_outstanding, done));
             let hubs =
                 links.into_iter().zip(inboxes).map(|(link, other)| HubPort { link, bell: bell_of(other) }).collect();
-            let (inbox, retention) = (Arc::clone(inbox), Arc::clone(&self.retention));
-            let driver = Driver { hub, writer, readers, inbox, reactors, hubs, retention };
+            let driver = Driver::new(hub, Arc::clone(inbox), reactors, hubs, Arc::clone(&self.retention));
+            let disk = Threads { writer, readers };
             let metrics = Arc::clone(metrics);
             threads.push(thread::Builder::new().name(format!("hub-{id}")).spawn(move || {
-                driver.run(metrics.hub(id.index()));
+                hub_thread::run(driver, disk, &sleeper, metrics.hub(id.index()));
             })?);
         }
         Ok(threads)

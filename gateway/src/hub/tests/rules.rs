@@ -12,10 +12,10 @@ use culver_storage::shard::DAY_MS;
 
 use super::first_seed;
 use super::world::{INCARNATION, World};
+use crate::hub::bounds::Bounds;
 use crate::hub::command::{Address, Command, Credit, Request};
 use crate::hub::effect::{Answer, Effect, EffectKind};
 use crate::hub::mail::HubMail;
-use crate::hub::parking::PARKED_OF_STREAM_MAX;
 
 /// A calm world with users who have this many devices, none online.
 pub(super) fn calm(hubs: u16, devices: u16) -> World {
@@ -427,7 +427,8 @@ fn a_stream_that_brings_too_much_for_a_cold_user_is_asked_to_come_again() {
     let stream = Stream { from: shard(peer), to: shard(user), lane: Lane::Receipt };
     let conversation = ConversationId::direct(user, peer);
     world.engine.set_cold(true);
-    let limit = PARKED_OF_STREAM_MAX as u64;
+    let of_stream = Bounds::default().parked_of_stream;
+    let limit = of_stream as u64;
     for n in 1..=limit + 5 {
         let nothing = ConversationSeq(0);
         let item = Item::Receipt {
@@ -441,7 +442,7 @@ fn a_stream_that_brings_too_much_for_a_cold_user_is_asked_to_come_again() {
         let now_ms = world.now_ms;
         world.nodes[0].hub.handle_mail(HubMail::Push { outgoing }, now_ms).expect("readable");
     }
-    assert_eq!(world.nodes[0].hub.parked(), PARKED_OF_STREAM_MAX);
+    assert_eq!(world.nodes[0].hub.parked(), of_stream);
     assert!(world.nodes[0].hub.take_mail().is_empty());
     world.engine.set_cold(false);
     let mut said = Vec::new();

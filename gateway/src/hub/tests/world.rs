@@ -24,6 +24,7 @@ use rand::{Rng, SeedableRng};
 
 use self::clients::{Client, Life};
 use crate::hub::Hub;
+use crate::hub::bounds::Bounds;
 use crate::hub::command::{Address, Command, Device};
 use crate::hub::effect::Effect;
 use crate::hub::mail::HubMail;
@@ -172,7 +173,7 @@ impl World {
                     Shards::recover(&*engine, Arc::clone(&topology), id, self.policy, self.now_ms, self.mono_ms)
                         .expect("readable");
                 Node {
-                    hub: Hub::new(engine, shards, INCARNATION, topology, id),
+                    hub: Hub::new(engine, shards, INCARNATION, topology, id, Bounds::default()),
                     mailbox: VecDeque::new(),
                     mail: (0..hubs).map(|_| VecDeque::new()).collect(),
                     effects: VecDeque::new(),
