@@ -10,6 +10,8 @@
     reason = "a test: what goes wrong here must be loud"
 )]
 
+mod device;
+mod oracle;
 mod source;
 
 use source::Source;
