@@ -29,13 +29,14 @@ use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::hub::driver::{Inbox, ReactorPort};
 use crate::hub::thread::Sleeper;
-use crate::mailbox::{Doorbell, Link};
+use crate::mailbox::{self, Doorbell, Link};
 use crate::metrics::{Metrics, Totals};
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Snapshot, TakeSnapshot};
 use crate::preflight::Ports;
 use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::listen;
-use crate::reactor::{Reactor, Stage, Surroundings};
+use crate::reactor::thread::{ReactorThread, Stage};
+use crate::reactor::{Bounds, Surroundings};
 use crate::sys::return_free_memory;
 
 mod hubs;
@@ -96,14 +97,14 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         authenticator,
         incarnation: data_dir.incarnation(),
         topology: Arc::clone(&topology),
-        stage: Arc::clone(&visible.stage),
         metrics: Arc::clone(&metrics),
         epochs: Arc::default(),
+        bounds: Bounds::default(),
     };
-    let (reactors, ports_by_hub) = build_reactors(ports.listen, &around, &inboxes)?;
+    let (reactors, ports_by_hub) = build_reactors(ports.listen, &around, &visible.stage, &inboxes)?;
     // The reactors' listeners hold the port from here on.
     drop(ports.listen_hold);
-    visible.bells.get_or_init(|| reactors.iter().map(Reactor::bell).collect());
+    visible.bells.get_or_init(|| reactors.iter().map(ReactorThread::bell).collect());
     let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, sleepers, ports_by_hub, &metrics)?;
     let (running, ended) = channel::bounded(0);
     let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, running.clone()));
@@ -159,16 +160,17 @@ fn spawn_ops(
 fn build_reactors(
     listen_on: SocketAddr,
     around: &Surroundings,
+    stage: &Arc<Stage>,
     inboxes: &Inboxes,
-) -> anyhow::Result<(Vec<Reactor>, Vec<Vec<ReactorPort>>)> {
+) -> anyhow::Result<(Vec<ReactorThread>, Vec<Vec<ReactorPort>>)> {
     let mut reactors = Vec::new();
     let mut ports_by_hub: Vec<Vec<ReactorPort>> = inboxes.iter().map(|_| Vec::new()).collect();
     for number in 0..around.config.reactor_count() {
         let listener = listen(listen_on).with_context(|| format!("cannot listen on {listen_on}"))?;
         let number = u16::try_from(number).expect("the configuration bounds reactors");
-        let hubs: Vec<ToHub> = inboxes.iter().map(to_hub).collect();
+        let hubs: Vec<ToHub> = inboxes.iter().map(|inbox| ToHub::new(inbox, mailbox::Bounds::default())).collect();
         let links: Vec<Arc<Link>> = hubs.iter().map(|hub| Arc::clone(&hub.link)).collect();
-        let reactor = Reactor::new(number, listener, hubs, around.clone())?;
+        let reactor = ReactorThread::new(number, listener, hubs, around.clone(), Arc::clone(stage))?;
         for (ports, link) in ports_by_hub.iter_mut().zip(links) {
             ports.push(ReactorPort { link, bell: reactor.bell() });
         }
@@ -177,19 +179,8 @@ fn build_reactors(
     Ok((reactors, ports_by_hub))
 }
 
-/// A new link to a hub, with a bell that knows how much hurry there is.
-fn to_hub(inbox: &Arc<Inbox>) -> ToHub {
-    let (inbox, link) = (Arc::clone(inbox), Arc::<Link>::default());
-    let to_hub = Arc::clone(&link);
-    // A hub that waits for the disk has the next batch to build, not an answer to give: it need not hurry.
-    let ring = move || {
-        if to_hub.is_pressing() { inbox.bell.ring() } else { inbox.bell.ring_gently() }
-    };
-    ToHub { link, ring: Arc::new(ring) }
-}
-
 /// `running` goes when the reactor ends.
-fn spawn_reactor(reactor: Reactor, running: Sender<Infallible>) -> io::Result<JoinHandle<io::Result<()>>> {
+fn spawn_reactor(reactor: ReactorThread, running: Sender<Infallible>) -> io::Result<JoinHandle<io::Result<()>>> {
     thread::Builder::new().name(reactor.name()).spawn(move || {
         let ended = reactor.run();
         drop(running);

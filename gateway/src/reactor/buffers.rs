@@ -47,6 +47,12 @@ impl Buffers {
         }
     }
 
+    /// Buffers that connections hold.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.buffers.len() - self.free.len()
+    }
+
     /// Drops a buffer's contents.
     pub fn release(&mut self, index: &mut u32) {
         if *index != NO_BUFFER {
@@ -68,10 +74,10 @@ mod tests {
         let mut contents = buffers.take(&mut first);
         contents.extend_from_slice(b"partial");
         buffers.put(&mut first, contents);
-        assert_eq!(buffers.get(first), b"partial");
+        assert_eq!((buffers.get(first), buffers.taken()), (&b"partial"[..], 1));
         buffers.release(&mut first);
         assert_eq!(first, NO_BUFFER);
-        assert_eq!(buffers.get(first), b"");
+        assert_eq!((buffers.get(first), buffers.taken()), (&b""[..], 0));
         let contents = buffers.take(&mut second);
         assert!(contents.is_empty() && contents.capacity() > 0, "the pooled buffer is used again");
         assert_eq!(second, 0);

@@ -1,12 +1,11 @@
 //! One connection: its socket, its session, and what is unfinished in either direction.
 
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::io;
 
 use culver_storage::topology::{HubId, Topology};
-use mio::net::TcpStream;
 
 use super::buffers::{Buffers, NO_BUFFER};
+use super::socket::Socket;
 use super::timer::Place;
 use crate::hub::command::Address;
 use crate::session::Session;
@@ -25,9 +24,9 @@ pub enum Life {
 /// A fixed record in a slab: an idle connection owns nothing else. (An encrypted one will use a larger class with
 /// the 80 bytes of two keys and two counters.)
 #[derive(Debug)]
-pub struct Connection {
+pub struct Connection<S> {
     /// `None`: closed.
-    stream: Option<TcpStream>,
+    socket: Option<S>,
     /// Which of the connections that had this slot.
     pub generation: u32,
     /// Its place in the timer wheel.
@@ -56,7 +55,7 @@ pub struct Connection {
     pub session: Session,
 }
 
-const _: () = assert!(size_of::<Option<Connection>>() <= 104);
+const _: () = assert!(size_of::<Option<Connection<mio::net::TcpStream>>>() <= 104);
 
 /// What came of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +68,12 @@ pub enum ReadOutcome {
     Gone,
 }
 
-impl Connection {
+impl<S> Connection<S> {
     /// A connection just accepted.
     #[must_use]
-    pub fn new(stream: TcpStream, generation: u32, now: u32) -> Self {
+    pub fn new(socket: S, generation: u32, now: u32) -> Self {
         Self {
-            stream: Some(stream),
+            socket: Some(socket),
             generation,
             timer: Place::default(),
             heard: now,
@@ -120,15 +119,25 @@ impl Connection {
     }
 
     /// Its socket, for registering.
-    pub fn stream(&mut self) -> Option<&mut TcpStream> {
-        self.stream.as_mut()
+    pub fn socket_mut(&mut self) -> Option<&mut S> {
+        self.socket.as_mut()
     }
 
+    /// Closes the socket and gives its buffers back.
+    pub fn close(&mut self, buffers: &mut Buffers) {
+        self.socket = None;
+        self.life = Life::Closed;
+        buffers.release(&mut self.partial);
+        buffers.release(&mut self.outgoing);
+    }
+}
+
+impl<S: Socket> Connection<S> {
     /// One read(2).
     pub fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
-        let Some(stream) = self.stream.as_mut() else { return ReadOutcome::Gone };
+        let Some(socket) = self.socket.as_mut() else { return ReadOutcome::Gone };
         loop {
-            return match stream.read(buffer) {
+            return match socket.read(buffer) {
                 Ok(0) => ReadOutcome::Gone,
                 Ok(len) => ReadOutcome::Bytes(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ReadOutcome::Nothing,
@@ -144,7 +153,7 @@ impl Connection {
             self.blocked = false;
             return true;
         }
-        let Some(stream) = self.stream.as_mut() else {
+        let Some(socket) = self.socket.as_mut() else {
             buffers.release(&mut self.outgoing);
             return false;
         };
@@ -153,7 +162,7 @@ impl Connection {
         let mut alive = true;
         self.blocked = false;
         while written < bytes.len() {
-            match stream.write(bytes.get(written..).expect("never writes more than there is")) {
+            match socket.write(bytes.get(written..).expect("never writes more than there is")) {
                 Ok(0) => alive = false,
                 Ok(len) => {
                     written += len;
@@ -176,17 +185,8 @@ impl Connection {
 
     /// No more will be written: the peer sees the end of the stream behind the last record.
     pub fn finish(&mut self) {
-        if let Some(stream) = &self.stream {
-            // A peer that is gone already needs no end.
-            drop(stream.shutdown(Shutdown::Write));
+        if let Some(socket) = &mut self.socket {
+            socket.finish();
         }
-    }
-
-    /// Closes the socket and gives its buffers back.
-    pub fn close(&mut self, buffers: &mut Buffers) {
-        self.stream = None;
-        self.life = Life::Closed;
-        buffers.release(&mut self.partial);
-        buffers.release(&mut self.outgoing);
     }
 }

@@ -4,9 +4,10 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::Incarnation;
 use culver_storage::topology::HubId;
 
+use super::Reactor;
 use super::buffers::NO_BUFFER;
 use super::connection::Life;
-use super::{EFFECTS_A_TURN, PAGES_A_TURN, Reactor, UNSENT_LEN_MAX};
+use super::socket::Socket;
 use crate::hub::command::Command;
 use crate::hub::effect::{Effect, EffectKind};
 use crate::session::Session;
@@ -24,7 +25,7 @@ struct Told {
     over: bool,
 }
 
-impl Reactor {
+impl<S: Socket> Reactor<S> {
     /// Commands that the sessions made are posted; there is room for them.
     pub(super) fn post_commands(&mut self) {
         for (hub, command) in self.commands.drain(..) {
@@ -89,10 +90,11 @@ impl Reactor {
 
     /// What the hubs have to say.
     pub(super) fn take_effects(&mut self) {
+        let (effects_a_turn, pages_a_turn) = (self.around.bounds.effects_a_turn, self.around.bounds.pages_a_turn);
         for hub in self.hubs.ids() {
             let mut pages = 0;
-            for _ in 0..EFFECTS_A_TURN {
-                if pages >= PAGES_A_TURN {
+            for _ in 0..effects_a_turn {
+                if pages >= pages_a_turn {
                     break; // who gets one message does not wait for those who get a thousand
                 }
                 let Some(effect) = self.hubs.take_effect(hub) else { break };
@@ -120,7 +122,7 @@ impl Reactor {
         let before = out.len();
         let told = tell(&mut connection.session, effect.kind, blocked, self.around.incarnation, &mut out);
         // What a client that does not read did not ask for goes into its log; what it is owed adds up here.
-        let is_slow = blocked && out.len() > before && out.len() > UNSENT_LEN_MAX;
+        let is_slow = blocked && out.len() > before && out.len() > self.around.bounds.unsent_len;
         self.buffers.put(&mut connection.outgoing, out);
         let counters = self.counters();
         counters.entries_delivered.add(told.entries as u64);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use culver_storage::topology::HubId;
 
 use crate::hub::command::Command;
+use crate::hub::driver::Inbox;
 use crate::hub::effect::Effect;
 use crate::mailbox::{Bounds, Link};
 
@@ -17,6 +18,20 @@ pub struct ToHub {
     pub link: Arc<Link>,
     /// Wakes the hub, if it sleeps; whether it did.
     pub ring: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl ToHub {
+    /// A new link to a hub, with a bell that knows how much hurry there is.
+    #[must_use]
+    pub fn new(inbox: &Arc<Inbox>, bounds: Bounds) -> Self {
+        let (inbox, link) = (Arc::clone(inbox), Arc::new(Link::new(bounds)));
+        let to_hub = Arc::clone(&link);
+        // A hub that waits for the disk has the next batch to build, not an answer to give: it need not hurry.
+        let ring = move || {
+            if to_hub.is_pressing() { inbox.bell.ring() } else { inbox.bell.ring_gently() }
+        };
+        Self { link, ring: Arc::new(ring) }
+    }
 }
 
 /// All hubs, by number.
@@ -40,7 +55,10 @@ impl Hub {
 
 impl Hubs {
     pub(super) fn new(hubs: Vec<ToHub>) -> Self {
-        let hub = |to| Hub { to, replies_owed: 0, posted: false, waiting: VecDeque::new() };
+        let hub = |to: ToHub| {
+            assert!(to.link.bounds().kept > 0, "a request may bring an acknowledgement beside it");
+            Hub { to, replies_owed: 0, posted: false, waiting: VecDeque::new() }
+        };
         Self(hubs.into_iter().map(hub).collect())
     }
 
@@ -86,6 +104,11 @@ impl Hubs {
     /// Replies that are owed.
     pub(super) fn owed(&self) -> usize {
         self.0.iter().map(|hub| hub.replies_owed).sum()
+    }
+
+    /// Whether a connection waits for room.
+    pub(super) fn have_waiting(&self) -> bool {
+        self.0.iter().any(|hub| !hub.waiting.is_empty())
     }
 
     /// Whether any gathers, so that nothing is lost by reading sockets a little less often.
@@ -159,6 +182,7 @@ mod tests {
     use crate::hub::command::{Address, Device};
     use crate::hub::effect::EffectKind;
 
+    const BOUNDS: Bounds = Bounds { commands: 64, kept: 8, replies: 128, deliveries: 128 };
     const SESSION: Address = Address { reactor: 0, slot: 0, generation: 0, epoch: 0 };
     const DEVICE: Device = Device { user: UserId(1), device: DeviceId(1) };
 
@@ -171,7 +195,7 @@ mod tests {
     }
 
     fn three() -> (Hubs, Vec<Arc<Link>>, Arc<AtomicUsize>) {
-        let links: Vec<Arc<Link>> = (0..3).map(|_| Arc::default()).collect();
+        let links: Vec<Arc<Link>> = (0..3).map(|_| Arc::new(Link::new(BOUNDS))).collect();
         let rung = Arc::new(AtomicUsize::new(0));
         let to = |link: &Arc<Link>| {
             let rung = Arc::clone(&rung);
@@ -183,9 +207,8 @@ mod tests {
     #[test]
     fn the_fullest_hub_bounds_the_room_and_is_the_one_waited_for() {
         let (mut hubs, links, _) = three();
-        let Bounds { commands, kept, .. } = Bounds::default();
-        assert_eq!(hubs.room(), commands - kept);
-        for _ in 0..commands - kept {
+        assert_eq!(hubs.room(), BOUNDS.commands - BOUNDS.kept);
+        for _ in 0..BOUNDS.commands - BOUNDS.kept {
             hubs.post(HubId(1), resume());
         }
         assert_eq!(hubs.room(), 0);
@@ -199,7 +222,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_full_hub_holds_nobody_up_elsewhere() {
         let (mut hubs, links, _) = three();
-        for _ in 0..Bounds::default().commands {
+        for _ in 0..BOUNDS.commands {
             hubs.post(HubId(2), resume());
         }
         hubs.wait_at(HubId(2), 7);

@@ -1,7 +1,8 @@
-//! A reactor: one thread, one epoll instance, one listener, and every connection the kernel gave to it.
+//! A reactor: every connection that one thread was given, from its first byte to its last. Pure: it never looks at a
+//! clock, waits or watches a socket; [`thread`] does, and tells it.
 //!
-//! A turn is: wait for events; read every readable socket once, handle its records, post commands; take the hubs'
-//! effects; then write, once for each connection that has something to say. Nothing here waits for anything else:
+//! A turn is: read every socket that has become readable, handle its records, post commands; take the hubs' effects;
+//! then write, once for each connection that has something to say. Nothing here waits for anything else:
 //! a connection whose command finds no room in a hub's mailbox is put aside and read again when there is room.
 
 pub mod alarm;
@@ -11,79 +12,71 @@ mod effects;
 pub mod hubs;
 pub mod listener;
 mod serve;
+pub mod socket;
+pub mod thread;
 pub mod timer;
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use culver_protocol::id::Incarnation;
 use culver_storage::topology::{HubId, Topology};
-use mio::net::TcpListener;
-use mio::{Events, Interest, Poll, Token};
 
-use self::alarm::Alarm;
-use self::buffers::Buffers;
+use self::buffers::{Buffers, NO_BUFFER};
 use self::connection::{Connection, Life};
 use self::hubs::{Hubs, ToHub};
+use self::socket::Socket;
 use self::timer::Wheel;
 use crate::auth::Authenticator;
+use crate::clock::Now;
 use crate::config::{Config, KeepAlive};
 use crate::hub::command::Command;
-use crate::mailbox::Doorbell;
 use crate::metrics::{Counters, Metrics};
 use crate::session::UNFINISHED_LEN_MAX;
 use crate::slab::Slab;
 
-/// The one buffer that a reactor reads into.
-pub const READ_LEN: usize = 128 * 1024;
-const _: () = assert!(UNFINISHED_LEN_MAX < READ_LEN);
-/// Events taken from the kernel at once: however dear each may be (a login with a token costs as much as ten messages),
-/// what is ready to be written waits no longer than for these.
-const EVENTS_MAX: usize = 16;
-/// Connections accepted in one turn, for the same reason.
-const ACCEPTS_A_TURN: usize = 8;
-/// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at once.
-const DUE_A_TURN: usize = 16;
-/// And the time until the next ones: they have waited for seconds already.
-const DUE_PACE: Duration = Duration::from_millis(1);
-/// Effects of one hub taken in one turn.
-const EFFECTS_A_TURN: usize = 8192;
-/// Pages of the log among them: each is as much work as a hundred messages.
-const PAGES_A_TURN: usize = 16;
-/// Reads of one connection in one turn.
-const READS_A_TURN: usize = 4;
-/// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to say.
-const UNSENT_LEN_MAX: usize = 256 * 1024;
 /// Seconds in which a connection that was told an error may take it.
 const ENDING_S: u32 = 2;
-/// Longest wait for events: the timer wheel's tick.
+/// The time between two looks at connections whose time has come: they have waited for seconds already.
+const DUE_PACE_US: u64 = 1_000;
+/// Longest wait: the timer wheel's tick.
 const TICK: Duration = Duration::from_secs(1);
-/// How long sockets gather what they have while a hub gathers too; what hubs have to say ends it at once.
-const GATHER: Duration = Duration::from_micros(250);
+/// Longest wait while the server leaves.
+const LEAVING_TICK: Duration = Duration::from_millis(20);
 
-const LISTENER: Token = Token(usize::MAX);
-const ALARM: Token = Token(usize::MAX - 1);
+/// How much a reactor does at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes read at once, together with those of an unfinished frame before them.
+    pub read_len: usize,
+    /// Reads of one connection in one turn.
+    pub reads_a_turn: usize,
+    /// Effects of one hub taken in one turn.
+    pub effects_a_turn: usize,
+    /// Pages of the log among them: each is as much work as a hundred messages.
+    pub pages_a_turn: usize,
+    /// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at
+    /// once.
+    pub due_a_turn: usize,
+    /// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to
+    /// say.
+    pub unsent_len: usize,
+}
 
-/// What the server is doing; all reactors watch it.
-#[derive(Debug, Default)]
-pub struct Stage(AtomicU8);
-
-impl Stage {
-    const RUNNING: u8 = 0;
-    const LEAVING: u8 = 1;
-
-    /// From now on: tell clients to go, answer what is under way, end.
-    pub fn leave(&self) {
-        self.0.store(Self::LEAVING, Ordering::Release);
-    }
-
-    /// Whether the server is leaving.
-    #[must_use]
-    pub fn is_leaving(&self) -> bool {
-        self.0.load(Ordering::Acquire) != Self::RUNNING
+impl Default for Bounds {
+    fn default() -> Self {
+        const READ_LEN: usize = 128 * 1024;
+        const _: () = assert!(UNFINISHED_LEN_MAX < READ_LEN);
+        Self {
+            read_len: READ_LEN,
+            reads_a_turn: 4,
+            effects_a_turn: 8192,
+            pages_a_turn: 16,
+            due_a_turn: 16,
+            unsent_len: 256 * 1024,
+        }
     }
 }
 
@@ -114,26 +107,31 @@ pub struct Surroundings {
     pub incarnation: Incarnation,
     /// Which hub owns what.
     pub topology: Arc<Topology>,
-    /// What the server is doing.
-    pub stage: Arc<Stage>,
     /// Counters of all threads.
     pub metrics: Arc<Metrics>,
     /// Numbers of sessions, of all reactors.
     pub epochs: Arc<Epochs>,
     /// Connections that this reactor may hold.
     pub connections_max: usize,
+    /// How much it does at once.
+    pub bounds: Bounds,
+}
+
+/// How long a reactor may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all: there is something to do.
+    Not,
+    /// Until a socket has something or the bell rings, but no longer than this.
+    For(Duration),
 }
 
 /// One reactor.
-pub struct Reactor {
+pub struct Reactor<S> {
     number: u16,
-    poll: Poll,
-    alarm: Arc<Alarm>,
-    listener: Option<TcpListener>,
     hubs: Hubs,
-    bell: Arc<Doorbell>,
     around: Surroundings,
-    connections: Slab<Connection>,
+    connections: Slab<Connection<S>>,
     wheel: Wheel,
     buffers: Buffers,
     read_buffer: Vec<u8>,
@@ -144,145 +142,184 @@ pub struct Reactor {
     to_read: VecDeque<u32>,
     /// Connections whose time has come.
     due: VecDeque<u32>,
-    looked_at_due: Instant,
+    looked_at_due_us: u64,
     /// The reads wait for room in a hub's mailbox, not just for the next turn.
     stalled: bool,
-    /// The kernel has more events than were taken.
-    more_events: bool,
     /// Commands were posted since the sockets last gathered.
     had_commands: bool,
     next_generation: u32,
-    started: Instant,
-    /// Seconds from then to the start of this turn. The wheel follows at the turn's end.
+    /// When the first turn began.
+    started_us: Option<u64>,
+    /// When this turn began, by the clock that never jumps.
+    mono_us: u64,
+    /// And in milliseconds since 1970.
+    wall_ms: u64,
+    /// Seconds from the first turn to this one. The wheel follows at the turn's end.
     now: u32,
-    leaving: bool,
+    /// Since when the server leaves.
+    leaving_since_us: Option<u64>,
+    has_left: bool,
 }
 
-impl Reactor {
-    /// A reactor with its listener and the hubs by number.
-    ///
-    /// # Errors
-    /// Those of epoll_create(2) and eventfd(2).
-    pub fn new(number: u16, mut listener: TcpListener, hubs: Vec<ToHub>, around: Surroundings) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let alarm = Arc::new(Alarm::new(poll.registry(), ALARM)?);
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let to_set_off = Arc::clone(&alarm);
-        let bell = Arc::new(Doorbell::new(move || to_set_off.set_off()));
-        Ok(Self {
+impl<S: Socket> Reactor<S> {
+    /// A reactor without connections, and the hubs by number.
+    #[must_use]
+    pub fn new(number: u16, hubs: Vec<ToHub>, around: Surroundings) -> Self {
+        // Behind the longest unfinished frame at least one byte is read.
+        let buffer_len = around.bounds.read_len.max(UNFINISHED_LEN_MAX + 1);
+        Self {
             number,
-            poll,
-            alarm,
-            listener: Some(listener),
             hubs: Hubs::new(hubs),
-            bell,
             around,
             connections: Slab::default(),
             wheel: Wheel::default(),
             buffers: Buffers::default(),
-            read_buffer: vec![0; READ_LEN],
+            read_buffer: vec![0; buffer_len],
             commands: Vec::new(),
             to_flush: Vec::new(),
             to_read: VecDeque::new(),
             due: VecDeque::new(),
-            looked_at_due: Instant::now(),
+            looked_at_due_us: 0,
             stalled: false,
-            more_events: false,
             had_commands: false,
             next_generation: 1,
-            started: Instant::now(),
+            started_us: None,
+            mono_us: 0,
+            wall_ms: 0,
             now: 0,
-            leaving: false,
-        })
-    }
-
-    /// The name of its thread.
-    #[must_use]
-    pub fn name(&self) -> String {
-        format!("reactor-{}", self.number)
-    }
-
-    /// Wakes this reactor.
-    #[must_use]
-    pub fn bell(&self) -> Arc<Doorbell> {
-        Arc::clone(&self.bell)
-    }
-
-    /// Runs until the server leaves and everything under way is answered and written.
-    ///
-    /// # Errors
-    /// Those of epoll_wait(2).
-    pub fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS_MAX);
-        let mut left_at = None;
-        loop {
-            self.wait(&mut events)?;
-            self.now = self.seconds();
-            self.counters().turns.add(1);
-            let mut seen = 0;
-            for event in &events {
-                seen += 1;
-                match event.token() {
-                    LISTENER => self.accept(),
-                    ALARM => self.alarm.silence(),
-                    Token(slot) => {
-                        let slot = u32::try_from(slot).expect("tokens are slots");
-                        if event.is_writable() {
-                            self.writable(slot);
-                        }
-                        if event.is_readable() || event.is_read_closed() || event.is_error() {
-                            self.readable(slot, event.is_read_closed());
-                        }
-                    }
-                }
-            }
-            self.more_events = seen == EVENTS_MAX;
-            self.read_again();
-            self.take_effects();
-            self.tick();
-            if self.around.stage.is_leaving() {
-                let left_at = *left_at.get_or_insert_with(|| {
-                    self.say_goodbye();
-                    Instant::now()
-                });
-                if self.has_left(left_at) {
-                    return Ok(());
-                }
-            }
-            self.post_pending();
-            self.flush_all();
-            let (posted, woken) = self.hubs.ring();
-            self.had_commands |= posted;
-            self.counters().wakeups.add(woken);
+            leaving_since_us: None,
+            has_left: false,
         }
     }
 
-    /// Waits for events; not at all where there is something to do already.
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let ready = self.more_events || (!self.to_read.is_empty() && !self.stalled);
-        self.bell.announce();
-        let busy = ready
+    /// A turn begins: until the next it is `now`.
+    pub fn begin_turn(&mut self, now: Now) {
+        self.mono_us = now.mono_us;
+        self.wall_ms = now.wall_ms;
+        let started_us = *self.started_us.get_or_insert(now.mono_us);
+        self.now = u32::try_from((now.mono_us - started_us) / 1_000_000).expect("136 years of seconds fit");
+        self.counters().turns.add(1);
+    }
+
+    /// Takes a connection: its slot, under which its socket is to be watched; what is there already counts as news.
+    /// `None`: there is no room; it was told so and is closed.
+    pub fn accept(&mut self, socket: S) -> Option<u32> {
+        if self.connections.len() >= self.around.connections_max {
+            self.turn_away(socket);
+            return None;
+        }
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1).max(1);
+        let slot = self.connections.insert(Connection::new(socket, generation, self.now));
+        let login_s = u32::try_from(self.around.config.login_timeout_s).unwrap_or(u32::MAX);
+        self.watch(slot, login_s);
+        self.counters().connections.add(1);
+        Some(slot)
+    }
+
+    /// The socket in a slot, for registering; `None` once it is closed.
+    pub fn socket_mut(&mut self, slot: u32) -> Option<&mut S> {
+        self.connections.get_mut(slot)?.socket_mut()
+    }
+
+    /// Closes a connection just accepted: its socket cannot be watched.
+    pub fn discard(&mut self, slot: u32) {
+        self.wheel.remove(&mut self.connections, slot);
+        if self.connections.remove(slot).is_some() {
+            self.counters().connections.sub(1);
+        }
+    }
+
+    /// Asks all clients to go. Once, however often it is said; nobody is to be accepted any more.
+    pub fn leave(&mut self) {
+        if self.leaving_since_us.is_some() {
+            return;
+        }
+        self.leaving_since_us = Some(self.mono_us);
+        let spread_ms = u32::try_from(self.around.config.shutdown.spread_s * 1000).unwrap_or(u32::MAX);
+        let slots: Vec<u32> = self.connections.indexes().collect();
+        for slot in slots {
+            let connection = self.connections.get_mut(slot).expect("just listed");
+            if connection.life == Life::Open {
+                let mut out = self.buffers.take(&mut connection.outgoing);
+                connection.session.write_goaway(spread_ms, &mut out);
+                self.buffers.put(&mut connection.outgoing, out);
+                self.flush_later(slot);
+            }
+        }
+    }
+
+    /// The rest of a turn, behind what the sockets had: connections put aside, what hubs say, time; then everything
+    /// goes out.
+    pub fn end_turn(&mut self) {
+        self.read_again();
+        self.take_effects();
+        self.tick();
+        self.look_whether_left();
+        self.post_pending();
+        self.flush_all();
+        let (posted, woken) = self.hubs.ring();
+        self.had_commands |= posted;
+        self.counters().wakeups.add(woken);
+    }
+
+    /// How long to sleep. To be asked when the bell was announced: it looks a last time.
+    pub fn plan_wait(&mut self) -> Wait {
+        let busy = (!self.to_read.is_empty() && !self.stalled)
             || self.hubs.have_effects()
             || (self.stalled && self.hubs.wait_for_room())
             || self.hubs.wait_for_posting();
-        let timeout = if busy {
-            Duration::ZERO
+        if busy {
+            Wait::Not
         } else if !self.due.is_empty() {
-            DUE_PACE
-        } else if self.leaving {
-            Duration::from_millis(20)
+            Wait::For(Duration::from_micros(DUE_PACE_US))
+        } else if self.leaving_since_us.is_some() {
+            Wait::For(LEAVING_TICK)
         } else {
-            TICK
-        };
-        if !busy && !self.leaving && self.hubs.gather() && std::mem::take(&mut self.had_commands) {
-            self.alarm.wait(GATHER);
+            Wait::For(TICK)
         }
-        let polled = self.poll.poll(events, Some(timeout));
-        self.bell.withdraw();
-        match polled {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            other => other,
-        }
+    }
+
+    /// Whether nothing is lost by reading sockets a little less often: a hub gathers, and had commands lately. Asked
+    /// once, where there is nothing to do.
+    pub fn take_gathering(&mut self) -> bool {
+        self.leaving_since_us.is_none() && self.hubs.gather() && std::mem::take(&mut self.had_commands)
+    }
+
+    /// Whether the server leaves and everything has been answered and written, or the time for it is over.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.has_left
+    }
+
+    /// Slots in use: connections, and those closed of which not every hub has said that it knows.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Buffers that connections hold.
+    #[must_use]
+    pub fn buffers_taken(&self) -> usize {
+        self.buffers.taken()
+    }
+
+    /// Connections whose time will come, or has come and they have not been looked at. Counted one by one: for checks.
+    #[must_use]
+    pub fn timers(&self) -> usize {
+        self.wheel.count(&self.connections) + self.due.len()
+    }
+
+    /// Whether nothing is under way: no connection is to be read or written, no command waits for room, no reply is
+    /// owed.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.to_flush.is_empty()
+            && self.to_read.is_empty()
+            && self.commands.is_empty()
+            && !self.hubs.have_waiting()
+            && !self.hubs.have_effects()
+            && self.hubs.owed() == 0
     }
 
     fn counters(&self) -> &Counters {
@@ -293,10 +330,6 @@ impl Reactor {
         self.around.config.keep_alive
     }
 
-    fn seconds(&self) -> u32 {
-        u32::try_from(self.started.elapsed().as_secs()).expect("136 years of seconds fit")
-    }
-
     /// Has a connection, which is not in the wheel, looked at after so many seconds and never earlier: of the
     /// present one a part is over.
     fn watch(&mut self, slot: u32, seconds: u32) {
@@ -304,68 +337,20 @@ impl Reactor {
         self.wheel.insert(&mut self.connections, slot, due - self.wheel.now());
     }
 
-    fn accept(&mut self) {
-        let now = self.now;
-        let mut accepted = 0;
-        while let Some(listener) = &self.listener {
-            let mut stream = match listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors or memory, or the peer is gone already: the others are still there.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    return;
-                }
-            };
-            if self.connections.len() >= self.around.connections_max {
-                self.turn_away(&mut stream);
-                continue;
-            }
-            let generation = self.next_generation;
-            self.next_generation = self.next_generation.wrapping_add(1).max(1);
-            let slot = self.connections.insert(Connection::new(stream, generation, now));
-            let connection = self.connections.get_mut(slot).expect("just inserted");
-            let stream = connection.stream().expect("just opened");
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = self.poll.registry().register(stream, Token(slot as usize), interest) {
-                tracing::warn!(%error, "a connection could not be watched");
-                self.connections.remove(slot);
-                continue;
-            }
-            let login_s = u32::try_from(self.around.config.login_timeout_s).unwrap_or(u32::MAX);
-            self.watch(slot, login_s);
-            self.counters().connections.add(1);
-            accepted += 1;
-            if accepted == ACCEPTS_A_TURN {
-                // Edge-triggered: the rest would not be announced again.
-                self.accept_again();
-                return;
-            }
-        }
-    }
-
-    fn accept_again(&mut self) {
-        if let Some(listener) = &mut self.listener
-            && let Err(error) = self.poll.registry().reregister(listener, LISTENER, Interest::READABLE)
-        {
-            tracing::error!(%error, "the listener cannot be watched any more");
-        }
-    }
-
-    /// Whether everything has been answered and written, or the time for it is over.
-    fn has_left(&mut self, left_at: Instant) -> bool {
-        let flush = Duration::from_secs(self.around.config.shutdown.flush_s);
-        let overdue = left_at.elapsed() > flush;
+    /// Before this turn's records are written: who was asked to go has time to read that until the next.
+    fn look_whether_left(&mut self) {
+        let Some(since_us) = self.leaving_since_us else { return };
+        let flush_us = self.around.config.shutdown.flush_s.saturating_mul(1_000_000);
+        let overdue = self.mono_us - since_us > flush_us;
         let owed = self.hubs.owed() > 0 || self.hubs.have_effects();
         let unsent = self.connections.indexes().any(|slot| {
             self.connections
                 .get(slot)
-                .is_some_and(|connection| connection.life != Life::Closed && connection.outgoing != buffers::NO_BUFFER)
+                .is_some_and(|connection| connection.life != Life::Closed && connection.outgoing != NO_BUFFER)
         });
         if overdue && (owed || unsent) {
             tracing::warn!(replies_owed = self.hubs.owed(), "not everything could be written before the time was over");
         }
-        overdue || (!owed && !unsent)
+        self.has_left = overdue || (!owed && !unsent);
     }
 }

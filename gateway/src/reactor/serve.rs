@@ -1,37 +1,33 @@
 //! What a reactor does for its connections within a turn.
 
-use std::time::Instant;
-
 use culver_protocol::error::ErrorCode;
 
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
-use super::{DUE_A_TURN, DUE_PACE, ENDING_S, READS_A_TURN, Reactor, UNSENT_LEN_MAX};
-use crate::clock::{Clock as _, SystemClock};
+use super::socket::Socket;
+use super::{DUE_PACE_US, ENDING_S, Reactor};
 use crate::hub::command::Address;
 use crate::session::{Context, Outcome};
 
-impl Reactor {
-    /// A socket has bytes. `closed`: and the peer has finished, so that the end is behind them.
-    pub(super) fn readable(&mut self, slot: u32, closed: bool) {
+impl<S: Socket> Reactor<S> {
+    /// A socket has bytes. `closed`: and the peer has finished, so that the end is behind them. Said once, and so every
+    /// byte is read, sooner or later.
+    pub fn handle_readable(&mut self, slot: u32, closed: bool) {
         let mut buffer = std::mem::take(&mut self.read_buffer);
         self.read(slot, closed, &mut buffer);
         self.read_buffer = buffer;
     }
 
     fn read(&mut self, slot: u32, closed: bool, buffer: &mut [u8]) {
-        for _ in 0..READS_A_TURN {
+        let (read_len, unsent_len) = (self.around.bounds.read_len, self.around.bounds.unsent_len);
+        for _ in 0..self.around.bounds.reads_a_turn {
             let Some(connection) = self.connections.get_mut(slot) else { return };
             if connection.to_read {
                 return; // its turn comes
             }
-            if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > UNSENT_LEN_MAX {
+            if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > unsent_len {
                 if connection.blocked {
-                    // It does not read either. This turn's flush may help; if not, `writable` reads on.
-                    if !connection.blocked {
-                        self.read_later(slot);
-                    }
-                    return;
+                    return; // it does not read either, and when it does, `handle_writable` reads on
                 }
                 // All of it may go out at the end of this turn, and then nothing would say so.
                 break;
@@ -40,12 +36,14 @@ impl Reactor {
             let partial = self.buffers.get(connection.partial);
             let start = partial.len();
             let (front, rest) = buffer.split_at_mut(start);
+            let rest_len = rest.len().min(read_len);
+            let rest = rest.get_mut(..rest_len).expect("no more than there is");
             front.copy_from_slice(partial);
             match connection.read(rest) {
                 ReadOutcome::Gone => return self.gone(slot),
                 ReadOutcome::Nothing => return,
                 ReadOutcome::Bytes(len) => {
-                    let drained = len < rest.len();
+                    let drained = len < rest_len;
                     let bytes = buffer.get_mut(..start + len).expect("read no more than there was room for");
                     let more = self.ingest(slot, bytes);
                     // A short read has emptied the socket (epoll(7)), unless the end stands behind it.
@@ -77,7 +75,7 @@ impl Reactor {
         let mut out = self.buffers.take(&mut connection.outgoing);
         let before = out.len();
         let mut context = Context {
-            now_ms: SystemClock.now().wall_ms,
+            now_ms: self.wall_ms,
             authenticator: &self.around.authenticator,
             incarnation: self.around.incarnation,
             topology: &self.around.topology,
@@ -148,20 +146,20 @@ impl Reactor {
                 }
             }
             // Nobody knows any more whether the end stood behind it: look.
-            self.readable(slot, true);
+            self.handle_readable(slot, true);
         }
     }
 
-    /// A socket takes bytes again.
-    pub(super) fn writable(&mut self, slot: u32) {
+    /// A socket takes bytes again. Said once.
+    pub fn handle_writable(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if !connection.blocked {
             return;
         }
-        let stopped = self.buffers.get(connection.outgoing).len() > UNSENT_LEN_MAX;
+        let stopped = self.buffers.get(connection.outgoing).len() > self.around.bounds.unsent_len;
         self.flush(slot);
         if stopped {
-            self.readable(slot, true);
+            self.handle_readable(slot, true);
         }
     }
 
@@ -195,11 +193,11 @@ impl Reactor {
         if now != self.wheel.now() {
             self.wheel.advance(&mut self.connections, now, &mut self.due);
         }
-        if self.due.is_empty() || self.looked_at_due.elapsed() < DUE_PACE {
+        if self.due.is_empty() || self.mono_us.saturating_sub(self.looked_at_due_us) < DUE_PACE_US {
             return;
         }
-        self.looked_at_due = Instant::now();
-        for _ in 0..DUE_A_TURN {
+        self.looked_at_due_us = self.mono_us;
+        for _ in 0..self.around.bounds.due_a_turn {
             let Some(slot) = self.due.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             if connection.timer.due > now {
@@ -232,34 +230,13 @@ impl Reactor {
         self.end(slot);
     }
 
-    /// Asks all clients to go, and takes no more.
-    pub(super) fn say_goodbye(&mut self) {
-        self.leaving = true;
-        if let Some(mut listener) = self.listener.take() {
-            // Closing it is what matters; it leaves epoll by that anyway.
-            drop(self.poll.registry().deregister(&mut listener));
-        }
-        let spread_ms = u32::try_from(self.around.config.shutdown.spread_s * 1000).unwrap_or(u32::MAX);
-        let slots: Vec<u32> = self.connections.indexes().collect();
-        for slot in slots {
-            let connection = self.connections.get_mut(slot).expect("just listed");
-            if connection.life == Life::Open {
-                let mut out = self.buffers.take(&mut connection.outgoing);
-                connection.session.write_goaway(spread_ms, &mut out);
-                self.buffers.put(&mut connection.outgoing, out);
-                self.flush_later(slot);
-            }
-        }
-    }
-
     /// Tells a connection for which there is no room so, and closes it.
-    pub(super) fn turn_away(&mut self, stream: &mut mio::net::TcpStream) {
-        use std::io::Write;
+    pub(super) fn turn_away(&mut self, mut socket: S) {
         let mut out = Vec::new();
         crate::session::Session::default().end(ErrorCode::ConnectionsFull, &mut out);
         self.counters().errors_sent.add(1);
         // A fresh socket has room for one small record; if not, closing says it too.
-        drop(stream.write(&out));
+        drop(socket.write(&out));
     }
 
     /// The last record is on its way: what still comes in is thrown away, for closing at once would reset the
@@ -318,7 +295,7 @@ fn patience(keep_alive_s: u32) -> u32 {
 }
 
 /// Keeps what could not be used yet.
-fn keep_rest(connection: &mut Connection, buffers: &mut super::buffers::Buffers, rest: &[u8]) {
+fn keep_rest<S>(connection: &mut Connection<S>, buffers: &mut super::buffers::Buffers, rest: &[u8]) {
     if rest.is_empty() {
         buffers.release(&mut connection.partial);
     } else {

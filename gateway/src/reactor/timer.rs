@@ -46,7 +46,7 @@ impl Wheel {
     }
 
     /// Puts a connection where it is looked at after `ticks`. It is in no list.
-    pub fn insert(&mut self, connections: &mut Slab<Connection>, slot: u32, ticks: u32) {
+    pub fn insert<S>(&mut self, connections: &mut Slab<Connection<S>>, slot: u32, ticks: u32) {
         let due = self.now + ticks.max(1);
         let head = self.head(due);
         let first = std::mem::replace(head, slot);
@@ -58,7 +58,7 @@ impl Wheel {
     }
 
     /// Takes a connection out of the wheel.
-    pub fn remove(&mut self, connections: &mut Slab<Connection>, slot: u32) {
+    pub fn remove<S>(&mut self, connections: &mut Slab<Connection<S>>, slot: u32) {
         let Some(place) = connections.get(slot).map(|connection| connection.timer) else { return };
         match connections.get_mut(place.previous) {
             Some(previous) => previous.timer.next = place.next,
@@ -76,7 +76,7 @@ impl Wheel {
     }
 
     /// Goes on to `now` and takes out all connections that are due.
-    pub fn advance(&mut self, connections: &mut Slab<Connection>, now: u32, due: &mut impl Extend<u32>) {
+    pub fn advance<S>(&mut self, connections: &mut Slab<Connection<S>>, now: u32, due: &mut impl Extend<u32>) {
         while self.now < now {
             self.now += 1;
             let mut slot = *self.head(self.now);
@@ -89,6 +89,14 @@ impl Wheel {
                 slot = next;
             }
         }
+    }
+
+    /// Connections in the wheel, counted one by one: for checks.
+    #[must_use]
+    pub fn count<S>(&self, connections: &Slab<Connection<S>>) -> usize {
+        let next = |slot: &u32| connections.get(*slot).map(|connection| connection.timer.next);
+        let list = |head: &u32| std::iter::successors(Some(*head), next).filter(|slot| *slot != NOBODY).count();
+        self.heads.iter().map(list).sum()
     }
 
     fn head(&mut self, tick: u32) -> &mut u32 {

@@ -1,16 +1,14 @@
 use std::collections::BTreeMap;
 
-use mio::net::TcpStream;
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 
 use super::*;
 
-/// Connections to a listener that nobody serves.
+/// Connections without sockets.
 struct Bench {
-    listener: std::net::TcpListener,
-    connections: Slab<Connection>,
+    connections: Slab<Connection<()>>,
     wheel: Wheel,
     /// When each connection in the wheel is due.
     due: BTreeMap<u32, u32>,
@@ -18,14 +16,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        Self { listener, connections: Slab::default(), wheel: Wheel::default(), due: BTreeMap::new() }
+        Self { connections: Slab::default(), wheel: Wheel::default(), due: BTreeMap::new() }
     }
 
     fn add(&mut self) -> u32 {
-        let address = self.listener.local_addr().expect("bound");
-        let stream = TcpStream::connect(address).expect("it listens");
-        self.connections.insert(Connection::new(stream, 1, 0))
+        self.connections.insert(Connection::new((), 1, 0))
     }
 
     fn insert(&mut self, slot: u32, ticks: u32) {
@@ -47,6 +42,7 @@ impl Bench {
         expected.sort_unstable();
         assert_eq!(due, expected, "at tick {now}");
         self.due.retain(|_, due| *due > now);
+        assert_eq!(self.wheel.count(&self.connections), self.due.len(), "at tick {now}");
     }
 }
 
