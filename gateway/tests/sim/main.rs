@@ -11,7 +11,9 @@
 )]
 
 mod device;
+mod net;
 mod oracle;
+mod plan;
 mod source;
 
 use source::Source;
@@ -23,4 +25,29 @@ fn the_same_seed_gives_the_same_choices() {
     let mut again = Source::replay(seeded.taken().to_vec());
     assert_eq!(first, (0..100).map(|n| again.range(0, n)).collect::<Vec<_>>());
     assert_eq!((again.below(9), again.chance(999), again.range(3, 9)), (0, false, 3), "beyond the end all is tame");
+}
+
+#[test]
+fn bytes_arrive_in_order_and_the_end_behind_them() {
+    use std::io::{Read, Write};
+    let (wire, mut socket) = net::Wire::new(net::Buffers { to_server: (8, 4), to_client: (4, 4) });
+    assert_eq!(wire.client_write(b"abcdefghij"), 8);
+    wire.client_close(false);
+    wire.watch();
+    let mut seen = Vec::new();
+    while wire.can_carry() {
+        wire.carry_to_server(3);
+        let edge = wire.take_edge().unwrap();
+        assert!(edge.readable && edge.closed == (seen.len() == 6));
+        let mut buffer = [0; 16];
+        let len = socket.read(&mut buffer).unwrap();
+        seen.extend_from_slice(&buffer[..len]);
+    }
+    assert_eq!((seen.as_slice(), socket.read(&mut [0; 1]).unwrap()), (&b"abcdefgh"[..], 0));
+    assert_eq!(socket.write(b"for nobody").unwrap(), 4);
+    wire.carry_to_client(4, false);
+    wire.carry_to_server(1);
+    assert_eq!(socket.write(b"any more").unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    drop(socket);
+    assert!(wire.is_over());
 }

@@ -1,0 +1,311 @@
+//! What a seed decides once, before its world begins: sizes, bounds, habits, and which faults come how often.
+//!
+//! Seeds are to differ greatly: some are small and calm, some have one kind of fault at a high rate, some all of them.
+//! Owns no state of a run.
+
+use crate::source::Source;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The server's process is killed.
+    Kill,
+    /// The server's machine loses power.
+    PowerLoss,
+    /// The server is asked to leave, and starts anew.
+    Leave,
+    /// A write to a log fails: the process ends.
+    WriteFails,
+    /// A sync of a log fails: the process ends.
+    SyncFails,
+    /// A connection is reset in its middle.
+    Cut,
+    /// A connection gets nothing through any more, and nobody is told.
+    Dark,
+    /// A device gives its connection up and opens another, and the server hears nothing of it.
+    HalfOpen,
+    /// A device does not read for a while.
+    Stall,
+    /// A device's application is killed.
+    AppKilled,
+    /// The server's clock on the wall jumps.
+    ClockJump,
+    /// All that is in memory of an engine may be gone: lookups there do not know.
+    Cold,
+    /// A log becomes files.
+    Flush,
+    /// Files are merged.
+    Compact,
+    /// Damage to a copy of a disk: it must be refused if, and only if, what was damaged had been synced.
+    Probe,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Kill,
+        Self::PowerLoss,
+        Self::Leave,
+        Self::WriteFails,
+        Self::SyncFails,
+        Self::Cut,
+        Self::Dark,
+        Self::HalfOpen,
+        Self::Stall,
+        Self::AppKilled,
+        Self::ClockJump,
+        Self::Cold,
+        Self::Flush,
+        Self::Compact,
+        Self::Probe,
+    ];
+
+    /// How dear it is to a run's progress: the dearer, the rarer.
+    fn weight(self) -> u32 {
+        match self {
+            Self::Kill | Self::PowerLoss | Self::Leave | Self::WriteFails | Self::SyncFails => 1,
+            Self::ClockJump | Self::Probe => 2,
+            Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact => 4,
+            Self::Cut | Self::Stall | Self::AppKilled => 8,
+        }
+    }
+}
+
+/// Who writes to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// All to all.
+    Any,
+    /// Two users write to each other, the others look on.
+    Hot,
+    /// Neighbours only.
+    Ring,
+    /// Everybody to the first user.
+    Star,
+}
+
+/// What does its work, each with its own laziness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worker {
+    Reactor,
+    Hub,
+    Writer,
+    Reader,
+    Wire,
+    Device,
+}
+
+/// Sizes of queues and tables of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Of a link between a reactor and a hub.
+    pub commands: usize,
+    pub kept: usize,
+    pub replies: usize,
+    pub deliveries: usize,
+    /// Of a link between hubs.
+    pub mail: usize,
+    /// Of a reactor.
+    pub unsent_len_max: usize,
+    pub effects_a_turn: usize,
+    pub pages_a_turn: usize,
+    pub reads_a_turn: usize,
+    /// Of a hub.
+    pub reads_outstanding: usize,
+    pub batch_bytes: usize,
+    pub parked_sends: usize,
+    pub parked_arrivals: usize,
+    pub parked_of_stream: usize,
+    pub folds: usize,
+    pub sweep_ms: u64,
+    /// Of shards.
+    pub cached: usize,
+    pub lookups_first: u8,
+    pub fold_delay_ms: u64,
+}
+
+/// What a seed decides.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub users: u64,
+    /// Devices of each user.
+    pub devices: Vec<u16>,
+    /// Devices, in a thousand, that have a second, fetching client beside the live one.
+    pub fetchers: u32,
+    pub shape: Shape,
+    /// Acts of applications in all.
+    pub acts: u32,
+    /// Longest pause of a device between two acts.
+    pub think_us: u32,
+    pub payload_max: usize,
+    pub credit_entries: u32,
+    pub receipts: bool,
+
+    pub volumes: u16,
+    pub shards: u16,
+    pub hubs_max: u16,
+    pub reactors_max: u16,
+    pub readers: usize,
+    pub sizes: Sizes,
+    pub quota_entries: u64,
+    pub retention_ms: u64,
+    pub unlink_days: u32,
+    pub keep_alive_s: u32,
+
+    /// Longest time of a step.
+    pub step_us: u32,
+    /// How often, in a thousand times, each kind of worker whose turn it is lets others go first.
+    pub lazy: [u32; 6],
+    /// Longest time that a sync takes.
+    pub sync_us: u32,
+    /// Longest time that a read takes.
+    pub read_us: u32,
+    pub buffers_max: (usize, usize),
+    /// Bytes carried, read or given to a client at once, at most, where they are cut up.
+    pub piece_max: u32,
+    /// How often, in a thousand times, they are.
+    pub pieces: u32,
+
+    /// Faults in ten thousand steps.
+    pub faults: u32,
+    /// Their kinds, each as often as it weighs.
+    pub kinds: Vec<Fault>,
+    /// Lookups, in a thousand, that memory cannot answer.
+    pub cold: u32,
+    /// Restarts raise the generation of tickets.
+    pub generations: bool,
+    /// Lives whose journal is kept and replayed, in a thousand.
+    pub journals: u32,
+    /// Restarts after which all rows are verified, in a thousand.
+    pub verified: u32,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(source: &mut Source) -> Self {
+        let users = source.range(2, 6);
+        let devices_max = source.range(1, 4);
+        let devices = (0..users).map(|_| source.range(1, devices_max) as u16).collect();
+        let volumes = source.pick(&[1, 1, 1, 2, 3]);
+        let shards = source.pick(&[8, 4, 16, 64]).max(volumes * 4);
+        let hubs_max = (volumes + source.below(4) as u16).min(4);
+        let (faults, kinds) = faults(source);
+        let is_tight = source.chance(500);
+        let sizes = if is_tight { Sizes::tight(source) } else { Sizes::wide(source) };
+        let lazy = std::array::from_fn(|_| source.pick(&[0, 0, 0, 300, 700, 950]));
+        let pieces = source.pick(&[0, 0, 100, 900]);
+        Self {
+            users,
+            devices,
+            fetchers: source.pick(&[0, 0, 0, 250, 600]),
+            shape: source.pick(&[Shape::Any, Shape::Any, Shape::Hot, Shape::Ring, Shape::Star]),
+            acts: source.pick(&[150, 60, 300, 600]),
+            think_us: source.pick(&[20_000, 2_000, 200, 100_000, 400_000]),
+            payload_max: source.pick(&[16, 100, 300, 3000, 32 * 1024]),
+            credit_entries: source.pick(&[0, 0, 1, 2, 7]),
+            receipts: !source.chance(70),
+            volumes,
+            shards,
+            hubs_max,
+            reactors_max: source.range(1, 3) as u16,
+            readers: source.range(1, 4) as usize,
+            sizes,
+            quota_entries: if source.chance(80) { source.range(3, 40) } else { 100_000 },
+            retention_ms: if source.chance(60) { source.range(500, 60_000) } else { 365 * 86_400_000 },
+            unlink_days: if source.chance(60) { 1 } else { 90 },
+            keep_alive_s: source.pick(&[0, 5, 5, 30]),
+            step_us: source.pick(&[5, 20, 50]),
+            lazy,
+            sync_us: source.pick(&[0, 100, 1000, 30_000]),
+            read_us: source.pick(&[0, 100, 5_000, 100_000]),
+            buffers_max: source.pick(&[(65_536, 65_536), (4096, 4096), (512, 512), (60_000, 100)]),
+            piece_max: source.pick(&[1000, 60, 1]),
+            pieces,
+            faults,
+            kinds,
+            cold: source.pick(&[0, 0, 50, 400, 1000]),
+            generations: source.chance(200),
+            journals: source.pick(&[0, 0, 300, 1000]),
+            verified: source.pick(&[300, 1000]),
+        }
+    }
+
+    /// How often, in a thousand times, such a worker lets others go first.
+    pub fn laziness(&self, worker: Worker) -> u32 {
+        self.lazy[worker as usize]
+    }
+}
+
+impl Sizes {
+    /// As in production as far as a run of a few milliseconds could tell, but cheap to make.
+    fn wide(source: &mut Source) -> Self {
+        let cached = source.pick(&[1000, 1000, 10]);
+        Self {
+            commands: 128,
+            kept: 32,
+            replies: 256,
+            deliveries: 256,
+            mail: 256,
+            unsent_len_max: 256 * 1024,
+            effects_a_turn: 8192,
+            pages_a_turn: 16,
+            reads_a_turn: 4,
+            reads_outstanding: 64,
+            batch_bytes: 4 << 20,
+            parked_sends: 4096,
+            parked_arrivals: 4096,
+            parked_of_stream: 256,
+            folds: 128,
+            sweep_ms: source.pick(&[600_000, 2_000]),
+            cached,
+            lookups_first: 16,
+            fold_delay_ms: 1000,
+        }
+    }
+
+    /// So that everything is full now and then.
+    fn tight(source: &mut Source) -> Self {
+        let commands = source.range(3, 24) as usize;
+        Self {
+            commands,
+            kept: 1 + source.below(commands as u32 - 2) as usize,
+            replies: commands + source.below(24) as usize,
+            deliveries: source.range(1, 24) as usize,
+            mail: source.range(1, 12) as usize,
+            unsent_len_max: source.pick(&[256 * 1024, 4096, 200]),
+            effects_a_turn: source.range(1, 64) as usize,
+            pages_a_turn: source.range(1, 4) as usize,
+            reads_a_turn: source.range(1, 4) as usize,
+            reads_outstanding: source.range(1, 24) as usize,
+            batch_bytes: source.pick(&[4 << 20, 4096, 600]),
+            parked_sends: source.range(1, 16) as usize,
+            parked_arrivals: source.range(2, 16) as usize,
+            parked_of_stream: source.range(1, 8) as usize,
+            folds: source.range(1, 4) as usize,
+            sweep_ms: source.pick(&[600_000, 2_000, 200]),
+            cached: source.pick(&[1000, 8, 2]),
+            lookups_first: source.pick(&[16, 1, 0]),
+            fold_delay_ms: source.pick(&[1000, 50]),
+        }
+    }
+}
+
+/// How many faults in ten thousand steps, and of which kinds.
+fn faults(source: &mut Source) -> (u32, Vec<Fault>) {
+    let kinds = match source.below(20) {
+        0..3 => return (0, Vec::new()),
+        3..13 => source.range(1, 3) as usize,
+        13..17 => source.range(4, 8) as usize,
+        _ => Fault::ALL.len(),
+    };
+    let mut left = Fault::ALL.to_vec();
+    let mut chosen = Vec::new();
+    for _ in 0..kinds {
+        let kind = left.swap_remove(source.below(left.len() as u32) as usize);
+        chosen.extend(std::iter::repeat_n(kind, kind.weight() as usize));
+    }
+    // What restarts the server cannot happen as often as what meets one connection.
+    let least = chosen.iter().filter(|kind| kind.weight() == 1).count() * 100 / chosen.len();
+    let most = if least > 50 { 15 } else { 80 };
+    (source.range(2, most) as u32, chosen)
+}
