@@ -3,6 +3,7 @@
 use culver_protocol::id::InboxSeq;
 use culver_storage::command::{Acked, Decision, Load};
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 
 use super::command::{Address, Credit, Device};
 use super::{Hub, Tried};
@@ -27,6 +28,9 @@ impl Hub {
         let mut acked = std::mem::take(&mut self.acked);
         acked.clear();
         let nothing_beyond = self.windows.collect(online, through, &mut acked);
+        if planted::is(Bug::ReceiptForUnpersisted) {
+            self.windows.collect(online, online.sent, &mut acked);
+        }
         // What follows the last entry under way, the device sent itself.
         let through = if nothing_beyond { online.sent } else { through };
         let waits = self.move_cursor(device, through, &acked, now_ms);

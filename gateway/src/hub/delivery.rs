@@ -11,6 +11,7 @@ use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX};
 use culver_storage::command::View;
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 use culver_storage::reader::Read;
 use culver_storage::record::InboxEntry;
 
@@ -37,7 +38,7 @@ fn is_own(online: &Online, entry: &InboxEntry) -> bool {
 
 /// A step of a session without entries: what lies between is no longer kept, or its own.
 fn step(online: u32, set_backs: u16, previous: InboxSeq, through: InboxSeq, gap: bool) -> EffectKind {
-    if gap {
+    if gap && !planted::is(Bug::GapUntold) {
         EffectKind::Gap { online, set_backs, previous, start: InboxSeq(through.0 + 1) }
     } else {
         EffectKind::Skipped { online, set_backs, previous, through }
@@ -51,6 +52,7 @@ impl Hub {
         let mut sessions = std::mem::take(&mut self.scratch);
         sessions.clear();
         sessions.extend(self.directory.of_user(user));
+        sessions.sort_unstable();
         let mut outcome = Ok(());
         for index in &sessions {
             outcome = outcome.and(self.deliver_to(*index, entry, now_ms));
@@ -66,12 +68,16 @@ impl Hub {
         if joins_on && is_own(online, entry) {
             return self.step_over(index, previous, entry.inbox_seq, now_ms);
         }
-        let fits = self.windows.len(online) < usize::from(online.credit_entries)
+        let fits = self.windows.len(online)
+            < usize::from(online.credit_entries) + usize::from(planted::is(Bug::WindowOffByOne))
             && online.used_bytes + counted_bytes(entry) <= online.credit_bytes;
         if joins_on && fits {
             self.windows.push(online, entry);
-            let (session, set_backs) = (online.address(), online.set_backs);
+            let (session, device, set_backs) = (online.address(), online.device(), online.set_backs);
             self.tell(session, EffectKind::Deliver { online: index, set_backs, previous, entry: entry.clone() });
+            if planted::is(Bug::CursorMovedWhenSent) {
+                self.move_cursor(device, entry.inbox_seq, &[], now_ms)?;
+            }
         } else {
             self.building.skipped.push(index);
         }
@@ -268,8 +274,7 @@ impl Hub {
 
     /// The floor of a user has risen: sessions below it are told that they go on there.
     pub(super) fn lift_sessions(&mut self, user: UserId, floor: InboxSeq) {
-        let sessions: Vec<u32> = self.directory.of_user(user).collect();
-        for index in sessions {
+        for index in self.directory.sorted_of_user(user) {
             let (_, gap) = self.floor_of(index);
             let online = self.directory.get_mut(index).expect("just found");
             if online.sent >= floor {

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use culver_protocol::id::{DeviceId, InboxSeq, UserId};
+use culver_storage::planted::{self, Bug};
 use hashbrown::HashTable;
 
 use super::command::{Address, Device};
@@ -141,7 +142,7 @@ impl Directory {
     /// The session of a device that has this address.
     #[must_use]
     pub fn current(&self, device: Device, session: Address) -> Option<u32> {
-        self.find_where(device, |online| online.address() == session)
+        self.find_where(device, |online| online.address() == session || planted::is(Bug::TakeoverWithoutFence))
     }
 
     fn find_where(&self, device: Device, is_wanted: impl Fn(&Online) -> bool) -> Option<u32> {
@@ -150,11 +151,19 @@ impl Directory {
         self.table(hash).find(hash, same).copied()
     }
 
-    /// All sessions of a user.
+    /// All sessions of a user, in no order: who lets it reach anything outside sorts them first.
     pub fn of_user(&self, user: UserId) -> impl Iterator<Item = u32> + '_ {
         let hash = self.hasher.hash_one(user);
         let same = move |index: &&u32| self.online.get(**index).is_some_and(|online| online.user == user);
         self.table(hash).iter_hash(hash).filter(same).copied()
+    }
+
+    /// All sessions of a user, by ascending index.
+    #[must_use]
+    pub fn sorted_of_user(&self, user: UserId) -> Vec<u32> {
+        let mut sessions: Vec<u32> = self.of_user(user).collect();
+        sessions.sort_unstable();
+        sessions
     }
 
     /// Adds a session. If it is exclusive the device has none: the caller has removed it.

@@ -83,6 +83,11 @@ pub(super) struct Extras {
 }
 
 impl Extras {
+    /// Sessions that there is more about.
+    pub(super) fn len(&self) -> usize {
+        self.extras.len()
+    }
+
     /// More about a session, if there is more.
     pub(super) fn get(&mut self, directory: &Directory, index: u32) -> Option<&mut Extra> {
         if directory.get(index).is_some_and(|online| online.is(Flag::Extra)) {

@@ -5,6 +5,7 @@ use culver_protocol::id::{InboxSeq, Incarnation, UserId};
 use culver_protocol::limits::FETCH_SESSIONS_MAX;
 use culver_storage::command::{Decision, UserView, View};
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 use culver_storage::record::Record;
 
 use super::command::{Address, Command, Device};
@@ -69,7 +70,7 @@ impl Hub {
         let online = self.directory.get_mut(index).expect("just inserted");
         online.credit_entries = credit.entries;
         online.credit_bytes = credit.bytes;
-        let (reset, gap) = (joint == Joint::Reset, joint == Joint::Gap);
+        let (reset, gap) = (joint == Joint::Reset, joint == Joint::Gap && !planted::is(Bug::GapUntold));
         self.tell(session, EffectKind::LoggedIn { cursor: known.cursor, reset, gap, siblings: known.siblings });
         let has = if reset { known.cursor } else { known.cursor.max(*claim) };
         if is_fetch || has < known.head {
@@ -124,8 +125,7 @@ impl Hub {
 
     /// Tells sessions of a user whether there are other devices.
     pub(super) fn tell_siblings(&mut self, user: UserId, is_meant: impl Fn(Device) -> bool, siblings: bool) {
-        let sessions: Vec<u32> = self.directory.of_user(user).collect();
-        for index in sessions {
+        for index in self.directory.sorted_of_user(user) {
             let online = self.directory.get(index).expect("just found");
             if is_meant(online.device()) {
                 let session = online.address();

@@ -18,6 +18,7 @@ pub mod driver;
 pub mod effect;
 mod extra;
 mod gathering;
+pub mod holdings;
 mod login;
 pub mod mail;
 pub mod parking;
@@ -30,7 +31,7 @@ pub mod thread;
 mod upkeep;
 pub mod windows;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use culver_protocol::error::ErrorCode;
@@ -39,6 +40,7 @@ use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::command::{Acked, Load};
 use culver_storage::engine::Engine;
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 use culver_storage::reader::{Read, ReadResult};
 use culver_storage::record::{Outgoing, Record, Stream};
 use culver_storage::shard::Shards;
@@ -76,7 +78,7 @@ struct Consequences {
     /// Items of streams.
     outgoing: Vec<Outgoing>,
     /// How far streams have come that end here.
-    taken: HashMap<Stream, u64>,
+    taken: BTreeMap<Stream, u64>,
 }
 
 /// Counts for the metrics, since they were last taken.
@@ -206,6 +208,12 @@ impl Hub {
         &self.bounds
     }
 
+    /// The state that it writes.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
     /// Takes a command.
     ///
     /// # Errors
@@ -319,6 +327,9 @@ impl Hub {
         let mut consequences = std::mem::take(&mut self.building);
         consequences.outgoing = self.shards.take_outgoing();
         self.note_sealed(&consequences.outgoing, now_ms);
+        if planted::is(Bug::AnswerBeforeSync) {
+            self.released.append(&mut consequences.effects);
+        }
         self.under_way = Some((batch.number(), consequences));
         Ok(Some(batch))
     }
@@ -414,7 +425,8 @@ impl Hub {
     }
 
     fn handle_arrived(&mut self, arrival: u64, work: Work, now_ms: u64) -> Result<(), EngineError> {
-        if self.parking.holds_back(&work) {
+        let overtakes = planted::is(Bug::ParkedOvertaken) && matches!(work, Work::Command(Command::Send { .. }));
+        if self.parking.holds_back(&work) && !overtakes {
             self.park(Parked { arrival, work, load: None });
             return Ok(());
         }

@@ -25,6 +25,7 @@ impl Hub {
         let mut sessions = std::mem::take(&mut self.scratch);
         sessions.clear();
         sessions.extend(self.directory.of_user(user));
+        sessions.sort_unstable();
         for index in &sessions {
             let online = self.directory.get(*index).expect("the directory names what is there");
             let session = online.address();

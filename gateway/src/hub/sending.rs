@@ -4,10 +4,11 @@ use culver_protocol::error::{ErrorClass, ErrorCode};
 use culver_protocol::id::{ClientMessageId, ConversationId};
 use culver_storage::command::{Decision, Send};
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 use culver_storage::record::{InboxEntry, MessageRecord, Place, Record};
 
 use super::command::Address;
-use super::effect::EffectKind;
+use super::effect::{Effect, EffectKind};
 use super::{Hub, Tried};
 
 /// A send that was refused with a retryable error and has not returned.
@@ -42,6 +43,10 @@ impl Hub {
             }
             Decision::Duplicate(accepted) => {
                 self.counts.duplicate += 1;
+                if planted::is(Bug::ResendAnsweredEarly) {
+                    self.released.push(Effect { session, kind: EffectKind::Accepted(accepted) });
+                    return Ok(Tried::Done);
+                }
                 self.tell(session, EffectKind::Accepted(accepted));
             }
             Decision::Waits(load) => return Ok(Tried::Waits(load)),
@@ -65,7 +70,7 @@ impl Hub {
     /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
     /// it, and was parked meanwhile, does not follow it.
     fn after_rejected(&mut self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
-        if self.rejected.is_empty() {
+        if self.rejected.is_empty() || planted::is(Bug::SendAfterRejected) {
             return None;
         }
         let rejected = self.rejected.get_mut(&session)?;

@@ -4,12 +4,13 @@
 //! while is read from the log and pushed again. The destination takes only the next number, so each item takes effect
 //! once and in order. Where source and destination are the same hub's, no mailbox is between them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use culver_storage::command::Decision;
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 use culver_storage::reader::Read;
-use culver_storage::record::{Arrival, Item, Outgoing, Record, Stream};
+use culver_storage::record::{Arrival, Item, Lane, Outgoing, Record, Stream};
 use culver_storage::shard::Shards;
 use culver_storage::topology::{HubId, Topology};
 
@@ -47,7 +48,7 @@ impl Outflow {
 pub(super) struct Streams {
     outflows: HashMap<Stream, Outflow>,
     /// Streams that end here of which something was dropped for want of room.
-    dropped: HashSet<Stream>,
+    dropped: BTreeSet<Stream>,
     /// Sealed and not taken: what ends here, and what ends elsewhere.
     own_untaken: u64,
     others_untaken: u64,
@@ -71,6 +72,14 @@ impl Streams {
 
     pub(super) fn own_untaken(&self) -> u64 {
         self.own_untaken
+    }
+
+    pub(super) fn mail_len(&self) -> usize {
+        self.mail.len()
+    }
+
+    pub(super) fn dropped_len(&self) -> usize {
+        self.dropped.len()
     }
 
     fn untaken_mut(&mut self, is_own: bool) -> &mut u64 {
@@ -187,12 +196,16 @@ impl Hub {
         }
         let mut stuck = Vec::new();
         for (stream, outflow) in &mut self.streams.outflows {
+            if planted::is(Bug::ReceiptLostBetweenHubs) && stream.lane == Lane::Receipt {
+                continue;
+            }
             if outflow.taken < outflow.durable && is_over(outflow.progress_ms, REDRIVE_MS, now_ms) {
                 outflow.progress_ms = now_ms;
                 outflow.pushed = outflow.taken;
                 stuck.push(*stream);
             }
         }
+        stuck.sort_unstable();
         for stream in stuck {
             self.drive(stream);
         }
@@ -311,7 +324,7 @@ impl Hub {
     }
 
     /// Items that arrived are durable: their sources may forget them.
-    pub(super) fn tell_taken(&mut self, taken: HashMap<Stream, u64>, now_ms: u64) {
+    pub(super) fn tell_taken(&mut self, taken: BTreeMap<Stream, u64>, now_ms: u64) {
         for (stream, through) in taken {
             let source = self.topology.hub_of_shard(stream.from);
             if source == self.hub {
@@ -328,7 +341,7 @@ impl Hub {
             return;
         }
         let parking = &self.parking;
-        let ready: Vec<Stream> = self.streams.dropped.extract_if(|stream| !parking.holds_stream(*stream)).collect();
+        let ready: Vec<Stream> = self.streams.dropped.extract_if(.., |stream| !parking.holds_stream(*stream)).collect();
         for stream in ready {
             let after = self.shards.watermark(stream);
             let source = self.topology.hub_of_shard(stream.from);

@@ -35,6 +35,13 @@ pub(super) struct Upkeep {
     was_stopped: bool,
 }
 
+impl Upkeep {
+    /// Folds that have not come back, or wait.
+    pub(super) fn folds(&self) -> usize {
+        self.folds
+    }
+}
+
 impl Hub {
     /// Looks after what nobody asks for, if it is time.
     ///
@@ -185,8 +192,7 @@ impl Hub {
 
     /// Devices that are online are not away, however long ago they logged in.
     fn see_devices(&mut self, user: UserId, now_ms: u64) -> Result<Option<Load>, EngineError> {
-        let sessions: Vec<u32> = self.directory.of_user(user).collect();
-        for index in sessions {
+        for index in self.directory.sorted_of_user(user) {
             let device = self.directory.get(index).expect("just found").device();
             match self.shards.decide_link(&*self.engine, user, device.device, now_ms)? {
                 Decision::Apply(record @ Record::DeviceSeen { .. }) => self.apply_at_leisure(&record, now_ms),

@@ -110,6 +110,12 @@ impl Windows {
         self.list(online.window).map_or(0, VecDeque::len)
     }
 
+    /// Sessions with something on its way.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.lists.len() - self.free.len()
+    }
+
     /// Gives the session's list back.
     pub fn release(&mut self, online: &mut Online) {
         if online.window != NO_WINDOW {
