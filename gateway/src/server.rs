@@ -27,7 +27,7 @@ use tracing::{debug, info};
 use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
 use crate::config::Config;
-use crate::hub::driver::{Inbox, ReactorPort};
+use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
 use crate::mailbox::{self, Doorbell, Link};
 use crate::metrics::{Metrics, Totals};
