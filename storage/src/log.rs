@@ -1,4 +1,4 @@
-//! Reads RocksDB's log format, also where it is damaged. Judges nothing, changes nothing; any bytes may come in.
+//! RocksDB's log format: reads it, also where it is damaged, and writes it. Judges nothing; any bytes may come in.
 //!
 //! A file is a row of blocks of 32 KiB; a record lies in one block, or its fragments in several:
 //!
@@ -25,6 +25,35 @@ const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
 const LAST: u8 = 4;
 const SKIPPABLE: u8 = 128;
+
+/// Adds a record to the bytes of a log that ends with a whole record, or is empty.
+pub fn append_record(log: &mut Vec<u8>, record: &[u8]) {
+    let mut rest = record;
+    let mut is_first = true;
+    loop {
+        let left = BLOCK_LEN - log.len() % BLOCK_LEN;
+        if left < HEADER_LEN {
+            log.resize(log.len() + left, 0);
+            continue;
+        }
+        let (now, after) = rest.split_at(rest.len().min(left - HEADER_LEN));
+        let kind = match (is_first, after.is_empty()) {
+            (true, true) => WHOLE,
+            (true, false) => FIRST,
+            (false, false) => MIDDLE,
+            (false, true) => LAST,
+        };
+        let sum = masked(crc32c::crc32c_append(crc32c::crc32c(&[kind]), now));
+        log.extend_from_slice(&sum.to_le_bytes());
+        log.extend_from_slice(&u16::try_from(now.len()).expect("shorter than a block").to_le_bytes());
+        log.push(kind);
+        log.extend_from_slice(now);
+        (rest, is_first) = (after, false);
+        if rest.is_empty() {
+            break;
+        }
+    }
+}
 
 /// What a log holds next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,36 +275,9 @@ mod tests {
         std::iter::from_fn(|| reader.next_item().expect("a slice can be read")).collect()
     }
 
-    /// A writer of the format, straight from its description.
     fn log(records: &[Vec<u8>]) -> Vec<u8> {
         let mut out = Vec::new();
-        for record in records {
-            let mut rest = record.as_slice();
-            let mut is_first = true;
-            loop {
-                let left = BLOCK_LEN - out.len() % BLOCK_LEN;
-                if left < HEADER_LEN {
-                    out.resize(out.len() + left, 0);
-                    continue;
-                }
-                let (now, after) = rest.split_at(rest.len().min(left - HEADER_LEN));
-                let kind = match (is_first, after.is_empty()) {
-                    (true, true) => WHOLE,
-                    (true, false) => FIRST,
-                    (false, false) => MIDDLE,
-                    (false, true) => LAST,
-                };
-                let sum = masked(crc32c::crc32c_append(crc32c::crc32c(&[kind]), now));
-                out.extend_from_slice(&sum.to_le_bytes());
-                out.extend_from_slice(&u16::try_from(now.len()).expect("shorter than a block").to_le_bytes());
-                out.push(kind);
-                out.extend_from_slice(now);
-                (rest, is_first) = (after, false);
-                if rest.is_empty() {
-                    break;
-                }
-            }
-        }
+        records.iter().for_each(|record| append_record(&mut out, record));
         out
     }
 

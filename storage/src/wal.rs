@@ -21,6 +21,7 @@ use crate::engine::Family;
 use crate::error::OpenError;
 use crate::key::{self, MetaKind};
 use crate::log::{Item, LogReader};
+use crate::planted::{self, Bug};
 use crate::value::BatchRow;
 
 /// What was cut off.
@@ -46,72 +47,130 @@ const CUTS_MAX: u32 = 100_000;
 pub fn mend(volume: &Path) -> Result<Vec<Cut>, OpenError> {
     let files = log_files(volume)?;
     let mut check = Check::default();
-    for (index, file) in files.iter().enumerate() {
-        check.scan(index, file)?;
+    for path in &files {
+        let file = File::open(path).map_err(unwritable("read", path))?;
+        check.scan(BufReader::new(file), |_, _| {}).map_err(unwritable("read", path))?;
     }
-    let Some(damage) = check.damage else { return Ok(Vec::new()) };
-    let file = files.get(damage.file_index).expect("the damage is in one of the files").clone();
-    if damage.is_synced {
-        return Err(OpenError::Damaged { file, offset: damage.offset, reason: damage.reason });
-    }
+    let file_of = |damage: &Damage| files.get(damage.log).expect("the damage is in one of the files");
+    let damage = match check.verdict() {
+        Verdict::Whole => return Ok(Vec::new()),
+        Verdict::Refused(damage) => {
+            let file = file_of(&damage).clone();
+            return Err(OpenError::Damaged { file, offset: damage.offset, reason: damage.reason });
+        }
+        Verdict::Torn(damage) => damage,
+    };
     // From the last file backwards: a crash while cutting leaves the damage to be found again.
     let mut cuts = Vec::new();
-    for later in files.iter().skip(damage.file_index + 1).rev() {
+    for later in files.iter().skip(damage.log + 1).rev() {
         cuts.extend(cut(volume, later, 0, String::new())?);
     }
-    cuts.extend(cut(volume, &file, damage.good_end, damage.reason)?);
+    cuts.extend(cut(volume, file_of(&damage), damage.good_end, damage.reason)?);
     cuts.reverse();
     Ok(cuts)
 }
 
-#[derive(Debug)]
-struct Damage {
-    file_index: usize,
-    offset: u64,
-    reason: String,
-    /// Where the last good record of its file ends.
-    good_end: u64,
+/// Where a log is no longer whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// In which log, in the order they were scanned.
+    pub log: usize,
+    /// Where it begins there.
+    pub offset: u64,
+    /// How it shows.
+    pub reason: String,
+    /// Where the last good record of its log ends.
+    pub good_end: u64,
     /// A later batch proves that it had been synced.
     is_synced: bool,
 }
 
+/// What a check comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is wrong.
+    Whole,
+    /// All from the end of the last good record on was never synced: it is to be cut off, before anything is written.
+    Torn(Damage),
+    /// What had been synced is gone: nothing may be changed, and the volume not be opened.
+    Refused(Damage),
+}
+
+/// The check itself, over the bytes of the logs: pure.
 #[derive(Debug, Default)]
-struct Check {
+pub struct Check {
+    logs: usize,
     /// The last sequence number before the damage.
     last_good: Option<u64>,
     damage: Option<Damage>,
+    /// A record of a kind that is not written here.
+    foreign: Option<Damage>,
 }
 
 impl Check {
-    fn scan(&mut self, file_index: usize, path: &Path) -> Result<(), OpenError> {
-        let file = File::open(path).map_err(unwritable("read", path))?;
-        let mut reader = LogReader::new(BufReader::new(file));
+    /// Scans the next log, oldest first, and shows each good record before any damage: where it begins, and its bytes.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn scan(&mut self, log: impl Read, mut good: impl FnMut(u64, Vec<u8>)) -> io::Result<()> {
+        let mut reader = LogReader::new(log);
         let mut good_end = 0;
-        while let Some(item) = reader.next_item().map_err(unwritable("read", path))? {
+        while let Some(item) = reader.next_item()? {
             match item {
                 Item::Record { offset, end, bytes } => {
-                    self.record(file_index, offset, good_end, &bytes);
+                    self.record(offset, good_end, &bytes);
                     good_end = end;
+                    if self.damage.is_none() {
+                        good(offset, bytes);
+                    }
                 }
-                Item::Damage { offset, reason } => self.damaged(file_index, offset, good_end, reason.to_owned()),
+                Item::Damage { offset, reason } => self.damaged(offset, good_end, reason.to_owned()),
                 Item::Foreign { offset, kind } => {
                     let reason = format!("a record of type {kind}, which this version does not write");
-                    return Err(OpenError::Damaged { file: path.to_owned(), offset, reason });
+                    let damage = Damage { log: self.logs, offset, reason, good_end, is_synced: true };
+                    self.foreign.get_or_insert(damage);
+                    break;
                 }
             }
         }
+        self.logs += 1;
         Ok(())
     }
 
-    fn record(&mut self, file_index: usize, offset: u64, good_end: u64, bytes: &[u8]) {
+    /// The last sequence number before any damage, if there is a good record.
+    #[must_use]
+    pub fn last_good(&self) -> Option<u64> {
+        self.last_good
+    }
+
+    /// The first damage, whatever it comes to.
+    #[must_use]
+    pub fn damage(&self) -> Option<&Damage> {
+        self.foreign.as_ref().or(self.damage.as_ref())
+    }
+
+    /// What all that was scanned comes to.
+    #[must_use]
+    pub fn verdict(self) -> Verdict {
+        let Some(damage) = self.foreign.or(self.damage) else { return Verdict::Whole };
+        if damage.is_synced && !planted::is(Bug::DamagedMiddleAccepted) {
+            Verdict::Refused(damage)
+        } else if planted::is(Bug::TornTailAccepted) {
+            Verdict::Whole
+        } else {
+            Verdict::Torn(damage)
+        }
+    }
+
+    fn record(&mut self, offset: u64, good_end: u64, bytes: &[u8]) {
         let Some(batch) = LoggedBatch::decode(bytes) else {
-            return self.damaged(file_index, offset, good_end, "a record that is no batch".to_owned());
+            return self.damaged(offset, good_end, "a record that is no batch".to_owned());
         };
         if let Some(last) = self.last_good
             && batch.first != last + 1
         {
             let reason = format!("sequence number {} where {} was due", batch.first, last + 1);
-            self.damaged(file_index, offset, good_end, reason);
+            self.damaged(offset, good_end, reason);
         }
         match &mut self.damage {
             Some(damage) => damage.is_synced |= batch.synced_through > self.last_good.unwrap_or(0),
@@ -120,8 +179,9 @@ impl Check {
     }
 
     /// Only the first damage counts: all after it is later.
-    fn damaged(&mut self, file_index: usize, offset: u64, good_end: u64, reason: String) {
-        self.damage.get_or_insert(Damage { file_index, offset, reason, good_end, is_synced: false });
+    fn damaged(&mut self, offset: u64, good_end: u64, reason: String) {
+        let log = self.logs;
+        self.damage.get_or_insert(Damage { log, offset, reason, good_end, is_synced: false });
     }
 }
 

@@ -10,7 +10,7 @@ use culver_storage::command::{Acked, Decision, Send, View};
 use culver_storage::engine::{Engine, Family, Tier};
 use culver_storage::error::EngineError;
 use culver_storage::key::ShardId;
-use culver_storage::memory::MemoryEngine;
+use culver_storage::memory::{Loss, MemoryEngine};
 use culver_storage::reader::{Engines, Loaded, read_fold, read_inbox, read_outbox, read_sweep};
 use culver_storage::record::{Item, Outgoing, Record, Stream};
 use culver_storage::shard::{Policy, Shards};
@@ -225,7 +225,8 @@ impl World {
             if is_merged {
                 engine.compact().expect("memory merges");
             }
-            engine.crash(usize::from(survives));
+            engine.crash(&if survives { Loss::NOTHING } else { Loss::ALL });
+            engine.reopen().expect("nothing that was synced is damaged");
             *shards = recover(engine, &topology, hub, now_ms);
             pending.clear();
             pushed.clear();

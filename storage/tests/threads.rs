@@ -18,7 +18,7 @@ mod writer {
 
     use culver_storage::batch::{Batch, BatchNumber};
     use culver_storage::engine::{Engine, Family};
-    use culver_storage::memory::{MemoryEngine, WriteFault};
+    use culver_storage::memory::{Loss, MemoryEngine, WriteFault};
     use culver_storage::writer::Writer;
 
     fn batch(number: u64) -> Batch {
@@ -38,7 +38,8 @@ mod writer {
             writer.submit(batch(number));
             assert_eq!(told.recv(), Ok((BatchNumber(number), number)));
         }
-        engine.crash(0);
+        engine.crash(&Loss::ALL);
+        engine.reopen().expect("it opens again");
         assert_eq!(engine.sequence_synced(), 99);
     }
 

@@ -15,7 +15,7 @@ use super::{SHARD_COUNT, first_seed, recover_hub};
 use crate::batch::Batch;
 use crate::command::{Acked, Decision, DedupKey, Load, Send, UserView, View};
 use crate::engine::Engine;
-use crate::memory::{MemoryEngine, WriteFault};
+use crate::memory::{Loss, MemoryEngine, WriteFault};
 use crate::reader::{Engines, read_inbox};
 use crate::record::{InboxEntry, Place, Record};
 
@@ -167,6 +167,7 @@ impl Life {
                 let is_cold = self.random.random_bool(0.5);
                 self.memory.iter().for_each(|memory| memory.set_cold(is_cold));
             }
+            98 if self.random.random_bool(0.5) => self.memory.iter().for_each(|memory| memory.flush()),
             98 => self.forget_reads(),
             _ => self.crash(),
         }
@@ -326,16 +327,19 @@ impl Life {
                         memory.fail_next_write(WriteFault::Sync);
                         self.engine.write(&batch).expect_err("it was told to fail");
                     }
-                    let survivors = self.random.random_range(0..2);
-                    memory.crash(survivors);
-                    if survivors > 0 {
+                    let len = memory.unsynced_len();
+                    let keep = if self.random.random_bool(0.5) { len } else { self.random.random_range(0..=len) };
+                    memory.crash(&Loss { keep, hole: None });
+                    memory.reopen().expect("nothing that was synced is damaged");
+                    if keep == len {
                         records.iter().for_each(|record| self.durable.apply(record));
                     }
                 }
                 Some(memory) => {
                     memory.fail_next_write(WriteFault::Write);
                     self.engine.write(&batch).expect_err("it was told to fail");
-                    memory.crash(0);
+                    memory.crash(&Loss::ALL);
+                    memory.reopen().expect("nothing is damaged");
                 }
                 None => {}
             }
