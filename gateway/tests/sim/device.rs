@@ -1,14 +1,24 @@
 //! A device: the real client, and an application with a store of its own that may be late, forgetful, or killed.
 //!
 //! One [`Device`] is one process. A device's app and its fetching extension are two, over one store. The world carries
-//! bytes between [`Device::client`] and the network, and does what [`Device::next_want`] asks for.
+//! bytes between [`Device::client`] and the network, and does what [`Device::next_want`] asks for. Everything that the
+//! application learns or does, it tells the oracle.
+
+mod app;
+mod store;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
 
 use bytes::Bytes;
-use culver_protocol::client::{Client, ClientConfig};
-use culver_protocol::id::{DeviceId, UserId};
+use culver_protocol::client::{Client, ClientConfig, Credential, Event};
+use culver_protocol::error::ErrorCode;
+use culver_protocol::id::{ConversationId, DeviceId, UserId};
+use culver_protocol::proto;
 
-use crate::oracle::Oracle;
-use crate::source::Source;
+use self::store::Store;
+use crate::oracle::{Known, MessageIndex, Oracle, Witness};
 
 /// Which device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,114 +40,298 @@ pub enum Want {
     Ticket,
 }
 
-/// How an application behaves, in thousandths of its acts; all 0 is the tamest.
+/// How an application behaves, in thousandths of its acts where not said otherwise; all 0 is the tamest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Nature {
-    /// Messages that it sends.
+    /// How many messages it sends.
     pub sends: u32,
-    /// What has come is not persisted now.
+    /// What has come is persisted later, or in parts.
     pub late: u32,
-    /// Receipts are not persisted now.
-    pub ignores_receipts: u32,
+    /// Receipts are persisted later.
+    pub late_receipts: u32,
     /// The application is killed and comes back with what it has persisted.
     pub killed: u32,
     /// Marks as read, lists, asks for devices.
     pub asks: u32,
     /// Turns read receipts off and on.
     pub toggles: u32,
+    /// Writes where it has no part.
+    pub strays: u32,
     /// Its messages' ids do not ascend.
     pub random_ids: bool,
-    /// What it sends is not kept over a kill.
+    /// What it sends is not kept over a kill, and never sent again then.
     pub forgets_sends: bool,
-    /// What was answered is sent again after a kill, now and then.
+    /// What was answered is not noted, and sent again after a kill.
     pub repeats: bool,
+    /// Longest payload.
+    pub payload_max: u32,
     /// Delivery window in entries; 0: the server's.
     pub credit_entries: u32,
     /// Wanted keep-alive in seconds; 0: the server's.
     pub keep_alive_s: u32,
 }
 
+/// An entry that was handed to the application and is not in its store.
+#[derive(Clone, Copy, Debug)]
+struct Unstored {
+    place: u64,
+    conversation: ConversationId,
+    seq: u64,
+    from_other: bool,
+}
+
 /// One process of a device.
 pub struct Device {
     pub client: Client,
-    key: DeviceKey,
+    witness: Witness,
+    nature: Nature,
+    seed: u64,
+    /// How often it has begun.
+    lives: u64,
+    fetch: bool,
+    store: Rc<RefCell<Store>>,
+    /// What has come, not in the store.
+    unstored: VecDeque<Unstored>,
+    unstored_receipts: VecDeque<proto::Receipt>,
+    /// In the store, but the client has not been told.
+    untold: u64,
+    sends_left: u32,
+    /// Requests under way.
+    calls: u32,
+    /// The generation of the ticket that the client holds, and of the server that it is connected to.
+    ticket_generation: u32,
+    server_generation: u32,
+    /// The client stopped: somebody took the connection's place.
+    stopped: bool,
+    over: bool,
+    /// Acts so far of a fetching process.
+    acts: u32,
+    /// All faults are over: a healthy connection that gets no answers is the server's fault.
+    calm: bool,
+    connected_calmly: bool,
+    /// The server gave a reason for the end of this connection.
+    excused: bool,
+    /// The last questions, and what came of them.
+    last: Option<app::LastQuestions>,
+    known: Known,
 }
 
 impl Device {
     /// An app that has never run, with a ticket of this generation. It asks for a connection at once.
-    pub fn new(key: DeviceKey, nature: Nature, seed: u64, ticket: Bytes, generation: u32) -> Self {
-        let _ = (nature, ticket, generation);
-        Self { client: Client::new(ClientConfig { seed, ..ClientConfig::default() }), key }
+    pub fn new(key: DeviceKey, nature: Nature, seed: u64, ticket: Bytes, generation: u32, oracle: &mut Oracle) -> Self {
+        let store = Store { ticket, ticket_generation: generation, ..Store::default() };
+        let store = Rc::new(RefCell::new(store));
+        Self::process(key, nature, seed, false, store, oracle)
     }
 
     /// Another process over the same store, which logs in by fetch and ends when it has what waited.
-    pub fn fetching(&self, seed: u64) -> Self {
-        Self { client: Client::new(ClientConfig { seed, ..ClientConfig::default() }), key: self.key }
+    pub fn fetching(&self, seed: u64, oracle: &mut Oracle) -> Self {
+        let nature = Nature { sends: 0, asks: 0, toggles: 0, strays: 0, ..self.nature };
+        Self::process(self.key(), nature, seed, true, Rc::clone(&self.store), oracle)
+    }
+
+    fn process(
+        key: DeviceKey,
+        nature: Nature,
+        seed: u64,
+        fetch: bool,
+        store: Rc<RefCell<Store>>,
+        oracle: &mut Oracle,
+    ) -> Self {
+        let client = client(key, &nature, seed, fetch, &store.borrow());
+        let ticket_generation = store.borrow().ticket_generation;
+        Self {
+            client,
+            witness: oracle.launched(key, fetch, None),
+            nature,
+            seed,
+            lives: 0,
+            fetch,
+            store,
+            unstored: VecDeque::new(),
+            unstored_receipts: VecDeque::new(),
+            untold: 0,
+            sends_left: nature.sends,
+            calls: 0,
+            ticket_generation,
+            server_generation: 0,
+            stopped: false,
+            over: false,
+            acts: 0,
+            calm: false,
+            connected_calmly: false,
+            excused: false,
+            last: None,
+            known: Known::default(),
+        }
     }
 
     pub fn key(&self) -> DeviceKey {
-        self.key
+        self.witness.key()
     }
 
     pub fn is_fetch(&self) -> bool {
-        false
+        self.fetch
     }
 
     /// A fetching process that has what it came for, or was replaced: it can be dropped.
     pub fn is_over(&self) -> bool {
-        false
+        self.over
+    }
+
+    /// Messages that it still wants to send.
+    pub fn sends_left(&self) -> u32 {
+        self.sends_left
     }
 
     /// A connection is open, to a server that calls tickets below this generation stale.
     pub fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32) {
-        let _ = (oracle, generation);
+        self.server_generation = generation;
+        (self.connected_calmly, self.excused) = (self.calm, false);
         self.client.handle_connected(now_us);
+        let (cursor, receipts) = (self.client.cursor().0, self.client.receipts());
+        oracle.connected(&mut self.witness, cursor, receipts, (self.ticket_generation, generation));
     }
 
     /// The connection is closed or could not be opened.
-    pub fn disconnected(&mut self, oracle: &mut Oracle, now_us: u64) {
-        let _ = oracle;
+    pub fn disconnected(&mut self, _oracle: &mut Oracle, now_us: u64) {
+        self.witness.disconnected();
         self.client.handle_disconnected(now_us);
+        if self.fetch && self.acts > app::FETCH_ACTS_MAX {
+            self.over = true;
+        }
     }
 
     /// Another ticket, of this generation.
     pub fn set_ticket(&mut self, ticket: Bytes, generation: u32) {
-        let _ = (ticket, generation);
+        {
+            let mut store = self.store.borrow_mut();
+            store.ticket = ticket.clone();
+            store.ticket_generation = generation;
+        }
+        self.ticket_generation = generation;
+        self.client.set_credential(Credential::Ticket(ticket));
     }
 
     /// Handles the client's events up to one that the world must act on. To be called until it says `None`, after
     /// anything was done with the client.
-    pub fn next_want(&mut self, source: &mut Source, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
-        let _ = (source, oracle, now_us);
+    pub fn next_want(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
+        while let Some(event) = self.client.poll_event() {
+            let want = self.handle(event, oracle, now_us);
+            if want.is_some() {
+                return want;
+            }
+        }
         None
     }
 
-    /// The application does something: persists, sends to one of `peers` (its own user and unknown users may be among
-    /// them), reads, asks, or dies.
-    pub fn act(&mut self, source: &mut Source, oracle: &mut Oracle, now_us: u64, peers: &[UserId]) -> Option<Want> {
-        let _ = (source, oracle, now_us, peers);
+    fn handle(&mut self, event: Event, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
+        match event {
+            Event::Connect => return Some(Want::Connect),
+            Event::Disconnect => {
+                let is_healthy = self.calm && self.connected_calmly && !self.excused && !self.fetch;
+                assert!(
+                    !is_healthy,
+                    "every SEND and RPC is answered: {:?} waited for an answer on a good connection until it gave up",
+                    self.client
+                );
+                return Some(Want::Disconnect);
+            }
+            Event::LoggedIn(welcome) => {
+                oracle.logged_in(&mut self.witness, &welcome);
+                self.ticket_generation = self.server_generation;
+            }
+            Event::Sent(accepted) => {
+                let index = oracle.accepted(&self.witness, &accepted);
+                if !self.nature.repeats {
+                    self.note_answered(index);
+                }
+            }
+            Event::Rejected { id, code, retry: false } => {
+                let index = oracle.rejected(&self.witness, id, code);
+                self.note_answered(index);
+            }
+            Event::Rejected { retry: true, .. } => {}
+            Event::Delivered(entry) => {
+                oracle.delivered(&mut self.witness, &entry);
+                let conversation = ConversationId::try_from(entry.conversation.as_ref()).expect("the client checks it");
+                self.unstored.push_back(Unstored {
+                    place: entry.inbox_seq,
+                    conversation,
+                    seq: entry.conversation_seq,
+                    from_other: entry.sender != self.key().user.0,
+                });
+            }
+            Event::Gap(gap) => oracle.gap(&mut self.witness, &gap, now_us),
+            Event::Receipt(receipt) => {
+                oracle.receipt(&mut self.witness, &receipt, now_us);
+                self.unstored_receipts.push_back(receipt);
+            }
+            Event::SyncStart(start) => oracle.sync_start(&mut self.witness, &start),
+            Event::SyncDone(done) => {
+                oracle.sync_done(&mut self.witness, &done);
+                self.acts = self.acts.max(app::FETCH_ACTS_MAX);
+            }
+            Event::Answer { id, result } => {
+                self.calls -= 1;
+                self.handle_answer(id, &result, oracle);
+            }
+            Event::Cancelled { id } => {
+                self.calls -= 1;
+                oracle.cancelled(&mut self.witness, id);
+                if let Some(last) = &mut self.last {
+                    last.ended(id);
+                }
+            }
+            Event::Goaway(_) => self.excused = true,
+            Event::ServerError(error) => {
+                oracle.server_error(&self.witness, &error);
+                self.excused |= ErrorCode::from_number(error.code).is_none_or(ErrorCode::closes);
+            }
+            Event::Violation(violation) => {
+                panic!("a server keeps to the protocol: {:?} found: {violation}", self.client);
+            }
+            Event::Stopped { .. } => self.stopped = true,
+            Event::CredentialNeeded { .. } => return Some(Want::Ticket),
+        }
         None
     }
 
-    /// The application behaves: it persists what has come, and comes back if it had stopped. To be called again and
-    /// again until all is quiet.
-    pub fn act_calmly(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
-        let _ = (oracle, now_us);
-        None
+    /// What an application learns of a message is kept by the time it is killed, save with some.
+    fn note_answered(&mut self, index: MessageIndex) {
+        self.store.borrow_mut().outbox.retain(|waiting| *waiting != index);
     }
 
-    /// Everybody knows everybody: a last message to each of `peers`.
-    pub fn say_last(&mut self, oracle: &mut Oracle, now_us: u64, peers: &[UserId]) {
-        let _ = (oracle, now_us, peers);
-    }
-
-    /// The last questions: all conversations, all devices.
-    pub fn ask_last(&mut self, oracle: &mut Oracle) {
-        let _ = oracle;
+    /// What its application knows in the end.
+    pub fn known(&self) -> Known {
+        Known { marks: self.store.borrow().marks.clone(), ..self.known.clone() }
     }
 
     /// Nothing of this process is under way: it is logged in, and everything is answered and persisted.
     pub fn is_settled(&self) -> bool {
-        self.client.is_logged_in() && self.client.in_flight() == 0
+        if self.over {
+            return true;
+        }
+        let is_quiet = self.unstored.is_empty() && self.unstored_receipts.is_empty() && self.untold == 0;
+        let is_answered = self.client.in_flight() == 0 && self.calls == 0;
+        let is_through = self.last.as_ref().is_none_or(app::LastQuestions::are_answered);
+        self.client.is_logged_in() && is_quiet && is_answered && is_through
     }
+}
+
+fn client(key: DeviceKey, nature: &Nature, seed: u64, fetch: bool, store: &Store) -> Client {
+    Client::new(ClientConfig {
+        user: key.user,
+        device: key.device,
+        credential: Credential::Ticket(store.ticket.clone()),
+        cursor: store.cursor,
+        incarnation: store.incarnation,
+        receipts: store.receipts,
+        fetch,
+        keep_alive_s: nature.keep_alive_s,
+        credit_entries: nature.credit_entries,
+        credit_bytes: 0,
+        seed,
+        ..ClientConfig::default()
+    })
 }

@@ -3,22 +3,48 @@
 //! Checks that cost little are made as events come; what only shows when all is quiet is checked at the end. Owns no
 //! device and no server, and never looks into either. A broken promise is a panic that says which, in plain words.
 
-use crate::device::Device;
+mod end;
+mod inboxes;
+mod messages;
+mod receipts;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod witness;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use culver_protocol::id::{ConversationId, DeviceId, UserId};
+
+pub use self::end::Known;
+use self::inboxes::User;
+pub use self::messages::MessageIndex;
+use self::messages::{Message, Talk};
+pub use self::witness::{Asked, Witness};
+use crate::device::DeviceKey;
 
 /// What of the promises a world's plan weakens.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Entries may expire and devices may be unlinked: a GAP may say so.
-    pub may_expire: bool,
-    /// Entries older than this, in milliseconds of undisturbed time, may expire.
-    pub retention_ms: u64,
+    /// Entries that have waited for this long, in microseconds of monotonic time, may be dropped: a GAP says so, and
+    /// nobody misses them.
+    pub expires_after_us: Option<u64>,
+    /// Devices that were away may be unlinked: a GAP says so, and they begin anew at the head.
+    pub may_unlink: bool,
     /// The operator lets senders be told what was delivered and read.
     pub receipts: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { may_expire: false, retention_ms: u64::MAX, receipts: true }
+        Self { expires_after_us: None, may_unlink: false, receipts: true }
+    }
+}
+
+impl Terms {
+    fn may_gap(&self) -> bool {
+        self.expires_after_us.is_some() || self.may_unlink
     }
 }
 
@@ -26,19 +52,127 @@ impl Default for Terms {
 #[derive(Debug)]
 pub struct Oracle {
     terms: Terms,
+    /// Counts what happens: of two events the one with the lesser number was earlier.
+    order: u64,
+    messages: Vec<Message>,
+    talks: BTreeMap<ConversationId, Talk>,
+    users: Vec<User>,
+    /// Which message has a message id.
+    ids: HashMap<u64, MessageIndex>,
+    /// Of each shard, the greatest message id known from a time on; both ascend.
+    shards: BTreeMap<u64, Vec<(u64, u64)>>,
+    /// Since then every device is known to all sessions of its user.
+    known_since: u64,
 }
 
 impl Oracle {
     /// A model of a world in which nothing has happened.
     pub fn new(terms: Terms) -> Self {
-        Self { terms }
+        Self {
+            terms,
+            order: 0,
+            messages: Vec::new(),
+            talks: BTreeMap::new(),
+            users: Vec::new(),
+            ids: HashMap::new(),
+            shards: BTreeMap::new(),
+            known_since: 0,
+        }
     }
 
     /// Everything has come to rest with all devices connected: from now on every device is known everywhere.
-    pub fn everything_is_known(&mut self) {}
-
-    /// What must hold when all is quiet: after [`Device::say_last`] and [`Device::ask_last`] have come to rest.
-    pub fn check_end(&self, devices: &[Device]) {
-        assert!(devices.iter().all(Device::is_settled), "everything comes to rest");
+    pub fn everything_is_known(&mut self) {
+        let order = self.next();
+        self.known_since = order;
+        for linked in self.users.iter_mut().flat_map(|user| &mut user.devices) {
+            linked.evidence.get_or_insert(order);
+            linked.last_evidence.get_or_insert(order);
+        }
     }
+
+    /// Messages that applications wanted to send, so far.
+    pub fn submitted_count(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn next(&mut self) -> u64 {
+        self.order += 1;
+        self.order
+    }
+
+    fn user(&self, id: UserId) -> Option<&User> {
+        self.users.iter().find(|user| user.id == id)
+    }
+
+    fn user_index(&mut self, id: UserId) -> usize {
+        self.users.iter().position(|user| user.id == id).unwrap_or_else(|| {
+            self.users.push(User::new(id));
+            self.users.len() - 1
+        })
+    }
+
+    /// Where a device stands among its user's; it is new if it was never named before.
+    fn device_index(&mut self, key: DeviceKey) -> (usize, usize) {
+        let user = self.user_index(key.user);
+        (user, self.users[user].device_index(key.device))
+    }
+}
+
+/// A side of a direct conversation: the lesser user's, or the greater's.
+fn side_of(conversation: ConversationId, user: UserId) -> usize {
+    usize::from(conversation.direct_users().is_some_and(|(lesser, _)| lesser != user))
+}
+
+/// A set of numbers, none of them great.
+#[derive(Clone, Debug, Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, number: u64) {
+        let at = (number / 64) as usize;
+        if self.0.len() <= at {
+            self.0.resize(at + 1, 0);
+        }
+        self.0[at] |= 1 << (number % 64);
+    }
+
+    fn has(&self, number: u64) -> bool {
+        self.0.get((number / 64) as usize).is_some_and(|word| word >> (number % 64) & 1 == 1)
+    }
+}
+
+/// A process, in words.
+#[derive(Clone, Copy)]
+struct Who {
+    key: DeviceKey,
+    fetch: bool,
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.fetch { "a fetching process of " } else { "" };
+        write!(f, "{what}device {} of user {}", self.key.device, self.key.user)
+    }
+}
+
+/// Where something was learned, in words.
+#[derive(Clone, Copy)]
+enum How {
+    Answer,
+    /// It was shown to this process.
+    Shown(Who),
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answer => f.write_str("its answer"),
+            Self::Shown(who) => write!(f, "what {who} was shown"),
+        }
+    }
+}
+
+/// A device, in words.
+fn name(user: UserId, device: DeviceId) -> Who {
+    Who { key: DeviceKey { user, device }, fetch: false }
 }

@@ -1,0 +1,1 @@
+//! Each promise, broken: the oracle must notice.

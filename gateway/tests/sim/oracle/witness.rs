@@ -1,0 +1,135 @@
+//! What one process of a device has seen, and so what it may see next.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use culver_protocol::id::ConversationId;
+use culver_protocol::message::MarkView;
+
+use super::{Bits, Oracle, Who};
+use crate::device::DeviceKey;
+
+/// A request under way.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// The conversations, from a page on.
+    List,
+    Devices,
+    /// `acknowledged`: what it marks came on this connection, and so was acknowledged before.
+    Mark {
+        conversation: ConversationId,
+        seq: u64,
+        order: u64,
+        acknowledged: bool,
+    },
+    Receipts {
+        on: bool,
+        order: u64,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Witness {
+    pub(super) key: DeviceKey,
+    pub(super) fetch: bool,
+    /// Where its user and device are in the oracle.
+    pub(super) at: (usize, usize),
+    /// Its application told its client that everything up to here is persisted.
+    pub(super) told: u64,
+    /// Places handed to this life of the application.
+    pub(super) seen: Bits,
+    /// The last of them.
+    pub(super) last: u64,
+    /// The last of each conversation.
+    pub(super) last_of: BTreeMap<ConversationId, u64>,
+    /// The greatest marks told.
+    pub(super) marks: BTreeMap<ConversationId, MarkView>,
+
+    // Of the connection.
+    pub(super) connected: bool,
+    pub(super) began: u64,
+    /// What its login claimed.
+    pub(super) cursor: u64,
+    /// Nothing of the inbox up to here is missing on this connection.
+    pub(super) position: u64,
+    /// The last entry that was handed on from it.
+    pub(super) last_here: u64,
+    pub(super) version: u64,
+    pub(super) deliveries: u64,
+    pub(super) credit: (u64, u64),
+    /// Entries that came and are not acknowledged: place and weight.
+    pub(super) window: VecDeque<(u64, u64)>,
+    pub(super) window_bytes: u64,
+    pub(super) sync: Option<u64>,
+    pub(super) synced: bool,
+    pub(super) calls: BTreeMap<u64, Asked>,
+    pub(super) ticket_generation: u32,
+    pub(super) server_generation: u32,
+
+    /// Wishes about receipts whose answers were lost with their connection: it may be that they are still granted.
+    pub(super) lost: Vec<bool>,
+}
+
+impl Witness {
+    /// Whose it is.
+    pub fn key(&self) -> DeviceKey {
+        self.key
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// The connection is gone. The client cancels its requests one by one.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.window.clear();
+        self.window_bytes = 0;
+    }
+
+    /// In words.
+    pub(super) fn name(&self) -> Who {
+        Who { key: self.key, fetch: self.fetch }
+    }
+}
+
+impl Oracle {
+    /// A process begins. What it knows is what its device has persisted.
+    pub fn launched(&mut self, key: DeviceKey, fetch: bool, before: Option<&Witness>) -> Witness {
+        let at = self.device_index(key);
+        let mut lost = Vec::new();
+        if let Some(before) = before {
+            lost.clone_from(&before.lost);
+            lost.extend(before.calls.values().filter_map(|asked| match asked {
+                Asked::Receipts { on, .. } => Some(*on),
+                _ => None,
+            }));
+        }
+        Witness {
+            key,
+            fetch,
+            at,
+            told: 0,
+            seen: Bits::default(),
+            last: 0,
+            last_of: BTreeMap::new(),
+            marks: before.map(|before| before.marks.clone()).unwrap_or_default(),
+            connected: false,
+            began: 0,
+            cursor: 0,
+            position: 0,
+            last_here: 0,
+            version: 0,
+            deliveries: 0,
+            credit: (u64::MAX, u64::MAX),
+            window: VecDeque::new(),
+            window_bytes: 0,
+            sync: None,
+            synced: false,
+            calls: BTreeMap::new(),
+            ticket_generation: 0,
+            server_generation: 0,
+            lost,
+        }
+    }
+}
