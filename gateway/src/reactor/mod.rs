@@ -354,3 +354,6 @@ impl<S: Socket> Reactor<S> {
         self.has_left = overdue || (!owed && !unsent);
     }
 }
+
+#[cfg(test)]
+mod tests;
