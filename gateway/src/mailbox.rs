@@ -205,6 +205,16 @@ impl Link {
         !self.commands.is_empty()
     }
 
+    /// Commands that wait.
+    pub fn commands_len(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Effects that wait.
+    pub fn effects_len(&self) -> usize {
+        self.effects.len()
+    }
+
     /// Hub: posts a reply, for which the reactor reserved room when it posted the command.
     ///
     /// # Panics
@@ -280,6 +290,12 @@ impl HubLink {
     #[must_use]
     pub fn take(&self, from: HubId, to: HubId) -> Option<HubMail> {
         self.queue(from, to).pop()
+    }
+
+    /// Mail that waits, from one of the two hubs to the other.
+    #[must_use]
+    pub fn mail_len(&self, from: HubId, to: HubId) -> usize {
+        self.queue(from, to).len()
     }
 
     /// Whether there is any.

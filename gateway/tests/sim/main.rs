@@ -14,6 +14,7 @@ mod device;
 mod net;
 mod oracle;
 mod plan;
+mod server;
 mod source;
 
 use source::Source;

@@ -3,6 +3,12 @@
 //! Seeds are to differ greatly: some are small and calm, some have one kind of fault at a high rate, some all of them.
 //! Owns no state of a run.
 
+use culver::config::{Config, KeepAlive, Shutdown};
+use culver::hub::bounds::Bounds as HubBounds;
+use culver::{mailbox, reactor};
+use culver_storage::shard::Policy;
+
+use crate::server::FLUSH_S;
 use crate::source::Source;
 
 /// A kind of fault.
@@ -151,6 +157,7 @@ pub struct Plan {
     pub retention_ms: u64,
     pub unlink_days: u32,
     pub keep_alive_s: u32,
+    pub connections_max: usize,
 
     /// Longest time of a step.
     pub step_us: u32,
@@ -214,6 +221,7 @@ impl Plan {
             retention_ms: if source.chance(60) { source.range(500, 60_000) } else { 365 * 86_400_000 },
             unlink_days: if source.chance(60) { 1 } else { 90 },
             keep_alive_s: source.pick(&[0, 5, 5, 30]),
+            connections_max: if source.chance(50) { source.range(1, 3) as usize } else { 1000 },
             step_us: source.pick(&[5, 20, 50]),
             lazy,
             sync_us: source.pick(&[0, 100, 1000, 30_000]),
@@ -236,7 +244,61 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The server's settings.
+    pub fn config(&self) -> Config {
+        Config {
+            keep_alive: KeepAlive { default_s: 10, min_s: 5, max_s: 30 },
+            shutdown: Shutdown { spread_s: 1, flush_s: FLUSH_S },
+            ..Config::default()
+        }
+    }
+
+    /// What is kept for how long, and how much is kept in memory.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            retention_ms: self.retention_ms,
+            unlink_days: self.unlink_days,
+            quota_entries: self.quota_entries,
+            receipts: self.receipts,
+            ..Policy::default()
+        }
+    }
+}
+
 impl Sizes {
+    /// Of the queues between a reactor and a hub.
+    pub fn of_links(&self) -> mailbox::Bounds {
+        mailbox::Bounds { commands: self.commands, kept: self.kept, replies: self.replies, deliveries: self.deliveries }
+    }
+
+    /// Of a reactor.
+    pub fn of_reactors(&self) -> reactor::Bounds {
+        reactor::Bounds {
+            read_len: 0,
+            reads_a_turn: self.reads_a_turn,
+            effects_a_turn: self.effects_a_turn,
+            pages_a_turn: self.pages_a_turn,
+            unsent_len: self.unsent_len_max,
+            ..reactor::Bounds::default()
+        }
+    }
+
+    /// Of a hub.
+    pub fn of_hubs(&self) -> HubBounds {
+        HubBounds {
+            reads_outstanding: self.reads_outstanding,
+            batch_bytes: self.batch_bytes,
+            parked_sends: self.parked_sends,
+            parked_arrivals: self.parked_arrivals,
+            parked_of_stream: self.parked_of_stream,
+            folds: self.folds,
+            first_sweep_ms: self.sweep_ms,
+            sweep_interval_ms: self.sweep_ms,
+            ..HubBounds::default()
+        }
+    }
+
     /// As in production as far as a run of a few milliseconds could tell, but cheap to make.
     fn wide(source: &mut Source) -> Self {
         let cached = source.pick(&[1000, 1000, 10]);
