@@ -15,7 +15,9 @@ mod net;
 mod oracle;
 mod plan;
 mod server;
+mod shrink;
 mod source;
+mod trace;
 
 use source::Source;
 
