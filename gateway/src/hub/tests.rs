@@ -1,5 +1,6 @@
 //! The hub under chance: see [`world`]. What chance finds rarely has a test of its own.
 
+mod drivers;
 mod retention;
 mod rules;
 mod world;
