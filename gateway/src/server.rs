@@ -105,7 +105,8 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     // The reactors' listeners hold the port from here on.
     drop(ports.listen_hold);
     visible.bells.get_or_init(|| reactors.iter().map(ReactorThread::bell).collect());
-    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, sleepers, ports_by_hub, &metrics)?;
+    let hubs = hubs.into_iter().zip(sleepers).collect();
+    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, ports_by_hub, &metrics)?;
     let (running, ended) = channel::bounded(0);
     let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, running.clone()));
     let reactor_threads = threads.collect::<io::Result<Vec<_>>>()?;

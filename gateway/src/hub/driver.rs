@@ -89,6 +89,18 @@ pub struct HubPort {
     pub bell: Arc<dyn Fn() + Send + Sync>,
 }
 
+impl HubPort {
+    /// The hub that has this inbox. What mail brings waits as well as a command does for who waits for the disk.
+    #[must_use]
+    pub fn new(link: Arc<HubLink>, inbox: &Arc<Inbox>) -> Self {
+        let inbox = Arc::clone(inbox);
+        let ring = move || {
+            inbox.bell.ring_gently();
+        };
+        Self { link, bell: Arc::new(ring) }
+    }
+}
+
 /// What a hub's turn hands over: batches to its writer, and reads to the readers of its volume.
 pub trait Disk {
     /// This is to be durable; there is no other under way.

@@ -79,19 +79,18 @@ impl Volumes {
     /// Starts every hub with its writer and readers.
     pub(super) fn spawn_hubs(
         &self,
-        hubs: Vec<Hub>,
+        hubs: Vec<(Hub, Sleeper)>,
         topology: &Topology,
         config: &Config,
         inboxes: &Inboxes,
-        sleepers: Vec<Sleeper>,
         reactors: Vec<Vec<ReactorPort>>,
         metrics: &Arc<Metrics>,
     ) -> io::Result<Vec<JoinHandle<()>>> {
         let mut threads = Vec::new();
         let links = links_between(inboxes.len());
         let ids = (0..topology.hub_count()).map(HubId);
-        let queues = inboxes.iter().zip(sleepers).zip(reactors).zip(links);
-        for ((hub, id), (((inbox, sleeper), reactors), links)) in hubs.into_iter().zip(ids).zip(queues) {
+        let queues = inboxes.iter().zip(reactors).zip(links);
+        for (((hub, sleeper), id), ((inbox, reactors), links)) in hubs.into_iter().zip(ids).zip(queues) {
             let volume = topology.volume_of_hub(id);
             let to_hub = Arc::clone(inbox);
             let engine = Arc::clone(self.engine_of(topology, id));
@@ -101,8 +100,7 @@ impl Volumes {
             let engines = Engines { engines: self.engines.clone(), topology: topology.clone() };
             let share = readers_of(topology, id, config.readers);
             let readers = Arc::new(Readers::spawn(engines, volume, share, hub.bounds().reads_outstanding, done));
-            let hubs =
-                links.into_iter().zip(inboxes).map(|(link, other)| HubPort { link, bell: bell_of(other) }).collect();
+            let hubs = links.into_iter().zip(inboxes).map(|(link, other)| HubPort::new(link, other)).collect();
             let driver = Driver::new(hub, Arc::clone(inbox), reactors, hubs, Arc::clone(&self.retention));
             let disk = Threads { writer, readers };
             let metrics = Arc::clone(metrics);
@@ -150,14 +148,6 @@ fn links_between(hubs: usize) -> Vec<Vec<Arc<HubLink>>> {
         links.push(row);
     }
     links
-}
-
-/// Wakes a hub for another's mail: what it brings waits as well as a command does for who waits for the disk.
-fn bell_of(inbox: &Arc<Inbox>) -> Arc<dyn Fn() + Send + Sync> {
-    let inbox = Arc::clone(inbox);
-    Arc::new(move || {
-        inbox.bell.ring_gently();
-    })
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::mailbox::{self, Doorbell, HubLink, Link};
 use crate::metrics::Counters;
 
 const HUBS: u16 = 2;
-const USERS: u64 = 12;
+const USERS: usize = 12;
 const DEVICES: u16 = 3;
 const CREDIT: Credit = Credit { entries: 4, bytes: 4096 };
 
@@ -113,14 +113,7 @@ impl Machine {
             let hub = Hub::new(disk, shards, Incarnation(1), Arc::clone(&topology), id, bounds);
             let link = Arc::new(Link::new(links));
             let reactor = ReactorPort { link: Arc::clone(&link), bell: Arc::new(Doorbell::new(|| ())) };
-            let port = |other: &Arc<Inbox>| {
-                let other = Arc::clone(other);
-                let bell = move || {
-                    other.bell.ring_gently();
-                };
-                HubPort { link: Arc::clone(&between), bell: Arc::new(bell) }
-            };
-            let hubs = inboxes.iter().map(port).collect();
+            let hubs = inboxes.iter().map(|other| HubPort::new(Arc::clone(&between), other)).collect();
             let driver = Driver::new(hub, Arc::clone(inbox), vec![reactor], hubs, Arc::default());
             nodes.push(Node { driver, desk: Desk::default(), inbox: Arc::clone(inbox), link, woken });
         }
@@ -241,7 +234,7 @@ fn script() -> String {
     let links = mailbox::Bounds { deliveries: 20, ..mailbox::Bounds::default() };
     let mut machine = Machine::new(bounds, links, 3);
     for device in 1..=DEVICES {
-        (0..USERS).for_each(|user| machine.log_in(user, device));
+        (0..USERS as u64).for_each(|user| machine.log_in(user, device));
         machine.round();
     }
     machine.settle();
@@ -249,9 +242,9 @@ fn script() -> String {
     for round in 0..6 {
         machine.engine.set_cold(round % 2 == 1);
         for slot in 0..machine.sessions.len() {
-            for to in (0..USERS).filter(|to| *to != slot as u64 % USERS && (*to + slot as u64 + round) % 4 == 0) {
+            for to in (0..USERS).filter(|to| *to != slot % USERS && (to + slot + round).is_multiple_of(4)) {
                 number += 1;
-                machine.send(slot, to, number);
+                machine.send(slot, to as u64, number);
             }
         }
         for _ in 0..20 {
@@ -262,7 +255,7 @@ fn script() -> String {
     machine.settle();
     let heads: Vec<InboxSeq> = machine.sessions.iter().map(|(_, sent)| *sent).collect();
     for (slot, sent) in heads.iter().enumerate() {
-        assert!(sent.0 > 0 && *sent == heads[slot % USERS as usize], "all devices of a user have all of it");
+        assert!(sent.0 > 0 && *sent == heads[slot % USERS], "all devices of a user have all of it");
     }
     machine.close_all();
     machine.settle();
