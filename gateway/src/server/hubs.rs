@@ -125,6 +125,7 @@ fn policy(config: &Config) -> Policy {
         quota_entries: config.inbox.quota_entries,
         quota_bytes: config.inbox.quota_bytes,
         receipts: config.inbox.receipts,
+        ..Policy::default()
     }
 }
 

@@ -4,7 +4,7 @@
 use culver_protocol::id::{InboxSeq, UserId};
 
 use super::state::{Newest, User};
-use super::{HEAD_HINT_LAG_MAX, Shards, TIME_RESERVATION_MS};
+use super::{Journalled, Shards};
 use crate::command::Load;
 use crate::engine::Family;
 use crate::key::{self, ShardId};
@@ -17,6 +17,7 @@ impl Shards {
     /// # Panics
     /// If the record does not follow from this state: records are applied in the order they were decided.
     pub fn apply(&mut self, record: &Record) {
+        self.note(|| Journalled::Record(record.clone()));
         match record {
             Record::Message(message) => self.apply_message(message),
             Record::Arrived { stream, n, item } => self.apply_arrived(*stream, *n, item),
@@ -90,12 +91,13 @@ impl Shards {
 
     /// Puts an entry into an inbox of these shards.
     pub(super) fn put_inbox(&mut self, id: UserId, entry: &InboxEntry, inbox_seq: InboxSeq) {
+        let lag = self.policy.bounds.head_hint_lag;
         let user = self.touch(id);
         assert_eq!(inbox_seq.0, user.head.0 + 1, "places in an inbox are dense");
         user.head = inbox_seq;
         user.row.waiting_bytes += waiting_bytes(entry.payload.len());
         // The first entry writes the row, so that a user without a row has no entries.
-        user.dirty |= user.row.head == InboxSeq(0) || user.head.0 - user.row.head.0 >= HEAD_HINT_LAG_MAX;
+        user.dirty |= user.row.head == InboxSeq(0) || user.head.0 - user.row.head.0 >= lag;
         let shard = ShardId::of_user(id, self.shard_count);
         let key = key::inbox(shard, id, inbox_seq);
         self.building.batch.put(Family::Inbox, &key, (&encode_inbox_header(&entry.view()), &entry.payload));
@@ -113,7 +115,7 @@ impl Shards {
         assert!(id > clock.last, "ids of a shard ascend");
         clock.last = id;
         if id.time_ms() >= clock.reserved_until_ms {
-            clock.reserved_until_ms = id.time_ms() + TIME_RESERVATION_MS;
+            clock.reserved_until_ms = id.time_ms() + self.policy.bounds.time_reservation_ms;
             if !clock.dirty {
                 clock.dirty = true;
                 self.building.clocks.push(home);

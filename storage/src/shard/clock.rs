@@ -3,8 +3,6 @@
 
 /// How far the clock on the wall may be from where the monotonic clock expects it.
 pub const JUMP_MS_MAX: u64 = 5 * 60 * 1000;
-/// How far the clock goes on before it is written.
-pub const CLOCK_WRITE_MS: u64 = 60 * 1000;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ExpiryClock {
@@ -19,11 +17,13 @@ pub(super) struct ExpiryClock {
     /// The monotonic clock, as last seen.
     mono_ms: u64,
     stopped: bool,
+    /// How far it goes on before it is written.
+    write_ms: u64,
 }
 
 impl ExpiryClock {
-    /// Goes on from the durable row; without one, from the clock on the wall.
-    pub(super) fn start(written_ms: Option<u64>, now_ms: u64, mono_ms: u64) -> Self {
+    /// Goes on from the durable row; without one, from the clock on the wall. It is to be written every `write_ms`.
+    pub(super) fn start(written_ms: Option<u64>, now_ms: u64, mono_ms: u64, write_ms: u64) -> Self {
         Self {
             ms: written_ms.unwrap_or(now_ms),
             written_ms: written_ms.unwrap_or(0),
@@ -31,6 +31,7 @@ impl ExpiryClock {
             wall_ms: now_ms,
             mono_ms,
             stopped: false,
+            write_ms,
         }
     }
 
@@ -48,7 +49,7 @@ impl ExpiryClock {
             let (least, greatest) = (self.expected_ms.saturating_sub(drift_ms), self.expected_ms + drift_ms);
             self.expected_ms = now_ms.clamp(least, greatest);
         }
-        (self.written_ms == 0 || self.ms >= self.written_ms + CLOCK_WRITE_MS).then_some(self.ms)
+        (self.written_ms == 0 || self.ms >= self.written_ms + self.write_ms).then_some(self.ms)
     }
 
     /// The row is in the batch under construction.
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn it_rests_while_the_server_is_down_and_goes_on_with_time() {
-        let mut clock = ExpiryClock::start(Some(1_000_000), 5_000_000, 70);
+        let mut clock = ExpiryClock::start(Some(1_000_000), 5_000_000, 70, 60_000);
         assert_eq!(clock.tick(5_010_000, 10_070), None);
         assert_eq!((clock.ms(), clock.earlier_ms()), (1_010_000, 1_010_000));
         assert_eq!(clock.tick(5_060_000, 60_070), Some(1_060_000));
@@ -89,13 +90,13 @@ mod tests {
 
     #[test]
     fn a_new_one_is_written_at_once() {
-        let mut clock = ExpiryClock::start(None, 5_000_000, 70);
+        let mut clock = ExpiryClock::start(None, 5_000_000, 70, 60_000);
         assert_eq!(clock.tick(5_000_000, 70), Some(5_000_000));
     }
 
     #[test]
     fn a_jump_stops_it_until_the_wall_is_back() {
-        let mut clock = ExpiryClock::start(None, YEAR_MS, 0);
+        let mut clock = ExpiryClock::start(None, YEAR_MS, 0, 60_000);
         for (wall_ms, mono_ms, stopped) in [
             (YEAR_MS + 1_000, 1_000, false),
             (2 * YEAR_MS, 2_000, true),
@@ -111,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_slow_drift_is_no_jump() {
-        let mut clock = ExpiryClock::start(None, YEAR_MS, 0);
+        let mut clock = ExpiryClock::start(None, YEAR_MS, 0, 60_000);
         for hour in 1..10_000 {
             // The wall gains four seconds an hour.
             clock.tick(YEAR_MS + hour * 3_604_000, hour * 3_600_000);

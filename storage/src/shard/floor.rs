@@ -15,26 +15,27 @@ use crate::key::{self, MetaKind, ShardId, TalkKind};
 use crate::record::{Expired, Lane, Record, Stream};
 use crate::value::{ClockRow, ListRow};
 
-/// How long after its cursors rose a floor is raised.
-pub const FOLD_DELAY_MS: u64 = 1000;
 /// Floors to be raised, named at once.
 pub const FOLDS_MAX: usize = 64;
-/// Users whose floors are to be raised. Beyond it the sweep finds them.
-pub const FOLDS_QUEUED_MAX: usize = 64 * 1024;
 
 /// Users whose least cursor has risen above the floor.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Folds {
     /// Since they were last looked at.
     new: Vec<UserId>,
     /// With the time from which they are due.
     due: VecDeque<(u64, UserId)>,
+    queued_max: usize,
 }
 
 impl Folds {
+    pub(super) fn new(queued_max: usize) -> Self {
+        Self { new: Vec::new(), due: VecDeque::new(), queued_max }
+    }
+
     /// Puts a user into the queue if the floor can be raised.
     pub(super) fn queue(&mut self, id: UserId, user: &mut User) {
-        let is_room = self.new.len() + self.due.len() < FOLDS_QUEUED_MAX;
+        let is_room = self.new.len() + self.due.len() < self.queued_max;
         if !user.is_fold_queued && is_room && user.least() > user.row.floor {
             user.is_fold_queued = true;
             self.new.push(id);
@@ -43,14 +44,15 @@ impl Folds {
 }
 
 impl Shards {
-    /// Floors to be raised because cursors rose a second ago: at most 64, for [`crate::reader::Read::Fold`].
+    /// Floors to be raised because cursors rose a while ago: at most 64, for [`crate::reader::Read::Fold`].
     pub fn fold_due(&mut self, now_ms: u64) -> Vec<Fold> {
-        let due_ms = now_ms + FOLD_DELAY_MS;
+        let delay_ms = self.policy.bounds.fold_delay_ms;
+        let due_ms = now_ms + delay_ms;
         self.folds.due.extend(self.folds.new.drain(..).map(|user| (due_ms, user)));
         let mut folds = Vec::new();
         for _ in 0..4 * FOLDS_MAX {
             // A clock that was ahead must not hold the queue up.
-            let is_due = |(due_ms, _): &(u64, UserId)| *due_ms <= now_ms || *due_ms > now_ms + FOLD_DELAY_MS;
+            let is_due = |(due_ms, _): &(u64, UserId)| *due_ms <= now_ms || *due_ms > now_ms + delay_ms;
             if folds.len() >= FOLDS_MAX || !self.folds.due.front().is_some_and(is_due) {
                 break;
             }

@@ -2,8 +2,8 @@
 
 use culver_protocol::id::{ClientMessageId, ConversationId, UserId};
 
+use super::Shards;
 use super::state::{Awaited, Conversation, Dirty, NO_MESSAGE, Newest, Talk, User};
-use super::{AWAITED_MAX, LOOKUPS_FIRST, Shards};
 use crate::batch::BatchNumber;
 use crate::command::{Load, View};
 use crate::engine::{Engine, Lookup, Tier};
@@ -142,7 +142,7 @@ impl Shards {
     ) -> Result<View<Option<ClientMessageId>>, EngineError> {
         match self.newest.get_mut(&of) {
             Some(Newest::Known(newest)) => return Ok(View::Known(Some(*newest))),
-            Some(Newest::Unknown { lookups }) if *lookups < LOOKUPS_FIRST => {
+            Some(Newest::Unknown { lookups }) if *lookups < self.policy.bounds.lookups_first => {
                 *lookups += 1;
                 return Ok(View::Known(None));
             }
@@ -175,7 +175,7 @@ impl Shards {
     }
 
     pub(super) fn wait<T>(&mut self, engine: &dyn Engine, load: Load) -> View<T> {
-        if self.awaited.len() >= AWAITED_MAX {
+        if self.awaited.len() >= self.policy.bounds.awaited {
             self.awaited.clear();
         }
         self.awaited.entry(load).or_insert_with(|| Awaited::Since(engine.sequence_synced()));

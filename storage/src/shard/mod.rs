@@ -8,11 +8,13 @@
 //!   began after that somebody began to wait (`Awaited`).
 
 mod apply;
+mod bounds;
 mod cache;
 mod clock;
 mod decide;
 mod devices;
 mod floor;
+mod journal;
 mod lookup;
 mod recover;
 mod seal;
@@ -28,14 +30,15 @@ use std::sync::Arc;
 use culver_protocol::id::{ConversationId, InboxSeq, UserId};
 use hashbrown::HashMap;
 
+pub use self::bounds::Bounds;
 use self::cache::Cache;
 use self::clock::ExpiryClock;
-pub use self::clock::{CLOCK_WRITE_MS, JUMP_MS_MAX};
+pub use self::clock::JUMP_MS_MAX;
+pub use self::floor::FOLDS_MAX;
 use self::floor::Folds;
-pub use self::floor::{FOLD_DELAY_MS, FOLDS_MAX, FOLDS_QUEUED_MAX};
+pub use self::journal::{Journalled, replay};
 use self::state::{Awaited, Building, Conversation, NO_MESSAGE, Newest, Sealed, ShardClock, Talk, User};
 use self::streams::Streams;
-pub use self::streams::{FULL_MAX, FULL_MS, HEAD_LAG_MAX};
 use crate::batch::BatchNumber;
 use crate::command::Load;
 use crate::key::{DedupKey, SenderKey};
@@ -43,29 +46,12 @@ pub use crate::reader::Loaded;
 use crate::topology::{HubId, Topology};
 use crate::value::DedupRow;
 
-/// A sender's first messages since a start are looked up one by one, which filters settle in memory; who sends more is
-/// worth the search for the newest, which reads every file that holds something of the sender's.
-const LOOKUPS_FIRST: u8 = 16;
-/// Senders whose newest id is kept in memory.
-pub const SENDERS_CACHED_MAX: usize = 256 * 1024;
-/// Conversations kept in memory, beside those of batches not yet durable.
-pub const CONVERSATIONS_CACHED_MAX: usize = 256 * 1024;
-/// Users kept in memory, beside those of batches not yet durable.
-pub const USERS_CACHED_MAX: usize = 256 * 1024;
-/// Talks kept in memory, beside those of batches not yet durable.
-pub const TALKS_CACHED_MAX: usize = 128 * 1024;
-/// Reads waited for. Beyond it all are given up: whoever waits asks again.
-pub const AWAITED_MAX: usize = 64 * 1024;
 /// How far a user's head may run ahead of the head in the `user` row.
 pub const HEAD_HINT_LAG_MAX: u64 = 64;
-/// How far ahead of a message's time a shard reserves time.
-pub const TIME_RESERVATION_MS: u64 = 1000;
 /// Milliseconds of a day.
 pub const DAY_MS: u64 = 86_400_000;
 /// How long a message's id is kept, so that the same id is the same message.
 pub const DEDUP_DAYS: u64 = 30;
-/// How far the receipts' head in the `user` row may run ahead of the versions given out.
-pub const RECEIPTS_HEAD_LEAD: u64 = 64;
 /// Batches that are sealed and not yet durable.
 pub const BATCHES_SEALED_MAX: usize = 16;
 
@@ -82,6 +68,8 @@ pub struct Policy {
     pub quota_bytes: u64,
     /// Senders are told what was delivered and read.
     pub receipts: bool,
+    /// How much is kept in memory, and when what is put off is done.
+    pub bounds: Bounds,
 }
 
 impl Default for Policy {
@@ -92,6 +80,7 @@ impl Default for Policy {
             quota_entries: 100_000,
             quota_bytes: 256 * 1024 * 1024,
             receipts: true,
+            bounds: Bounds::default(),
         }
     }
 }
@@ -133,6 +122,7 @@ pub struct Shards {
     durable: BatchNumber,
     /// Scratch for user rows.
     row: Vec<u8>,
+    journal: Option<Vec<Journalled>>,
 }
 
 impl Shards {

@@ -11,7 +11,7 @@ use super::clock::ExpiryClock;
 use super::floor::Folds;
 use super::state::{Building, ShardClock};
 use super::streams::{Source, Streams};
-use super::{CONVERSATIONS_CACHED_MAX, Policy, SENDERS_CACHED_MAX, Shards, TALKS_CACHED_MAX, USERS_CACHED_MAX};
+use super::{Policy, Shards};
 use crate::batch::BatchNumber;
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::{EngineError, Error};
@@ -50,21 +50,23 @@ impl Shards {
         let Found { clocks, expiry_ms, streams, .. } = found;
         let reserved_until_ms = clocks.iter().map(|clock| clock.reserved_until_ms).max().unwrap_or(0);
         let durable = BatchNumber(batch_row.number);
+        let policy = Policy { bounds: policy.bounds.checked(), ..policy };
+        let bounds = policy.bounds;
         Ok(Self {
             shard_count: topology.shard_count(),
             topology,
             hub,
             policy,
             clock_ms: now_ms.max(reserved_until_ms),
-            expiry: ExpiryClock::start(expiry_ms, now_ms, mono_ms),
+            expiry: ExpiryClock::start(expiry_ms, now_ms, mono_ms, bounds.clock_write_ms),
             clocks,
-            conversations: Cache::new(CONVERSATIONS_CACHED_MAX),
-            users: Cache::new(USERS_CACHED_MAX),
-            talks: Cache::new(TALKS_CACHED_MAX),
+            conversations: Cache::new(bounds.conversations_cached),
+            users: Cache::new(bounds.users_cached),
+            talks: Cache::new(bounds.talks_cached),
             streams,
             full: HashMap::new(),
-            folds: Folds::default(),
-            newest: Cache::new(SENDERS_CACHED_MAX),
+            folds: Folds::new(bounds.folds_queued),
+            newest: Cache::new(bounds.senders_cached),
             pending: HashMap::new(),
             awaited: HashMap::new(),
             applied: batch_row.applied,
@@ -72,6 +74,7 @@ impl Shards {
             sealed: std::collections::VecDeque::new(),
             durable,
             row: Vec::new(),
+            journal: None,
         })
     }
 

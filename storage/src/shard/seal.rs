@@ -4,7 +4,7 @@ use culver_protocol::message::MarkView;
 
 use super::state::{Building, Sealed};
 use super::talks::put_talk;
-use super::{BATCHES_SEALED_MAX, Shards};
+use super::{BATCHES_SEALED_MAX, Journalled, Shards};
 use crate::batch::Batch;
 use crate::command::{Acked, Load};
 use crate::engine::Family;
@@ -23,6 +23,7 @@ impl Shards {
     pub fn seal(&mut self, synced_through: u64, with_cursors: bool) -> Batch {
         assert!(self.sealed.len() < BATCHES_SEALED_MAX, "a hub keeps few batches under way");
         let number = self.building.batch.number();
+        self.note(|| Journalled::Sealed { number, synced_through, with_cursors });
         let capacity = self.building.batch.len() + 4096;
         let mut building = std::mem::replace(&mut self.building, Building::new(number.next(), capacity));
         for id in &building.conversations {

@@ -2,7 +2,6 @@
 
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 
-use super::RECEIPTS_HEAD_LEAD;
 use super::cache::Cache;
 use crate::batch::{Batch, BatchNumber};
 use crate::command::{Acked, DeviceView, UserView};
@@ -165,12 +164,12 @@ impl User {
         found.and_then(|index| self.ticks.get(index)).map_or(ConversationSeq(0), |tick| tick.delivered)
     }
 
-    /// Gives out a version.
-    pub(super) fn advance_receipts(&mut self, version: u64) {
+    /// Gives out a version; the row's head goes `lead` ahead of it.
+    pub(super) fn advance_receipts(&mut self, version: u64, lead: u64) {
         assert_eq!(version, self.receipts_head + 1, "versions are given out in order");
         self.receipts_head = version;
         if version > self.row.receipts_head {
-            self.row.receipts_head = version + RECEIPTS_HEAD_LEAD - 1;
+            self.row.receipts_head = version + lead - 1;
             self.dirty = true;
         }
     }

@@ -4,8 +4,8 @@ use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::message::MarkView;
 use hashbrown::HashMap;
 
-use super::Shards;
 use super::decide::known;
+use super::{Journalled, Shards};
 use crate::batch::Batch;
 use crate::command::{Decision, StreamState, View};
 use crate::engine::{Engine, Family};
@@ -14,13 +14,6 @@ use crate::key::{self, ShardId};
 use crate::record::{Arrival, InboxEntry, Item, Lane, Outgoing, Place, Record, Stream};
 use crate::topology::HubId;
 use crate::value::{NumberRow, encode_item_entry, encode_item_receipt};
-
-/// Items taken before a stream's head is written anew, at most, where a batch goes out at all.
-pub const HEAD_LAG_MAX: u64 = 64;
-/// For so long what goes to a full inbox of another hub's is refused.
-pub const FULL_MS: u64 = 1000;
-/// Users of other hubs known to be full. Beyond it all are forgotten: their hub says so again.
-pub const FULL_MAX: usize = 16 * 1024;
 
 /// A stream of one of these shards.
 #[derive(Clone, Copy, Debug, Default)]
@@ -248,9 +241,11 @@ impl Shards {
             self.streams.own_behind -= 1;
         }
         let lag = source.taken - source.head;
-        if lag >= HEAD_LAG_MAX && !std::mem::replace(&mut source.is_head_due, true) {
+        if lag >= self.policy.bounds.head_lag && !std::mem::replace(&mut source.is_head_due, true) {
             self.streams.heads.push(stream);
         }
+        let through = source.taken;
+        self.note(|| Journalled::Taken { stream, through });
     }
 
     /// Streams of these shards with durable items that are not taken.
@@ -274,9 +269,9 @@ impl Shards {
         self.streams.watermarks.get(&stream).map_or(0, |(watermark, _)| *watermark)
     }
 
-    /// The inbox of a user in another hub is full: messages to it are refused for [`FULL_MS`].
+    /// The inbox of a user in another hub is full: messages to it are refused for a while.
     pub fn refuse_full(&mut self, user: UserId, now_ms: u64) {
-        if self.full.len() >= FULL_MAX {
+        if self.full.len() >= self.policy.bounds.full {
             self.full.clear();
         }
         self.full.insert(user, now_ms);
@@ -285,7 +280,7 @@ impl Shards {
     /// Whether messages to a user in another hub are refused. A clock that went back refuses nothing.
     pub(super) fn is_refused(&self, user: UserId, now_ms: u64) -> bool {
         let waited_ms = self.full.get(&user).and_then(|since_ms| now_ms.checked_sub(*since_ms));
-        waited_ms.is_some_and(|waited_ms| waited_ms < FULL_MS)
+        waited_ms.is_some_and(|waited_ms| waited_ms < self.policy.bounds.full_ms)
     }
 
     /// Whether the inbox of a user of these shards has reached its quota, as far as memory knows.

@@ -88,8 +88,9 @@ impl Shards {
         tell: bool,
     ) {
         let (conversation, seq) = mark;
+        let lead = self.policy.bounds.receipts_head_lead;
         let state = self.touch(user);
-        state.advance_receipts(version);
+        state.advance_receipts(version, lead);
         if tell {
             state.tick(conversation, ConversationSeq(0), seq);
             state.tells = true;
@@ -101,7 +102,8 @@ impl Shards {
     }
 
     pub(super) fn apply_receipt(&mut self, user: UserId, mark: &MarkView, version: u64) {
-        self.touch(user).advance_receipts(version);
+        let lead = self.policy.bounds.receipts_head_lead;
+        self.touch(user).advance_receipts(version, lead);
         let talk = self.touch_talk(user, mark.conversation);
         let Talk { rows, dirty, .. } = talk;
         if mark.delivered.0 > 0 {

@@ -3,7 +3,7 @@
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, InboxSeq, UserId};
 use culver_storage::command::View;
-use culver_storage::shard::{DAY_MS, FULL_MS, Policy};
+use culver_storage::shard::{Bounds, DAY_MS, Policy};
 
 use super::first_seed;
 use super::rules::{answer_to, calm, logged_in};
@@ -196,7 +196,7 @@ fn fill_up(to: u64) -> bool {
     assert_eq!(world.inbox(to).len() as u64, taken, "what was refused left nothing");
     world.log_in_with(World::device(to), 5);
     world.drain();
-    world.pass(FULL_MS);
+    world.pass(Bounds::default().full_ms);
     assert_eq!(send(&mut world, u128::from(taken) + 1), None, "there is room again");
     is_across
 }

@@ -2,7 +2,7 @@
 
 use culver_protocol::error::ErrorCode;
 
-use super::super::{DAY_MS, FOLD_DELAY_MS};
+use super::super::{Bounds, DAY_MS};
 use super::*;
 use crate::command::{DeviceView, Fold, Folded, UserView, View};
 use crate::reader::{Engines, read_fold};
@@ -90,8 +90,9 @@ fn a_floor_is_raised_to_the_least_cursor_a_second_later() {
     world.ack(2, 3);
     world.ack(1, 5);
     assert_eq!(world.shards.fold_due(NOW_MS), []);
-    assert_eq!(world.shards.fold_due(NOW_MS + FOLD_DELAY_MS - 1), []);
-    let folds = world.shards.fold_due(NOW_MS + FOLD_DELAY_MS);
+    let delay_ms = Bounds::default().fold_delay_ms;
+    assert_eq!(world.shards.fold_due(NOW_MS + delay_ms - 1), []);
+    let folds = world.shards.fold_due(NOW_MS + delay_ms);
     let (after, through, greatest) = (InboxSeq(0), InboxSeq(3), InboxSeq(5));
     assert_eq!(folds, [Fold { user: UserId(2), after, through, greatest, expire_before_ms: 0 }]);
     let folded = world.folded(folds[0]);

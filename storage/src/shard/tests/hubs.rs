@@ -7,6 +7,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use super::story::Story;
 use super::*;
 use crate::batch::Batch;
 use crate::command::{Load, StreamState, View};
@@ -23,6 +24,7 @@ type Told = BTreeMap<(UserId, ConversationId), ConversationSeq>;
 struct Hub {
     shards: Shards,
     under_way: Option<(Batch, Vec<Outgoing>)>,
+    story: Story,
 }
 
 struct World {
@@ -107,7 +109,9 @@ impl World {
         let hub = |hub| {
             let policy = Policy::default();
             let shards = Shards::recover(&*self.memory, Arc::clone(&self.topology), hub, policy, self.now_ms, 0);
-            Hub { shards: shards.expect("memory reads"), under_way: None }
+            let mut shards = shards.expect("memory reads");
+            let story = Story::begin(&self.memory, &mut shards, self.now_ms);
+            Hub { shards, under_way: None, story }
         };
         self.hubs = (0..hubs).map(|index| hub(HubId(index))).collect();
         self.mail.clear();
@@ -207,15 +211,16 @@ impl World {
 
     fn seal(&mut self, hub: HubId, with_cursors: bool) {
         let synced = self.memory.sequence_synced();
-        let Hub { shards, under_way } = hub_mut(&mut self.hubs, hub);
+        let Hub { shards, under_way, story } = hub_mut(&mut self.hubs, hub);
         if under_way.is_none() && !shards.is_batch_empty() {
             let batch = shards.seal(synced, with_cursors);
+            story.batches.push(batch.clone());
             *under_way = Some((batch, shards.take_outgoing()));
         }
     }
 
     fn write(&mut self, hub: HubId) {
-        let Hub { shards, under_way } = hub_mut(&mut self.hubs, hub);
+        let Hub { shards, under_way, .. } = hub_mut(&mut self.hubs, hub);
         if let Some((batch, outgoing)) = under_way.take() {
             self.memory.write(&batch).expect("memory writes");
             shards.durable(batch.number());
@@ -298,7 +303,8 @@ impl World {
 
     /// The machine fails. Batches under way were written or not.
     fn crash(&mut self) {
-        for hub in std::mem::take(&mut self.hubs) {
+        for mut hub in std::mem::take(&mut self.hubs) {
+            hub.story.replay(&hub.shards.take_journal(), &self.topology, hub.shards.hub());
             if let Some((batch, _)) = hub.under_way.filter(|_| self.random.random_bool(0.5)) {
                 self.memory.write(&batch).expect("memory writes");
             }

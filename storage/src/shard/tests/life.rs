@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::super::{Loaded, Shards};
+use super::story::Story;
 use super::{SHARD_COUNT, first_seed, recover_hub};
 use crate::batch::Batch;
 use crate::command::{Acked, Decision, DedupKey, Load, Send, UserView, View};
@@ -18,6 +19,7 @@ use crate::engine::Engine;
 use crate::memory::{Loss, MemoryEngine, WriteFault};
 use crate::reader::{Engines, read_inbox};
 use crate::record::{InboxEntry, Place, Record};
+use crate::topology::Topology;
 
 const USERS: u64 = 5;
 const STEPS: usize = 600;
@@ -109,6 +111,7 @@ impl Model {
 /// A hub with its engine, cut down to what the shards see of it.
 struct Life {
     random: SmallRng,
+    story: Option<Story>,
     engine: Arc<dyn Engine>,
     memory: Option<Arc<MemoryEngine>>,
     shards: Shards,
@@ -128,9 +131,10 @@ struct Life {
 impl Life {
     fn new(seed: u64, engine: Arc<dyn Engine>, memory: Option<Arc<MemoryEngine>>) -> Self {
         let now_ms = 1_700_000_000_000;
-        let shards = recover_hub(&*engine, now_ms);
+        let mut shards = recover_hub(&*engine, now_ms);
         Self {
             random: SmallRng::seed_from_u64(seed),
+            story: memory.as_ref().map(|memory| Story::begin(memory, &mut shards, now_ms)),
             engine,
             memory,
             shards,
@@ -269,6 +273,7 @@ impl Life {
         if self.under_way.is_none() && !self.building.is_empty() {
             let with_cursors = self.random.random_bool(0.5);
             let batch = self.shards.seal(self.engine.sequence_synced(), with_cursors);
+            self.story.iter_mut().for_each(|story| story.batches.push(batch.clone()));
             let stays = |record: &Record| match record {
                 Record::CursorMoved { user, .. } => self.shards.users.peek(user).is_some_and(|user| user.moved),
                 _ => false,
@@ -354,7 +359,12 @@ impl Life {
             let last = self.last_id_of_shard.entry(shard).or_default();
             *last = (*last).max(*id);
         }
+        let journal = self.shards.take_journal();
         self.shards = recover_hub(&*self.engine, self.now_ms);
+        if let (Some(memory), Some(story)) = (&self.memory, self.story.take()) {
+            story.end(&journal, &Arc::new(Topology::single(SHARD_COUNT)), self.shards.durable_number(), memory);
+            self.story = Some(Story::begin(memory, &mut self.shards, self.now_ms));
+        }
     }
 
     fn load(&mut self, load: Load) {

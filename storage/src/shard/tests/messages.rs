@@ -4,7 +4,7 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::Accepted;
 
-use super::super::{HEAD_HINT_LAG_MAX, LOOKUPS_FIRST, Loaded, TIME_RESERVATION_MS};
+use super::super::{Bounds, HEAD_HINT_LAG_MAX, Loaded};
 use super::*;
 use crate::command::{Load, UserView, View};
 
@@ -61,7 +61,7 @@ fn time_never_goes_back_even_if_the_clock_does() {
     assert_eq!(accept(&mut shards, &engine, &send(1, 2, 2), 5).server_time_ms, before.server_time_ms);
     commit(&mut shards, &engine);
     let after = accept(&mut recover(&engine, 5), &engine, &send(1, 2, 3), 5);
-    assert_eq!(after.server_time_ms, 1_000_000 + TIME_RESERVATION_MS);
+    assert_eq!(after.server_time_ms, 1_000_000 + Bounds::default().time_reservation_ms);
 }
 
 #[test]
@@ -162,12 +162,13 @@ fn a_sender_s_first_messages_after_a_start_are_looked_up_one_by_one() {
     accept(&mut shards, &engine, &send(1, 2, 2), 5);
     commit(&mut shards, &engine);
     engine.set_cold(true);
-    for id in 3..=LOOKUPS_FIRST + 2 {
+    let lookups_first = Bounds::default().lookups_first;
+    for id in 3..=lookups_first + 2 {
         let send = send(1, 2, id.into());
         let Ok(Decision::Waits(load)) = shards.decide_send(&engine, &send, 5) else {
             panic!("message {id} has to be looked up on the disk");
         };
-        let is_last = id == LOOKUPS_FIRST + 2;
+        let is_last = id == lookups_first + 2;
         assert_eq!(matches!(load, Load::Newest(_)), is_last, "message {id} waits for {load:?}");
         shards.loaded(Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads"));
     }

@@ -6,6 +6,7 @@ mod hubs;
 mod life;
 mod messages;
 mod receipts;
+mod story;
 mod streams;
 
 use std::sync::Arc;
