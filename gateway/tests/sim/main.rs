@@ -10,14 +10,18 @@
     reason = "a test: what goes wrong here must be loud"
 )]
 
+mod calm;
 mod device;
+mod faults;
 mod net;
 mod oracle;
 mod plan;
 mod server;
 mod shrink;
 mod source;
+mod steps;
 mod trace;
+mod world;
 
 use source::Source;
 
@@ -53,4 +57,30 @@ fn bytes_arrive_in_order_and_the_end_behind_them() {
     assert_eq!(socket.write(b"any more").unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     drop(socket);
     assert!(wire.is_over());
+}
+
+#[test]
+fn a_few_seeds_hold() {
+    let first = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let count = std::env::var("SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(20);
+    let (begun, mut events, mut failed) = (std::time::Instant::now(), 0, 0);
+    for seed in first..first + count {
+        let trace = if std::env::var("SIM_TRACE").is_ok() { trace::Trace::on() } else { trace::Trace::off() };
+        let mut world = world::World::new(Source::seeded(seed), trace);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
+        events += world.events;
+        if ended.is_err() {
+            failed += 1;
+            let lines = std::env::var("SIM_TRACE").ok().and_then(|lines| lines.parse().ok()).unwrap_or(0);
+            println!(
+                "seed {seed}: {} events, {} steps, {} lives\n{}",
+                world.events,
+                world.steps,
+                world.lives,
+                world.trace.text(lines)
+            );
+        }
+    }
+    println!("{count} seeds, {failed} failed, {events} events, {:?}", begun.elapsed());
+    assert_eq!(failed, 0);
 }

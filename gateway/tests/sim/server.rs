@@ -308,13 +308,15 @@ impl HubThread {
 /// The log of a volume, as its writers see it.
 #[derive(Default)]
 pub struct Log {
-    /// Batches handed over, at most one a hub.
-    queued: Vec<(HubId, Batch)>,
+    /// Batches handed over, at most one a hub, and what was synced then.
+    queued: Vec<(HubId, Batch, u64)>,
     /// The group that is being synced, and until when that takes.
     syncing: Vec<(HubId, BatchNumber)>,
     sync_due_us: u64,
     /// Synced, and their hubs have not been told.
     synced: Vec<(HubId, BatchNumber)>,
+    /// The last sequence number appended.
+    sequence: u64,
 }
 
 impl Log {
@@ -329,13 +331,6 @@ impl Log {
     pub fn can_tell(&self) -> bool {
         !self.synced.is_empty()
     }
-}
-
-/// What a fault does to a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    Write,
-    Sync,
 }
 
 /// See the module.
@@ -452,7 +447,7 @@ impl Life {
             generation: start.generation,
             reactors,
             hubs,
-            logs: engines.iter().map(|_| Log::default()).collect(),
+            logs: engines.iter().map(|engine| Log { sequence: engine.sequence_synced(), ..Log::default() }).collect(),
             engines: engines.to_vec(),
             readable,
             metrics,
@@ -477,9 +472,11 @@ impl Life {
 
     pub fn turn_hub(&mut self, at: usize, clocks: &Clocks) -> u64 {
         let hub = &mut self.hubs[at];
+        let volume = usize::from(hub.volume);
+        let synced = self.engines[volume].sequence_synced();
         let events = hub.turn(clocks, &self.metrics, self.is_stopping);
         if let Some(batch) = hub.asked.batch.take() {
-            self.logs[usize::from(hub.volume)].queued.push((HubId(at as u16), batch));
+            self.logs[volume].queued.push((HubId(at as u16), batch, synced));
         }
         events
     }
@@ -505,7 +502,7 @@ impl Life {
         volume: usize,
         until_us: u64,
         source: &mut Source,
-        mut written: impl FnMut(HubId, &Batch),
+        mut written: impl FnMut(&Batch, u64),
     ) -> u64 {
         let log = &mut self.logs[volume];
         let mut group = Vec::new();
@@ -515,14 +512,20 @@ impl Life {
             group.push(log.queued.remove(0));
         }
         let mut batches = Vec::with_capacity(group.len());
-        for (hub, batch) in group {
-            written(hub, &batch);
+        for (hub, batch, synced) in group {
+            written(&batch, synced);
+            log.sequence += u64::from(batch.row_count());
             log.syncing.push((hub, batch.number()));
             batches.push(batch);
         }
         self.engines[volume].append_group(&batches);
         log.sync_due_us = until_us;
         1
+    }
+
+    /// The last sequence number appended to a volume's log.
+    pub fn appended_sequence(&self, volume: usize) -> u64 {
+        self.logs[volume].sequence
     }
 
     pub fn sync(&mut self, volume: usize) -> u64 {

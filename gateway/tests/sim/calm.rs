@@ -1,0 +1,155 @@
+//! How a run goes: faults for a while, then calm, in which everything must come to rest in bounded time, and then all
+//! checks that only a world at rest can pass.
+
+use culver::hub::holdings::Holdings;
+
+use crate::server::FLUSH_S;
+use crate::world::World;
+
+/// Steps before the calm, at most.
+const STEPS_MAX: u64 = 60_000;
+/// Virtual time before the calm, at most.
+const ACTIVE_MAX_US: u64 = 600_000_000;
+/// In calm everything comes to rest in so much virtual time, and so many steps.
+const REST_MAX_US: u64 = 900_000_000;
+const REST_STEPS_MAX: u64 = 400_000;
+/// The clients of a server that leaves are gone, and its answers written, within so much virtual time.
+const LEAVE_MAX_US: u64 = (FLUSH_S + 30) * 1_000_000;
+
+impl World {
+    /// Everything from the beginning to the end. Panics where a promise is broken.
+    pub fn run(&mut self) {
+        let until_us = self.now_us() + ACTIVE_MAX_US;
+        while self.acts_left > 0 && self.steps < STEPS_MAX && self.now_us() < until_us {
+            self.step();
+            self.check_leaving();
+        }
+        self.calm_down();
+        self.settle("after the faults");
+        self.oracle.everything_is_known();
+        for at in 0..self.parties.len() {
+            let (now_us, party) = (self.now_us(), &mut self.parties[at]);
+            let peers = party.peers.clone();
+            party.device.say_last(&mut self.oracle, now_us, &peers);
+            self.after_client(at);
+        }
+        self.settle("after the last messages");
+        for at in 0..self.parties.len() {
+            self.parties[at].device.ask_last(&mut self.oracle);
+            self.after_client(at);
+        }
+        self.settle("after the last questions");
+        let now_us = self.now_us();
+        self.oracle.check_end(self.parties.iter().map(|party| &party.device), now_us);
+        self.everybody_goes();
+        self.leave_at_last();
+        self.verify("at the end");
+    }
+
+    fn calm_down(&mut self) {
+        self.trace.event(|| "calm".to_owned());
+        self.is_calm = true;
+        self.engines.iter().for_each(|engine| engine.set_cold_share(0, 0));
+        for party in &mut self.parties {
+            party.stalled_until_us = 0;
+            party.act_at_us = party.act_at_us.min(self.clocks.mono_us.get());
+        }
+    }
+
+    fn check_leaving(&self) {
+        let since_us = self.life.as_ref().and_then(|life| life.leaving_since_us);
+        if let Some(since_us) = since_us
+            && self.now_us() > since_us + LEAVE_MAX_US
+        {
+            panic!("a server that is asked to leaves in time: it has not since {since_us}: {}", self.stuck());
+        }
+    }
+
+    /// Whether everything is at rest.
+    fn is_at_rest(&self) -> bool {
+        self.parties.iter().all(|party| party.device.is_settled() && !party.device.is_fetch())
+            && self.life.as_ref().is_some_and(|life| life.leaving_since_us.is_none() && life.is_quiet())
+            && !self.wires.iter().any(crate::net::Wire::can_carry)
+    }
+
+    fn settle(&mut self, when: &str) {
+        self.until(when, Self::is_at_rest);
+    }
+
+    /// Steps until it is so, within bounds.
+    fn until(&mut self, when: &str, is_so: impl Fn(&Self) -> bool) {
+        let (until_us, steps) = (self.now_us() + REST_MAX_US, self.steps + REST_STEPS_MAX);
+        loop {
+            for _ in 0..16 {
+                self.step();
+            }
+            self.check_leaving();
+            if is_so(self) {
+                return;
+            }
+            assert!(
+                self.now_us() < until_us && self.steps < steps,
+                "nothing waits for ever: no rest {when} in {} steps: {}",
+                REST_STEPS_MAX + self.steps - steps,
+                self.stuck()
+            );
+        }
+    }
+
+    /// Who is not at rest, for people.
+    pub fn stuck(&self) -> String {
+        let mut all = Vec::new();
+        match &self.life {
+            None => all.push("there is no server".to_owned()),
+            Some(life) => {
+                all.extend(life.busy());
+                all.push(life.sleepers());
+            }
+        }
+        for party in self.parties.iter().filter(|party| !party.device.is_settled() || party.device.is_fetch()) {
+            all.push(format!(
+                "{:?} (fetch {}): {:?}",
+                party.device.key(),
+                party.device.is_fetch(),
+                party.device.client
+            ));
+        }
+        for (at, wire) in self.wires.iter().enumerate().filter(|(_, wire)| wire.can_carry()) {
+            all.push(format!("wire {at} carries: {wire:?}"));
+        }
+        all.join("; ")
+    }
+
+    /// All devices go, and nothing is left of them.
+    fn everybody_goes(&mut self) {
+        self.is_closing = true;
+        for party in std::mem::take(&mut self.parties) {
+            party.wire.iter().for_each(|wire| wire.client_close(false));
+        }
+        self.until("when everybody is gone", |world| {
+            world.life.as_ref().is_some_and(|life| {
+                let reactors = life.reactors.iter().flat_map(|thread| &thread.reactor);
+                let are_empty = reactors.map(|reactor| reactor.connections() + reactor.timers()).sum::<usize>() == 0;
+                let hubs = life.hubs.iter().flat_map(|thread| &thread.driver);
+                are_empty && hubs.into_iter().all(|driver| driver.hub().holdings() == Holdings::default())
+            })
+        });
+        let life = self.life.as_ref().expect("looked at");
+        for (number, reactor) in life.reactors.iter().flat_map(|thread| &thread.reactor).enumerate() {
+            let taken = reactor.buffers_taken();
+            assert_eq!(taken, 0, "nothing leaks: reactor {number} holds {taken} buffers of nobody");
+            assert!(reactor.is_idle(), "nothing leaks: reactor {number} has something to do for nobody");
+        }
+    }
+
+    fn leave_at_last(&mut self) {
+        let now_us = self.now_us();
+        self.life.as_mut().expect("there is a server").leave(now_us);
+        let steps = self.steps + 10_000;
+        while self.life.is_some() {
+            self.step();
+            self.check_leaving();
+            assert!(self.steps < steps, "a server that is asked to leaves in time: {}", self.stuck());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What goes wrong, and the probes that need a disk of their own.
+
+use std::sync::Arc;
+
+use culver_storage::engine::Engine;
+use culver_storage::log::BLOCK_LEN;
+
+use crate::plan::Fault;
+use crate::world::{End, World};
+
+/// By how much a clock jumps, in milliseconds.
+const JUMPS_MS: [i64; 10] =
+    [1_000, -1_000, 50, -50, 3_600_000, -3_600_000, 86_400_000, -86_400_000, 365 * 86_400_000, -365 * 86_400_000];
+
+impl World {
+    /// This goes wrong now, if it can.
+    pub(crate) fn inflict(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill if self.life.is_some() => self.die(End::Killed),
+            Fault::PowerLoss if self.life.is_some() => self.die(End::PowerLoss),
+            Fault::Leave => {
+                let now_us = self.now_us();
+                self.life.iter_mut().for_each(|life| life.leave(now_us));
+            }
+            Fault::WriteFails | Fault::SyncFails => self.fail_log(fault == Fault::WriteFails),
+            Fault::Cut | Fault::Dark => {
+                let open: Vec<usize> = (0..self.parties.len()).filter(|at| self.parties[*at].wire.is_some()).collect();
+                if open.is_empty() {
+                    return;
+                }
+                let at = open[self.source.below(open.len() as u32) as usize];
+                let wire = self.parties[at].wire.as_ref().expect("just looked");
+                if fault == Fault::Cut { wire.cut() } else { wire.go_dark() }
+            }
+            Fault::HalfOpen => {
+                let at = self.source.below(self.parties.len() as u32) as usize;
+                let now_us = self.now_us();
+                if let Some(wire) = self.parties[at].wire.take() {
+                    wire.go_dark();
+                    wire.client_close(true);
+                    self.parties[at].device.disconnected(&mut self.oracle, now_us);
+                    self.after_client(at);
+                }
+            }
+            Fault::Stall => {
+                let at = self.source.below(self.parties.len() as u32) as usize;
+                let longest_us = self.source.pick(&[1_000, 100_000, 3_000_000]);
+                let until_us = self.now_us() + u64::from(self.source.below(longest_us));
+                self.parties[at].stalled_until_us = until_us;
+            }
+            Fault::ClockJump => {
+                let by_ms = self.source.pick(&JUMPS_MS);
+                let base = &self.clocks.wall_base_ms;
+                base.set(base.get().saturating_add_signed(by_ms));
+                self.trace.event(|| format!("the clock jumps by {by_ms} ms"));
+            }
+            Fault::Cold => {
+                let share = self.source.pick(&[0, 100, 500, 1000]);
+                let seed = self.steps;
+                self.engines.iter().for_each(|engine| engine.set_cold_share(seed, share));
+            }
+            Fault::Flush | Fault::Compact if self.life.is_some() => {
+                let volume = self.source.below(self.engines.len() as u32) as usize;
+                let engine = Arc::clone(&self.engines[volume]);
+                if fault == Fault::Compact {
+                    engine.compact().expect("an engine in memory can merge");
+                } else if engine.unsynced_len() == 0 {
+                    engine.flush();
+                    self.written[volume].clear();
+                }
+                self.events += 1;
+            }
+            Fault::Probe if self.life.is_some() => self.probe(),
+            _ => {}
+        }
+    }
+
+    /// A write or a sync of a log fails: nobody is told of what was on its way, and the process ends. How much of it
+    /// reached the disk nobody knows.
+    fn fail_log(&mut self, at_write: bool) {
+        let Some(life) = &mut self.life else { return };
+        let volume = self.source.below(self.engines.len() as u32) as usize;
+        if at_write && life.logs[volume].can_append() {
+            life.append(volume, u64::MAX, &mut self.source, |_, _| {});
+        } else if self.engines[volume].unsynced_len() == 0 {
+            return;
+        }
+        self.die(End::PowerLoss);
+        // The machine lives, and its kernel closes the sockets.
+        for wire in &self.wires {
+            wire.server_died(true);
+        }
+    }
+
+    /// A copy of a volume is damaged somewhere in its log. It must be refused if a later record proves that what is
+    /// damaged had been synced, and opened if none does.
+    fn probe(&mut self) {
+        let volume = self.source.below(self.engines.len() as u32) as usize;
+        let copy = self.engines[volume].fork();
+        let written = self.written[volume].clone();
+        let Some(len) = written.last().map(|last| last.end) else { return };
+        assert_eq!(len, copy.log_len(), "every record of the log is noted");
+        let at = self.source.below(len as u32) as usize;
+        let damaged = 1 + self.source.below(self.source_len(len - at)) as usize;
+        // What pads a block means nothing.
+        let is_padding = (at..at + damaged).any(|at| at % BLOCK_LEN > BLOCK_LEN - 16);
+        if is_padding {
+            return;
+        }
+        let begins = |index: usize| if index == 0 { 0 } else { written[index - 1].end };
+        let is_hit = |index: usize| begins(index) < at + damaged && at < written[index].end;
+        let first = (0..written.len()).find(|index| is_hit(*index)).expect("it is within the log");
+        let good = if first == 0 { 0 } else { written[first - 1].last };
+        let is_proven = (first..written.len()).any(|index| !is_hit(index) && written[index].synced_through > good);
+        copy.damage(at, damaged);
+        copy.crash(&culver_storage::memory::Loss::NOTHING);
+        self.events += 1;
+        self.trace.event(|| format!("a copy of volume {volume} is damaged at {at}, {damaged} bytes of {len}"));
+        match copy.reopen() {
+            Ok(cuts) => {
+                assert!(
+                    !is_proven,
+                    "damage to what had been synced is refused: {damaged} bytes at {at} of volume {volume} were cut \
+                     off: {cuts:?}"
+                );
+                assert_eq!(copy.sequence_synced(), good, "what is cut off is all from the damage on: {cuts:?}");
+            }
+            Err(error) => assert!(is_proven, "a torn tail is cut off: volume {volume} was refused: {error}"),
+        }
+    }
+
+    fn source_len(&self, left: usize) -> u32 {
+        left.min(200) as u32
+    }
+}
