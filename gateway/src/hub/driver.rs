@@ -19,7 +19,8 @@ use crate::clock::Clock;
 use crate::mailbox::{Doorbell, HubLink, Link};
 use crate::metrics::Counters;
 
-/// Longest sleep while a batch waits for company, so that cursors are written in time.
+/// Longest sleep while a batch waits for company, so that cursors are written in time; or while something is to be
+/// posted that found no room.
 const COMPANY_WAIT: Duration = Duration::from_millis(5);
 /// Longest sleep while items of streams are under way, so that those that stand still are driven again.
 const STREAMS_WAIT: Duration = Duration::from_millis(100);
@@ -217,7 +218,8 @@ impl Driver {
             self.wake_up();
             return None;
         }
-        let company = self.hub.waits_for_company() || self.hub.is_hungry() || self.hub.has_unsent_mail();
+        let unposted = !self.notices.is_empty() || self.hub.is_hungry() || self.hub.has_unsent_mail();
+        let company = unposted || self.hub.waits_for_company();
         Some(match (company, self.hub.has_untaken()) {
             (true, _) => COMPANY_WAIT,
             (false, true) => STREAMS_WAIT,
