@@ -6,13 +6,11 @@ use culver::hub::holdings::Holdings;
 use crate::server::FLUSH_S;
 use crate::world::World;
 
-/// Steps before the calm, at most.
-const STEPS_MAX: u64 = 60_000;
 /// Virtual time before the calm, at most.
 const ACTIVE_MAX_US: u64 = 600_000_000;
 /// In calm everything comes to rest in so much virtual time, and so many steps.
 const REST_MAX_US: u64 = 900_000_000;
-const REST_STEPS_MAX: u64 = 400_000;
+const REST_STEPS_MAX: u64 = 100_000;
 /// The clients of a server that leaves are gone, and its answers written, within so much virtual time.
 const LEAVE_MAX_US: u64 = (FLUSH_S + 30) * 1_000_000;
 
@@ -20,7 +18,7 @@ impl World {
     /// Everything from the beginning to the end. Panics where a promise is broken.
     pub fn run(&mut self) {
         let until_us = self.now_us() + ACTIVE_MAX_US;
-        while self.acts_left > 0 && self.steps < STEPS_MAX && self.now_us() < until_us {
+        while self.steps < self.plan.steps && self.now_us() < until_us && self.wants_more() {
             self.step();
             self.check_leaving();
         }
@@ -43,7 +41,13 @@ impl World {
         self.oracle.check_end(self.parties.iter().map(|party| &party.device), now_us);
         self.everybody_goes();
         self.leave_at_last();
+        (0..self.engines.len()).for_each(|volume| self.open(volume));
         self.verify("at the end");
+    }
+
+    /// Some application has messages to send; looked at now and then.
+    fn wants_more(&self) -> bool {
+        self.steps % 64 != 0 || self.parties.iter().any(|party| party.device.sends_left() > 0)
     }
 
     fn calm_down(&mut self) {

@@ -66,6 +66,8 @@ impl World {
                     engine.compact().expect("an engine in memory can merge");
                 } else if engine.unsynced_len() == 0 {
                     engine.flush();
+                }
+                if engine.log_len() == 0 {
                     self.written[volume].clear();
                 }
                 self.events += 1;

@@ -69,6 +69,16 @@ fn a_few_seeds_hold() {
         let mut world = world::World::new(Source::seeded(seed), trace);
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
         events += world.events;
+        if std::env::var("SIM_STATS").is_ok() {
+            println!(
+                "seed {seed}: {} events, {} steps, {} lives, {} messages, {} ms",
+                world.events,
+                world.steps,
+                world.lives,
+                world.oracle.submitted_count(),
+                world.trace.now_us / 1000
+            );
+        }
         if ended.is_err() {
             failed += 1;
             let lines = std::env::var("SIM_TRACE").ok().and_then(|lines| lines.parse().ok()).unwrap_or(0);

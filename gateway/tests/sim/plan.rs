@@ -112,6 +112,7 @@ pub struct Sizes {
     /// Of a link between hubs.
     pub mail: usize,
     /// Of a reactor.
+    pub read_len: usize,
     pub unsent_len_max: usize,
     pub effects_a_turn: usize,
     pub pages_a_turn: usize,
@@ -139,8 +140,10 @@ pub struct Plan {
     /// Devices, in a thousand, that have a second, fetching client beside the live one.
     pub fetchers: u32,
     pub shape: Shape,
-    /// Acts of applications in all.
-    pub acts: u32,
+    /// Messages that applications send in all.
+    pub sends: u32,
+    /// Steps until the calm, at most.
+    pub steps: u64,
     /// Longest pause of a device between two acts.
     pub think_us: u32,
     pub payload_max: usize,
@@ -206,8 +209,9 @@ impl Plan {
             devices,
             fetchers: source.pick(&[0, 0, 0, 250, 600]),
             shape: source.pick(&[Shape::Any, Shape::Any, Shape::Hot, Shape::Ring, Shape::Star]),
-            acts: source.pick(&[150, 60, 300, 600]),
-            think_us: source.pick(&[20_000, 2_000, 200, 100_000, 400_000]),
+            sends: source.pick(&[60, 20, 120, 250]),
+            steps: source.pick(&[6_000, 3_000, 15_000]),
+            think_us: source.pick(&[20_000, 2_000, 1_000, 100_000, 400_000]),
             payload_max: source.pick(&[16, 100, 300, 3000, 32 * 1024]),
             credit_entries: source.pick(&[0, 0, 1, 2, 7]),
             receipts: !source.chance(70),
@@ -275,7 +279,7 @@ impl Sizes {
     /// Of a reactor.
     pub fn of_reactors(&self) -> reactor::Bounds {
         reactor::Bounds {
-            read_len: 0,
+            read_len: self.read_len,
             reads_a_turn: self.reads_a_turn,
             effects_a_turn: self.effects_a_turn,
             pages_a_turn: self.pages_a_turn,
@@ -308,6 +312,7 @@ impl Sizes {
             replies: 256,
             deliveries: 256,
             mail: 256,
+            read_len: 8192,
             unsent_len_max: 256 * 1024,
             effects_a_turn: 8192,
             pages_a_turn: 16,
@@ -334,6 +339,7 @@ impl Sizes {
             replies: commands + source.below(24) as usize,
             deliveries: source.range(1, 24) as usize,
             mail: source.range(1, 12) as usize,
+            read_len: source.pick(&[8192, 256, 20, 1]),
             unsent_len_max: source.pick(&[256 * 1024, 4096, 200]),
             effects_a_turn: source.range(1, 64) as usize,
             pages_a_turn: source.range(1, 4) as usize,
@@ -341,7 +347,7 @@ impl Sizes {
             reads_outstanding: source.range(1, 24) as usize,
             batch_bytes: source.pick(&[4 << 20, 4096, 600]),
             parked_sends: source.range(1, 16) as usize,
-            parked_arrivals: source.range(2, 16) as usize,
+            parked_arrivals: source.range(8, 16) as usize,
             parked_of_stream: source.range(1, 8) as usize,
             folds: source.range(1, 4) as usize,
             sweep_ms: source.pick(&[600_000, 2_000, 200]),

@@ -231,12 +231,13 @@ impl World {
         let now_us = self.now_us();
         let party = &mut self.parties[at];
         let key = party.device.key();
-        self.events += 1;
         if party.connect_at_us.is_some_and(|at_us| at_us <= now_us) {
+            self.events += 1;
             return self.connect(at);
         }
         if party.due_us <= now_us {
             self.trace.event(|| format!("{key:?} is told the time"));
+            self.events += 1;
             party.device.client.handle_timeout(now_us);
             return self.after_client(at);
         }
@@ -270,6 +271,7 @@ impl World {
                 client.handle_bytes(bytes, now_us);
                 bytes.len()
             });
+            self.events += 1;
             self.trace.event(|| format!("{key:?} reads {len} of {readable} bytes"));
             self.after_client(at);
         } else if room > 0 {
@@ -298,6 +300,7 @@ impl World {
     fn act_party(&mut self, at: usize) {
         let now_us = self.now_us();
         let key = self.parties[at].device.key();
+        self.events += 1;
         self.trace.event(|| format!("{key:?} acts"));
         let want = if self.is_calm {
             self.parties[at].act_at_us = now_us + 2_000;
@@ -306,7 +309,6 @@ impl World {
             let think_us = u64::from(self.source.below(self.plan.think_us + 1));
             let party = &mut self.parties[at];
             party.act_at_us = now_us + 1 + think_us;
-            self.acts_left = self.acts_left.saturating_sub(1);
             party.device.act(&mut self.source, &mut self.oracle, now_us, &party.peers)
         };
         if let Some(want) = want {

@@ -91,7 +91,6 @@ pub struct World {
     pub(crate) is_calm: bool,
     /// The applications have nothing more to do.
     pub(crate) is_closing: bool,
-    pub(crate) acts_left: u32,
 }
 
 impl World {
@@ -121,7 +120,6 @@ impl World {
             turn: 0,
             is_calm: false,
             is_closing: false,
-            acts_left: plan.acts,
             plan,
         };
         MOVED.set(0);
@@ -144,7 +142,7 @@ impl World {
     // ---- devices ----
 
     fn make_parties(&mut self) {
-        let sends = self.plan.acts / 3 / self.plan.devices.iter().map(|devices| u32::from(*devices)).sum::<u32>();
+        let sends = self.plan.sends / self.plan.devices.iter().map(|devices| u32::from(*devices)).sum::<u32>();
         let habit = |source: &mut Source| source.pick(&[0, 0, 30, 150, 500]);
         let nature = Nature {
             sends: sends.max(3),
@@ -336,7 +334,7 @@ impl World {
         }
     }
 
-    fn open(&mut self, volume: usize) {
+    pub(crate) fn open(&mut self, volume: usize) {
         let engine = &self.engines[volume];
         if self.lives > 0 {
             let cuts = engine.reopen().unwrap_or_else(|error| {
