@@ -4,9 +4,14 @@ DATA ?= data
 RESULTS ?= docs/benchmarks/results
 ONLY ?=
 FUZZ_SECONDS ?= 600
+SEEDS ?= 2000
+FROM ?= 0
+SEED ?=
+REPLAY ?=
+HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test demo bench fuzz env
+.PHONY: help run test demo bench fuzz sim soak env
 
 help: ## this list
 	@echo 'Culver, a messaging gateway. The first build compiles RocksDB: 12 to 30 minutes on two cores, once.'
@@ -28,6 +33,14 @@ bench: ## every figure that Culver promises, into RESULTS=docs/benchmarks/result
 fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each
 	@scripts/setup test
 	@scripts/fuzz '$(FUZZ_SECONDS)'
+
+sim: ## the simulated world: SEEDS=2000 FROM=0, or SEED=17 with its trace, or REPLAY=FILE
+	@scripts/setup test
+	@scripts/sim $(if $(REPLAY),replay '$(REPLAY)',$(if $(SEED),seed '$(SEED)',seeds '$(SEEDS)' '$(FROM)'))
+
+soak: ## the simulated world for HOURS=1, from seed FROM=0 on
+	@scripts/setup test
+	@scripts/sim soak '$(HOURS)' '$(FROM)'
 
 env: ## the environment of builds: eval "$$(make -s env)"
 	@scripts/env

@@ -16,6 +16,10 @@ mod faults;
 mod net;
 mod oracle;
 mod plan;
+#[cfg(feature = "planted-bugs")]
+mod planted;
+mod run;
+mod seeds;
 mod server;
 mod shrink;
 mod source;

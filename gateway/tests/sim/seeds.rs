@@ -1,0 +1,95 @@
+//! What `make test`, `make sim` and `make soak` run.
+
+use std::time::{Duration, Instant};
+
+use crate::run::{Run, Summary, explain, kept, run, run_seeds};
+use crate::source::Source;
+use crate::trace::Trace;
+
+/// Seeds of a run of all tests.
+const SEEDS: u64 = 2000;
+/// Events that a world has at least.
+const EVENTS_MIN: u64 = 2000;
+/// Lines of a trace that are printed.
+const LINES_MAX: usize = 2000;
+
+/// A number from the environment, as `scripts/sim` sets it.
+fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+fn tell(summary: &Summary) {
+    println!("{}", summary.text());
+    for (seed, failure) in &summary.failures {
+        println!("seed {seed}: {}", failure.message);
+    }
+    if let Some((seed, failure)) = summary.failures.first() {
+        println!("\n{}", explain(*seed, failure));
+    }
+    assert!(summary.failures.is_empty(), "promises were broken: the shortest way to see the first one is above");
+}
+
+#[test]
+fn seeds() {
+    let (count, first) = (setting("CULVER_SIM_SEEDS").unwrap_or(SEEDS), setting("CULVER_SIM_FROM").unwrap_or(0));
+    let summary = run_seeds(first, count, None);
+    tell(&summary);
+    assert!(summary.events_min >= EVENTS_MIN, "the least world had {} events", summary.events_min);
+}
+
+#[test]
+#[ignore = "for hours: make soak"]
+fn soak() {
+    let hours: f64 = setting("CULVER_SIM_HOURS").unwrap_or(1.0);
+    let until = Instant::now() + Duration::from_secs_f64(hours * 3600.0);
+    tell(&run_seeds(setting("CULVER_SIM_FROM").unwrap_or(0), u64::MAX, Some(until)));
+}
+
+#[test]
+#[ignore = "for one: make sim SEED=…"]
+fn one_seed() {
+    show(Source::seeded(setting("CULVER_SIM_SEED").unwrap_or(0)));
+}
+
+#[test]
+#[ignore = "for one: make sim REPLAY=…"]
+fn kept_run() {
+    show(Source::replay(kept(&std::env::var("CULVER_SIM_REPLAY").expect("a file to replay"))));
+}
+
+fn show(source: Source) {
+    let Run { events, trace, failure, .. } = run(source, Trace::on());
+    println!("{}", trace.text(LINES_MAX));
+    println!("{events} events");
+    if let Some(failure) = failure {
+        panic!("{}\n  at {}", failure.message, failure.place);
+    }
+}
+
+/// The same choices are the same world, in every run: no clock of the machine, no order of a hash table, no address.
+#[test]
+fn a_seed_is_always_the_same_world() {
+    for seed in 0..60 {
+        let first = run(Source::seeded(seed), Trace::on());
+        let again = run(Source::seeded(seed), Trace::on());
+        let replayed = run(Source::replay(first.choices.clone()), Trace::on());
+        for other in [again, replayed] {
+            assert_eq!(first.events, other.events, "seed {seed}");
+            assert_eq!(first.trace.hash(), other.trace.hash(), "seed {seed}");
+            assert!(first.choices == other.choices, "seed {seed}");
+        }
+    }
+}
+
+/// Seeds and kept runs that once broke a promise, each with what was wrong. (A seed means another world whenever the
+/// world's choices change; what it found has a test of its own beside the code.)
+#[test]
+fn what_was_found_once_stays_mended() {
+    for line in include_str!("found.txt").lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let seed = line.split_whitespace().next().expect("not empty").parse().expect("a line begins with a seed");
+        if let Some(failure) = run(Source::seeded(seed), Trace::off()).failure {
+            panic!("{line}\n{}\n{}", failure.message, explain(seed, &failure));
+        }
+    }
+}
