@@ -125,7 +125,11 @@ impl World {
                     "damage to what had been synced is refused: {damaged} bytes at {at} of volume {volume} were cut \
                      off: {cuts:?}"
                 );
-                assert_eq!(copy.sequence_synced(), good, "what is cut off is all from the damage on: {cuts:?}");
+                let has_begin = first == 0;
+                assert!(
+                    has_begin || copy.sequence_synced() == good,
+                    "what is cut off is all from the damage on: {cuts:?}"
+                );
             }
             Err(error) => assert!(is_proven, "a torn tail is cut off: volume {volume} was refused: {error}"),
         }

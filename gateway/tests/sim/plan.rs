@@ -337,7 +337,7 @@ impl Sizes {
             commands,
             kept: 1 + source.below(commands as u32 - 2) as usize,
             replies: commands + source.below(24) as usize,
-            deliveries: source.range(1, 24) as usize,
+            deliveries: source.range(2, 24) as usize,
             mail: source.range(1, 12) as usize,
             read_len: source.pick(&[8192, 256, 20, 1]),
             unsent_len_max: source.pick(&[256 * 1024, 4096, 200]),

@@ -273,6 +273,9 @@ impl World {
             });
             self.events += 1;
             self.trace.event(|| format!("{key:?} reads {len} of {readable} bytes"));
+            if self.is_calm {
+                party.act_at_us = party.act_at_us.min(now_us + 500);
+            }
             self.after_client(at);
         } else if room > 0 {
             let bytes = party.device.client.transmit();
@@ -303,7 +306,7 @@ impl World {
         self.events += 1;
         self.trace.event(|| format!("{key:?} acts"));
         let want = if self.is_calm {
-            self.parties[at].act_at_us = now_us + 2_000;
+            self.parties[at].act_at_us = now_us + 200_000;
             self.parties[at].device.act_calmly(&mut self.oracle, now_us)
         } else {
             let think_us = u64::from(self.source.below(self.plan.think_us + 1));

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use culver::auth::Identity;
 use culver::clock::Clock;
-use culver_protocol::id::{DeviceId, UserId};
+use culver_protocol::id::{DeviceId, InboxSeq, UserId};
 use culver_storage::engine::Engine;
 use culver_storage::memory::{Loss, MemoryEngine};
-use culver_storage::reader::Engines;
+use culver_storage::reader::{Engines, read_inbox};
 use culver_storage::verify::verify_engines;
 
 use crate::device::{Device, DeviceKey, Nature, Want};
@@ -82,6 +82,8 @@ pub struct World {
     pub(crate) written: Vec<Vec<Written>>,
     pub(crate) life: Option<Life>,
     pub(crate) restart_at_us: u64,
+    /// There was a process before.
+    pub(crate) has_crashed: bool,
     pub(crate) generation: u32,
     pub(crate) wires: Vec<Wire>,
     pub(crate) parties: Vec<Party>,
@@ -114,6 +116,7 @@ impl World {
             written: vec![Vec::new(); plan.volumes.into()],
             life: None,
             restart_at_us: 0,
+            has_crashed: false,
             generation: 1,
             wires: Vec::new(),
             parties: Vec::new(),
@@ -336,7 +339,7 @@ impl World {
 
     pub(crate) fn open(&mut self, volume: usize) {
         let engine = &self.engines[volume];
-        if self.lives > 0 {
+        if self.has_crashed {
             let cuts = engine.reopen().unwrap_or_else(|error| {
                 panic!("a volume is refused only where what had been synced is damaged: volume {volume}: {error}")
             });
@@ -359,7 +362,7 @@ impl World {
                 End::PowerLoss => wire.server_vanished(),
             }
         }
-        self.life = None;
+        (self.life, self.has_crashed) = (None, true);
         for volume in 0..self.engines.len() {
             let engine = Arc::clone(&self.engines[volume]);
             let unsynced = engine.unsynced_len();
@@ -402,8 +405,22 @@ impl World {
         assert!(report.is_clean(), "the disks are in order {when}: {:#?}", report.findings);
     }
 
-    /// Identity of the data directory, for people.
-    pub fn describe(&self) -> String {
-        format!("{:?}, incarnation {INCARNATION:?}", self.plan)
+    /// What is in everybody's inbox, for people.
+    pub fn inboxes(&self) -> String {
+        let engines = Engines {
+            engines: self.engines.iter().map(|engine| Arc::clone(engine) as Arc<dyn Engine>).collect(),
+            topology: (*topology(&self.plan, self.plan.hubs_max)).clone(),
+        };
+        let mut text = String::new();
+        for user in (1..=self.plan.users).map(UserId) {
+            let page = read_inbox(&engines, user, DeviceId(0), InboxSeq(0), usize::MAX, usize::MAX);
+            for entry in page.map_or_else(|_| Vec::new(), |page| page.entries) {
+                text += &format!(
+                    "inbox of {user}: {} is {} of {:?}, from device {} of {}\n",
+                    entry.inbox_seq, entry.conversation_seq, entry.conversation, entry.sender_device, entry.sender
+                );
+            }
+        }
+        text
     }
 }
