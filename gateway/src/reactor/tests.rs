@@ -207,27 +207,44 @@ fn those_whose_time_has_come_are_looked_at_a_few_at_a_time() {
 fn a_server_that_leaves_asks_everybody_to_go_and_answers_what_it_took() {
     let mut world = World::new();
     let (peer, _) = world.log_in(1);
-    let (slow, _) = world.log_in(2);
     let hub = HubId(7);
     let conversation = conversation_at(&world.topology, hub);
     world.give(&peer, &send(1, conversation, b"hello"));
     peer.take();
-    slow.take();
-    slow.pipe.borrow_mut().room = 0;
-    for _ in 0..2 {
+    for _ in 0..3 {
         world.turn(super::Reactor::leave);
         assert!(!world.reactor.has_left(), "somebody is owed an answer");
     }
     assert_eq!(peer.take(), [RecordType::Goaway], "once");
+    assert_eq!(world.reactor.plan_wait(), Wait::For(Duration::from_millis(20)));
     assert_eq!(take_send(&mut world, hub), Some(1));
     world.turn(|_| ());
-    assert!(!world.reactor.has_left(), "it is on its way");
-    world.turn(|_| ());
     assert_eq!(peer.take(), [RecordType::SendResult]);
-    assert!(!world.reactor.has_left(), "another has not been told");
-    assert_eq!(world.reactor.plan_wait(), Wait::For(Duration::from_millis(20)));
+    assert!(!world.reactor.has_left(), "it has just been written");
+    world.turn(|_| ());
+    assert!(world.reactor.has_left());
+}
+
+#[test]
+fn a_server_that_leaves_waits_until_everybody_was_told_and_has_time_to_read_it() {
+    let mut world = World::new();
+    let (peer, _) = world.log_in(1);
+    let (slow, _) = world.log_in(2);
+    (peer.take(), slow.take());
+    slow.pipe.borrow_mut().room = 0;
+    world.turn(super::Reactor::leave);
+    world.turn(|_| ());
+    assert!(!world.reactor.has_left());
     world.make_room(&slow, usize::MAX);
-    assert_eq!(slow.take(), [RecordType::Goaway]);
+    assert_eq!((peer.take(), slow.take()), (vec![RecordType::Goaway], vec![RecordType::Goaway]));
+    world.turn(|_| ());
+    assert!(world.reactor.has_left());
+
+    let mut world = World::new();
+    let (peer, _) = world.log_in(1);
+    peer.take();
+    world.turn(super::Reactor::leave);
+    assert_eq!((peer.take(), world.reactor.has_left()), (vec![RecordType::Goaway], false));
     world.turn(|_| ());
     assert!(world.reactor.has_left());
 }
@@ -255,9 +272,10 @@ fn closes_wait_for_room_and_find_it() {
         world.hang_up(peer, &[]);
     }
     assert_eq!(world.links[hub.index()].commands_room(), 0);
-    for (peer, address) in &sessions {
+    for (number, (peer, address)) in sessions.iter().enumerate() {
         assert!(matches!(world.reactor.plan_wait(), Wait::For(_)));
         let command = world.links[hub.index()].take_command();
+        assert_eq!(world.links[hub.index()].reactor_waited(), number < 12 - MAIL.commands, "who waits is woken");
         assert!(matches!(command, Some(Command::Close { device, .. }) if device == peer.device()), "{command:?}");
         world.reply(hub, *address, EffectKind::Closed);
         assert_eq!(world.reactor.plan_wait(), Wait::Not);
