@@ -13,9 +13,9 @@ pub enum Bug {
     CursorMovedWhenSent,
     /// What was accepted under an id is forgotten once its batch is durable.
     DedupForgotten,
-    /// Two messages of a conversation get the same place.
+    /// Two messages of a conversation get the same place: its row is written with its first batch only.
     SequenceReused,
-    /// Two messages get the same id.
+    /// Two messages get the same id: a restart forgets which times were reserved.
     MessageIdReused,
     /// A delivery window takes one entry more than was agreed.
     WindowOffByOne,
@@ -23,7 +23,7 @@ pub enum Bug {
     TakeoverWithoutFence,
     /// An effect for a connection's slot reaches the slot's next user.
     EffectToNextUser,
-    /// An item of a stream counts as taken before it is durable where it went.
+    /// An item of a stream counts as taken as soon as it is on its way.
     OutboxDroppedEarly,
     /// An item of a stream that comes again is applied again.
     OutboxAppliedTwice,

@@ -275,3 +275,41 @@ fn a_fork_knows_what_may_be_forgotten() {
     let known: std::sync::Arc<Retention> = engine.fork().retention();
     assert_eq!(known.dedup_before_ms(), 7);
 }
+
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use culver_storage::planted::{Bug, plant};
+
+    use super::*;
+
+    #[test]
+    fn a_torn_tail_accepted_costs_what_is_written_behind_it() {
+        for (bug, is_wrong) in [(None, false), (Some(Bug::TornTailAccepted), true)] {
+            plant(bug);
+            let (engine, mut batches) = written(2, 50);
+            engine.append_group(&[batch(3, 6, 50)]);
+            engine.crash(&Loss { keep: 30, hole: None });
+            engine.reopen().expect("what is torn was never synced");
+            let next = batch(4, engine.sequence_synced(), 50);
+            engine.write(&next).expect("it writes");
+            batches.push(next);
+            assert_eq!(rows(&engine), rows_of(&batches));
+            engine.crash(&Loss::NOTHING);
+            engine.reopen().expect("nothing proves that anything had been synced");
+            assert_eq!(rows(&engine) != rows_of(&batches), is_wrong);
+            plant(None);
+        }
+    }
+
+    #[test]
+    fn a_damaged_middle_accepted_costs_all_behind_it() {
+        let (engine, batches) = written(4, 50);
+        engine.damage(engine.log_len() / 2 + 10, 1);
+        engine.crash(&Loss::NOTHING);
+        assert!(engine.reopen().is_err());
+        plant(Some(Bug::DamagedMiddleAccepted));
+        engine.reopen().expect("the mistake");
+        plant(None);
+        assert_eq!(rows(&engine), rows_of(batches.iter().take(2)));
+    }
+}

@@ -5,9 +5,11 @@ use culver_protocol::id::{InboxSeq, UserId};
 
 use super::state::{Newest, User};
 use super::{Journalled, Shards};
+use crate::batch::BatchNumber;
 use crate::command::Load;
 use crate::engine::Family;
 use crate::key::{self, ShardId};
+use crate::planted::{self, Bug};
 use crate::record::{InboxEntry, MessageRecord, Record};
 use crate::value::{encode_inbox_header, waiting_bytes};
 
@@ -58,7 +60,8 @@ impl Shards {
         if entry.sender == greater {
             row.last_by_greater = entry.conversation_seq;
         }
-        if conversation.touched != number {
+        let is_known_dirty = planted::is(Bug::SequenceReused) && conversation.touched > BatchNumber(0);
+        if conversation.touched != number && !is_known_dirty {
             conversation.touched = number;
             self.building.conversations.push(entry.conversation);
         }

@@ -9,6 +9,7 @@ use crate::command::{Decision, Send, View};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::key::ShardId;
+use crate::planted::{self, Bug};
 use crate::record::{InboxEntry, MessageRecord, Place, Record};
 
 /// Unwraps what is known; returns from the caller with what must be read first.
@@ -63,11 +64,8 @@ impl Shards {
             }
             Some(stream) => Place::Stream(stream, self.streams.next(stream)),
         };
-        let copy = if send.copy && recipient != send.sender {
-            known!(self.copy_place(engine, home, send, place)?)
-        } else {
-            None
-        };
+        let is_copied = send.copy && recipient != send.sender && !planted::is(Bug::CopyForgotten);
+        let copy = if is_copied { known!(self.copy_place(engine, home, send, place)?) } else { None };
         let message_id = self.next_message_id(home, now_ms);
         Ok(Decision::Apply(Record::Message(MessageRecord {
             recipient,

@@ -9,6 +9,7 @@ use crate::command::{Load, View};
 use crate::engine::{Engine, Lookup, Tier};
 use crate::error::EngineError;
 use crate::key::{DedupKey, SenderKey};
+use crate::planted::{self, Bug};
 use crate::reader::{TalkRows, read_conversation, read_dedup, read_newest, read_talk, read_user};
 use crate::value::{ConversationRow, DedupRow};
 
@@ -118,6 +119,9 @@ impl Shards {
         // Rows from before this are dropped at some time: so that no answer hangs on when, they are not believed.
         let before_ms = self.dedup_before_ms();
         let is_kept = |row: &DedupRow| row.message_id.time_ms() >= before_ms;
+        if planted::is(Bug::DedupForgotten) {
+            return Ok(View::Known(None));
+        }
         if let Some(Awaited::Dedup(row)) = self.awaited.get(&Load::Dedup(*of)) {
             return Ok(View::Known(row.filter(is_kept)));
         }

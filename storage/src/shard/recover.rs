@@ -16,6 +16,7 @@ use crate::batch::BatchNumber;
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::{EngineError, Error};
 use crate::key::{self, META_KEY_LEN, MetaKind, ShardId};
+use crate::planted::{self, Bug};
 use crate::record::{Lane, Stream};
 use crate::topology::{HubId, Topology};
 use crate::value::{BatchRow, ClockRow, DecodeError, NumberRow, TimeRow};
@@ -57,7 +58,7 @@ impl Shards {
             topology,
             hub,
             policy,
-            clock_ms: now_ms.max(reserved_until_ms),
+            clock_ms: if planted::is(Bug::MessageIdReused) { now_ms } else { now_ms.max(reserved_until_ms) },
             expiry: ExpiryClock::start(expiry_ms, now_ms, mono_ms, bounds.clock_write_ms),
             clocks,
             conversations: Cache::new(bounds.conversations_cached),
@@ -145,6 +146,7 @@ impl<'a> Found<'a> {
         let Some(stream) = key::stream_of(shard, kind, id) else { return Ok(()) };
         let number = NumberRow::decode(value)?.number;
         if stream.to == shard && kind == MetaKind::Watermark as u8 {
+            let number = if planted::is(Bug::OutboxAppliedTwice) { number.saturating_sub(1) } else { number };
             self.streams.watermarks.insert(stream, (number, false));
         } else {
             // What is below the head may be gone from the outbox: numbers go on from here at least.

@@ -10,9 +10,9 @@ use culver_protocol::message::Accepted;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::super::{Loaded, Shards};
+use super::super::{Loaded, Policy, Shards};
 use super::story::Story;
-use super::{SHARD_COUNT, first_seed, recover_hub};
+use super::{SHARD_COUNT, first_seed, recover_with, small_bounds};
 use crate::batch::Batch;
 use crate::command::{Acked, Decision, DedupKey, Load, Send, UserView, View};
 use crate::engine::Engine;
@@ -131,7 +131,11 @@ struct Life {
 impl Life {
     fn new(seed: u64, engine: Arc<dyn Engine>, memory: Option<Arc<MemoryEngine>>) -> Self {
         let now_ms = 1_700_000_000_000;
-        let mut shards = recover_hub(&*engine, now_ms);
+        let mut policy = Policy::default();
+        if seed.is_multiple_of(2) {
+            policy.bounds = small_bounds();
+        }
+        let mut shards = recover_with(&*engine, policy, now_ms);
         Self {
             random: SmallRng::seed_from_u64(seed),
             story: memory.as_ref().map(|memory| Story::begin(memory, &mut shards, now_ms)),
@@ -360,7 +364,7 @@ impl Life {
             *last = (*last).max(*id);
         }
         let journal = self.shards.take_journal();
-        self.shards = recover_hub(&*self.engine, self.now_ms);
+        self.shards = recover_with(&*self.engine, self.shards.policy(), self.now_ms);
         if let (Some(memory), Some(story)) = (&self.memory, self.story.take()) {
             story.end(&journal, &Arc::new(Topology::single(SHARD_COUNT)), self.shards.durable_number(), memory);
             self.story = Some(Story::begin(memory, &mut self.shards, self.now_ms));
@@ -405,16 +409,18 @@ impl Life {
     }
 }
 
+pub(super) fn live_in_memory(seed: u64) {
+    println!("SEED={seed}");
+    let memory = Arc::new(MemoryEngine::new());
+    let mut life = Life::new(seed, Arc::clone(&memory) as Arc<dyn Engine>, Some(memory));
+    (0..STEPS).for_each(|_| life.step());
+    life.check();
+}
+
 #[test]
 fn random_lives_in_memory() {
     let first = first_seed();
-    for seed in (0..LIVES).map(|index| first.wrapping_add(index)) {
-        println!("SEED={seed}");
-        let memory = Arc::new(MemoryEngine::new());
-        let mut life = Life::new(seed, Arc::clone(&memory) as Arc<dyn Engine>, Some(memory));
-        (0..STEPS).for_each(|_| life.step());
-        life.check();
-    }
+    (0..LIVES).for_each(|index| live_in_memory(first.wrapping_add(index)));
 }
 
 #[cfg(feature = "rocks")]

@@ -5,6 +5,8 @@ mod floors;
 mod hubs;
 mod life;
 mod messages;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod receipts;
 mod story;
 mod streams;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
 
-use super::{Policy, Shards};
+use super::{Bounds, Policy, Shards};
 use crate::command::{Acked, Decision, Send};
 use crate::engine::Engine;
 use crate::memory::MemoryEngine;
@@ -29,8 +31,33 @@ fn first_seed() -> u64 {
 }
 
 fn recover_hub(engine: &dyn Engine, now_ms: u64) -> Shards {
+    recover_with(engine, Policy::default(), now_ms)
+}
+
+fn recover_with(engine: &dyn Engine, policy: Policy, now_ms: u64) -> Shards {
     let topology = Arc::new(Topology::single(SHARD_COUNT));
-    Shards::recover(engine, topology, HubId(0), Policy::default(), now_ms, 0).expect("the engine reads")
+    Shards::recover(engine, topology, HubId(0), policy, now_ms, 0).expect("the engine reads")
+}
+
+/// Bounds so small that everything is forgotten, read again and put off all the time.
+fn small_bounds() -> Bounds {
+    Bounds {
+        conversations_cached: 4,
+        users_cached: 4,
+        talks_cached: 4,
+        senders_cached: 4,
+        awaited: 8,
+        lookups_first: 2,
+        head_hint_lag: 3,
+        time_reservation_ms: 20,
+        receipts_head_lead: 5,
+        head_lag: 3,
+        full_ms: 10,
+        full: 2,
+        fold_delay_ms: 10,
+        folds_queued: 2,
+        clock_write_ms: 100,
+    }
 }
 
 fn recover(engine: &MemoryEngine, now_ms: u64) -> Shards {

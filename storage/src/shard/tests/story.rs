@@ -14,6 +14,7 @@ use crate::topology::{HubId, Topology};
 pub(super) struct Story {
     /// The disk as it was.
     start: MemoryEngine,
+    policy: Policy,
     now_ms: u64,
     pub(super) batches: Vec<Batch>,
 }
@@ -21,13 +22,13 @@ pub(super) struct Story {
 impl Story {
     pub(super) fn begin(engine: &MemoryEngine, shards: &mut Shards, now_ms: u64) -> Self {
         shards.keep_journal();
-        Self { start: engine.fork(), now_ms, batches: Vec::new() }
+        Self { start: engine.fork(), policy: shards.policy(), now_ms, batches: Vec::new() }
     }
 
     /// Replays the journal; the batches are the same.
     pub(super) fn replay(&self, journal: &[Journalled], topology: &Arc<Topology>, hub: HubId) {
-        let (topology, policy) = (Arc::clone(topology), Policy::default());
-        let again = replay(&self.start, topology, hub, policy, self.now_ms, 0, journal).expect("memory reads");
+        let topology = Arc::clone(topology);
+        let again = replay(&self.start, topology, hub, self.policy, self.now_ms, 0, journal).expect("memory reads");
         assert_eq!(again.len(), self.batches.len());
         for (batch, again) in self.batches.iter().zip(again) {
             assert_eq!(batch.number(), again.number());
