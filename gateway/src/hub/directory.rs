@@ -268,6 +268,27 @@ mod tests {
     }
 
     #[test]
+    fn the_sessions_of_a_user_have_an_order() {
+        let mut directory = Directory::default();
+        for round in 0..8_u32 {
+            for user in 0..500 {
+                // Every other goes and comes, so that places in the tables are used again.
+                if round % 2 == 1
+                    && let Some(index) = directory.find(device(user, u16::try_from(round / 2).expect("small")))
+                {
+                    directory.remove(index);
+                }
+                let number = u16::try_from(round).expect("small");
+                directory.insert(device(user, number), session(round), InboxSeq(0), false);
+            }
+        }
+        let found: Vec<Vec<u32>> = (0..500).map(|user| directory.sorted_of_user(UserId(user))).collect();
+        assert!(found.iter().all(|sessions| sessions.len() >= 4 && sessions.is_sorted()));
+        let plain = |user| directory.of_user(UserId(user)).is_sorted();
+        assert!(!(0..500).all(plain), "otherwise this says nothing");
+    }
+
+    #[test]
     fn a_superseded_address_is_not_current() {
         let mut directory = Directory::default();
         let index = directory.insert(device(1, 1), session(7), InboxSeq(3), false);

@@ -1,4 +1,7 @@
-//! What a hub has in hand at a moment, counted: for whoever checks that nothing is left when everybody has gone.
+//! What a hub has in hand at a moment, counted, and what was decided there: for whoever checks that nothing is left when
+//! everybody has gone, and that what is on the disk follows from what was decided.
+
+use culver_storage::shard::{Journalled, Shards};
 
 use super::Hub;
 
@@ -36,6 +39,25 @@ pub struct Holdings {
 }
 
 impl Hub {
+    /// The state that it writes.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// Has what is decided journalled from now on.
+    ///
+    /// # Panics
+    /// If anything was decided already.
+    pub fn keep_journal(&mut self) {
+        self.shards.keep_journal();
+    }
+
+    /// What was decided since it was last taken.
+    pub fn take_journal(&mut self) -> Vec<Journalled> {
+        self.shards.take_journal()
+    }
+
     /// What it has in hand.
     #[must_use]
     pub fn holdings(&self) -> Holdings {

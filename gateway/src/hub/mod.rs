@@ -208,12 +208,6 @@ impl Hub {
         &self.bounds
     }
 
-    /// The state that it writes.
-    #[must_use]
-    pub fn shards(&self) -> &Shards {
-        &self.shards
-    }
-
     /// Takes a command.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use culver_storage::command::Send;
 use culver_storage::engine::Engine;
 use culver_storage::memory::MemoryEngine;
 use culver_storage::reader::{Engines, Read, read};
-use culver_storage::shard::{Policy, Shards};
+use culver_storage::shard::{Policy, Shards, replay};
 use culver_storage::topology::{HubId, Topology};
 
 use crate::clock::{Clock, Now};
@@ -32,6 +32,8 @@ const HUBS: u16 = 2;
 const USERS: usize = 12;
 const DEVICES: u16 = 3;
 const CREDIT: Credit = Credit { entries: 4, bytes: 4096 };
+
+const BEGAN_US: u64 = 1_000_000;
 
 /// A clock that goes when it is told to.
 struct Hand(Cell<u64>);
@@ -72,6 +74,8 @@ struct Node {
     inbox: Arc<Inbox>,
     link: Arc<Link>,
     woken: Arc<AtomicUsize>,
+    /// The bytes of all its batches.
+    written: Vec<Vec<u8>>,
 }
 
 /// A few hubs and one reactor.
@@ -91,7 +95,7 @@ impl Machine {
     fn new(bounds: Bounds, links: mailbox::Bounds, mail: usize) -> Self {
         let engine = Arc::new(MemoryEngine::new());
         let topology = Arc::new(Topology::new(64, vec![0; 64], HUBS).expect("possible"));
-        let clock = Hand(Cell::new(1_000_000));
+        let clock = Hand(Cell::new(BEGAN_US));
         let between = Arc::new(HubLink::new(mail));
         let mut nodes: Vec<Node> = Vec::new();
         let woken: Vec<Arc<AtomicUsize>> = (0..HUBS).map(|_| Arc::default()).collect();
@@ -110,12 +114,20 @@ impl Machine {
             let shards =
                 Shards::recover(&*disk, Arc::clone(&topology), id, Policy::default(), now.wall_ms, now.mono_ms())
                     .expect("readable");
-            let hub = Hub::new(disk, shards, Incarnation(1), Arc::clone(&topology), id, bounds);
+            let mut hub = Hub::new(disk, shards, Incarnation(1), Arc::clone(&topology), id, bounds);
+            hub.keep_journal();
             let link = Arc::new(Link::new(links));
             let reactor = ReactorPort { link: Arc::clone(&link), bell: Arc::new(Doorbell::new(|| ())) };
             let hubs = inboxes.iter().map(|other| HubPort::new(Arc::clone(&between), other)).collect();
             let driver = Driver::new(hub, Arc::clone(inbox), vec![reactor], hubs, Arc::default());
-            nodes.push(Node { driver, desk: Desk::default(), inbox: Arc::clone(inbox), link, woken });
+            nodes.push(Node {
+                driver,
+                desk: Desk::default(),
+                inbox: Arc::clone(inbox),
+                link,
+                woken,
+                written: Vec::new(),
+            });
         }
         let (counters, sessions, outputs) = (Counters::default(), Vec::new(), String::new());
         Self { engine, topology, clock, nodes, counters, sessions, outputs }
@@ -184,6 +196,7 @@ impl Machine {
         let node = &mut self.nodes[at];
         if let Some(batch) = node.desk.batch.take() {
             writeln!(self.outputs, "hub {at} writes {:?}", batch.as_bytes()).expect("memory");
+            node.written.push(batch.as_bytes().to_vec());
             self.engine.write(&batch).expect("it does not fail");
             node.inbox.post_durable(batch.number());
         }
@@ -259,6 +272,16 @@ fn script() -> String {
     }
     machine.close_all();
     machine.settle();
+    let began = Hand(Cell::new(BEGAN_US)).now();
+    for node in &mut machine.nodes {
+        let (hub, nothing) = (node.driver.hub_mut(), MemoryEngine::new());
+        let (id, policy, journal) = (hub.id(), hub.shards().policy(), hub.take_journal());
+        let topology = Arc::clone(&machine.topology);
+        let batches =
+            replay(&nothing, topology, id, policy, began.wall_ms, began.mono_ms(), &journal).expect("readable");
+        let batches: Vec<Vec<u8>> = batches.iter().map(|batch| batch.as_bytes().to_vec()).collect();
+        assert!(batches == node.written, "what was written follows from what was decided");
+    }
     for node in &mut machine.nodes {
         assert_eq!(node.driver.hub().holdings(), Holdings::default());
         assert!(!node.driver.is_finished());
