@@ -17,7 +17,7 @@ use crate::device::{Device, DeviceKey, Nature, Want};
 use crate::net::{Buffers, MOVED, Wire};
 use crate::oracle::{Oracle, Terms};
 use crate::plan::{Fault, Plan, Shape};
-use crate::server::{Clocks, INCARNATION, Life, Start, authenticator, topology};
+use crate::server::{Clocks, Life, Start, authenticator, topology};
 use crate::source::Source;
 use crate::trace::Trace;
 
