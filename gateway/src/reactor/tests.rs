@@ -230,7 +230,8 @@ fn a_server_that_leaves_waits_until_everybody_was_told_and_has_time_to_read_it()
     let mut world = World::new();
     let (peer, _) = world.log_in(1);
     let (slow, _) = world.log_in(2);
-    (peer.take(), slow.take());
+    peer.take();
+    slow.take();
     slow.pipe.borrow_mut().room = 0;
     world.turn(super::Reactor::leave);
     world.turn(|_| ());
