@@ -4,7 +4,7 @@
 use culver::hub::holdings::Holdings;
 
 use crate::server::FLUSH_S;
-use crate::world::World;
+use crate::world::{End, Party, World};
 
 /// Virtual time before the calm, at most.
 const ACTIVE_MAX_US: u64 = 600_000_000;
@@ -54,6 +54,13 @@ impl World {
         self.trace.event(|| "calm".to_owned());
         self.is_calm = true;
         self.engines.iter().for_each(|engine| engine.set_cold_share(0, 0));
+        // Who has too few connections for all gets more.
+        if self.plan.connections_max < 1000 {
+            self.plan.connections_max = 1000;
+            if self.life.is_some() {
+                self.die(End::Killed);
+            }
+        }
         for party in &mut self.parties {
             party.stalled_until_us = 0;
             party.act_at_us = party.act_at_us.min(self.clocks.mono_us.get());
@@ -71,7 +78,8 @@ impl World {
 
     /// Whether everything is at rest.
     fn is_at_rest(&self) -> bool {
-        self.parties.iter().all(|party| party.device.is_settled() && !party.device.is_fetch())
+        let is_settled = |party: &Party| party.device.is_settled() && !party.device.is_fetch() && !party.may_write;
+        self.parties.iter().all(is_settled)
             && self.life.as_ref().is_some_and(|life| life.leaving_since_us.is_none() && life.is_quiet())
             && !self.wires.iter().any(crate::net::Wire::can_carry)
     }

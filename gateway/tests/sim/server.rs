@@ -594,6 +594,7 @@ impl Life {
                 && !hub.is_hungry()
                 && !hub.has_unsent_mail()
                 && driver.notices() == 0
+                && hub.holdings().reads + hub.holdings().effects == 0
                 && waiting + reads + held == 0;
             if !is_quiet {
                 return Some(format!(
