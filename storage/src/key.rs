@@ -35,6 +35,8 @@ pub const INBOX_PREFIX_LEN: usize = 10;
 pub const USER_KEY_LEN: usize = 10;
 /// Bytes of a `dedup` key.
 pub const DEDUP_KEY_LEN: usize = 44;
+/// Bytes of such a key that name the sender's device in the conversation.
+pub const DEDUP_PREFIX_LEN: usize = 28;
 /// Bytes of a `member` key by user.
 pub const TALK_KEY_LEN: usize = 28;
 /// Bytes of a `member` key by user that name the user: shard, how it is ordered, and user.
