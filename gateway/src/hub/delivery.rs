@@ -4,8 +4,9 @@
 //! skipped, for it is in the log; once its batch is durable the session is marked `behind` and the log is read
 //! from `sent` on, page by page, as far as the window allows. No queue of payloads is kept for anybody.
 //!
-//! What a device sent itself does not come back to it: the session steps over it, and where nothing is under way the
-//! device's cursor goes with it. A step that did not reach the session is owed to it (`Owed`).
+//! What a device sent itself does not come back to it: the session steps over it with the answer that tells it so, and
+//! where nothing is under way the device's cursor follows before cursors are written. A step that did not reach the
+//! session is owed to it (`Owed`).
 
 use culver_protocol::id::{InboxSeq, UserId};
 use culver_protocol::limits::{DELIVER_BYTES_MAX, DELIVER_ENTRIES_MAX};
@@ -15,11 +16,15 @@ use culver_storage::planted::{self, Bug};
 use culver_storage::reader::Read;
 use culver_storage::record::InboxEntry;
 
+use super::command::Address;
 use super::directory::{Flag, NO_WINDOW, Online};
 use super::effect::{Effect, EffectKind};
 use super::extra::{Owed, Sync};
 use super::windows::counted_bytes;
 use super::{Hub, split_tag, tag_of};
+
+/// Effects looked at for the last of the same session: an answer and the deliveries of its message come together.
+const MERGE_DEPTH: usize = 8;
 
 /// A page from the log.
 pub(super) struct Page {
@@ -47,26 +52,25 @@ fn step(online: u32, set_backs: u16, previous: InboxSeq, through: InboxSeq, gap:
 
 impl Hub {
     /// An entry was accepted for a user: to each of the user's sessions it goes live, or is skipped.
-    pub(super) fn deliver_live(&mut self, user: UserId, entry: &InboxEntry, now_ms: u64) -> Result<(), EngineError> {
+    pub(super) fn deliver_live(&mut self, user: UserId, entry: &InboxEntry, now_ms: u64) {
         // Few sessions a user, so their indexes fit a small list on the hub.
         let mut sessions = std::mem::take(&mut self.scratch);
         sessions.clear();
         sessions.extend(self.directory.of_user(user));
         sessions.sort_unstable();
-        let mut outcome = Ok(());
         for index in &sessions {
-            outcome = outcome.and(self.deliver_to(*index, entry, now_ms));
+            self.deliver_to(*index, entry, now_ms);
         }
         self.scratch = sessions;
-        outcome
     }
 
-    fn deliver_to(&mut self, index: u32, entry: &InboxEntry, now_ms: u64) -> Result<(), EngineError> {
+    fn deliver_to(&mut self, index: u32, entry: &InboxEntry, now_ms: u64) {
         let online = self.directory.get_mut(index).expect("the directory names what is there");
         let previous = online.sent;
         let joins_on = previous.0 + 1 == entry.inbox_seq.0 && !online.is(Flag::Held);
         if joins_on && is_own(online, entry) {
-            return self.step_over(index, previous, entry.inbox_seq, now_ms);
+            self.step_over(index, previous, entry.inbox_seq, now_ms);
+            return;
         }
         let fits = self.windows.len(online)
             < usize::from(online.credit_entries) + usize::from(planted::is(Bug::WindowOffByOne))
@@ -81,31 +85,61 @@ impl Hub {
         } else {
             self.building.skipped.push(index);
         }
-        Ok(())
     }
 
-    /// What follows `previous` up to `through` is the session's own. If nothing is under way it counts as acknowledged.
-    fn step_over(&mut self, index: u32, previous: InboxSeq, through: InboxSeq, now_ms: u64) -> Result<(), EngineError> {
+    /// What follows `previous` up to `through` is the session's own. The device's cursor follows, unless there is more
+    /// under way.
+    fn step_over(&mut self, index: u32, previous: InboxSeq, through: InboxSeq, now_ms: u64) {
         let online = self.directory.get_mut(index).expect("the caller found it");
-        let (session, of) = (online.address(), online.set_backs);
-        // Then what lies between `acked` and `sent`, if anything, is of the same kind: an earlier step that could not
-        // move the cursor, for the user was cold.
-        let nothing_under_way = online.window == NO_WINDOW;
+        let (session, set_backs) = (online.address(), online.set_backs);
         online.sent = through;
-        let device = online.device();
-        let kind = EffectKind::Skipped { online: index, set_backs: of, previous, through };
-        match self.building.effects.last_mut() {
-            Some(Effect { session: last, kind: EffectKind::Skipped { set_backs, through: end, .. } })
-                if *last == session && *set_backs == of && *end == previous =>
+        if !online.is(Flag::Stepped) {
+            online.set(Flag::Stepped, true);
+            self.stepped.push(index);
+        }
+        self.cursors_since_ms.get_or_insert(now_ms);
+        if !self.step_with_last(session, set_backs, previous, through) {
+            self.tell(session, EffectKind::Skipped { online: index, set_backs, previous, through });
+        }
+    }
+
+    /// Lets the last thing that the session is told tell of the step, too, if it can: the answer to what the device
+    /// sent, or a step before this one.
+    fn step_with_last(&mut self, session: Address, of: u16, previous: InboxSeq, through: InboxSeq) -> bool {
+        let mut latest = self.building.effects.iter_mut().rev().take(MERGE_DEPTH);
+        match latest.find(|effect| effect.session == session).map(|effect| &mut effect.kind) {
+            Some(EffectKind::Accepted { accepted, skips })
+                if accepted.inbox_seq == through && previous.0 + 1 == through.0 =>
             {
-                *end = through;
+                *skips = true;
+                true
             }
-            _ => self.tell(session, kind),
+            Some(EffectKind::Skipped { set_backs, through: end, .. }) if *set_backs == of && *end == previous => {
+                *end = through;
+                true
+            }
+            _ => false,
         }
-        // Otherwise the next acknowledgement covers it.
-        if nothing_under_way && self.move_cursor(device, through, &[], now_ms)?.is_none() {
-            self.directory.get_mut(index).expect("found above").acked = through;
+    }
+
+    /// The cursors of devices that have stepped over their own follow where nothing is under way: once, however many
+    /// the steps were.
+    pub(super) fn move_stepped(&mut self, now_ms: u64) -> Result<(), EngineError> {
+        let mut stepped = std::mem::take(&mut self.stepped);
+        for index in stepped.drain(..) {
+            let Some(online) = self.directory.get_mut(index).filter(|online| online.is(Flag::Stepped)) else {
+                continue;
+            };
+            online.set(Flag::Stepped, false);
+            let (device, through) = (online.device(), online.sent);
+            // Of what lies between `acked` and `sent` then, all is the device's own, or below the floor. Otherwise the
+            // next acknowledgement covers it; so it does where the user is cold.
+            let moves = online.window == NO_WINDOW && online.acked < through;
+            if moves && self.move_cursor(device, through, &[], now_ms)?.is_none() {
+                self.directory.get_mut(index).expect("found above").acked = through;
+            }
         }
+        self.stepped = stepped;
         Ok(())
     }
 
@@ -203,7 +237,7 @@ impl Hub {
         }
         let sent = self.directory.get(index).expect("found above").sent;
         if !is_cut && page.through > sent {
-            self.step_over(index, sent, page.through, now_ms)?;
+            self.step_over(index, sent, page.through, now_ms);
         }
         self.pump(index);
         Ok(())

@@ -63,6 +63,8 @@ pub enum Flag {
     Extra = 32,
     /// There are receipts that it was not told: none goes to it live.
     ReceiptsBehind = 64,
+    /// It has stepped over what its device sent, and the device's cursor has not followed.
+    Stepped = 128,
 }
 
 const _: () = assert!(size_of::<Online>() <= 64);

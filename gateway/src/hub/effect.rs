@@ -34,7 +34,13 @@ pub enum EffectKind {
     /// Reply to a login: the session ends with this error.
     Refused(ErrorCode),
     /// Reply: the message is durable.
-    Accepted(Accepted),
+    Accepted {
+        /// What the sender is told.
+        accepted: Accepted,
+        /// The sender's own copy is the next of the session's deliveries, and nothing is written of it: as `Skipped`
+        /// says, but joined on to the answer, for which there is room.
+        skips: bool,
+    },
     /// Reply: the message was not accepted.
     Rejected {
         /// Which.
@@ -180,7 +186,7 @@ impl EffectKind {
         match self {
             Self::LoggedIn { .. }
             | Self::Refused(_)
-            | Self::Accepted(_)
+            | Self::Accepted { .. }
             | Self::Rejected { .. }
             | Self::Answer { .. }
             | Self::Closed => true,

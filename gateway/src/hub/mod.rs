@@ -132,6 +132,8 @@ pub struct Hub {
     loads: HashSet<Load>,
     /// Sessions whose deliveries found no room: they read from the log when there is.
     hungry: Vec<u32>,
+    /// Sessions that have stepped over what their device sent, whose cursors have not followed.
+    stepped: Vec<u32>,
     /// An empty list kept for `deliver_live`.
     scratch: Vec<u32>,
     /// An empty list kept for acknowledgements.
@@ -188,6 +190,7 @@ impl Hub {
             read_number: 0,
             loads: HashSet::new(),
             hungry: Vec::new(),
+            stepped: Vec::new(),
             scratch: Vec::new(),
             acked: Vec::new(),
             cursors_since_ms: None,
@@ -296,6 +299,11 @@ impl Hub {
         if self.under_way.is_some() {
             return Ok(None);
         }
+        let is_due = |since: Option<u64>| since.is_some_and(|since_ms| is_over(since_ms, COMPANY_WAIT_MS, now_ms));
+        let cursors_due = is_due(self.cursors_since_ms);
+        if cursors_due || !self.shards.batch_has_messages() {
+            self.move_stepped(now_ms)?;
+        }
         if self.shards.is_batch_empty() {
             // Nothing to write, and nothing unwritten that these could depend on.
             (self.cursors_since_ms, self.others_since_ms) = (None, None);
@@ -303,8 +311,6 @@ impl Hub {
             self.release(consequences, now_ms)?;
             return Ok(None);
         }
-        let is_due = |since: Option<u64>| since.is_some_and(|since_ms| is_over(since_ms, COMPANY_WAIT_MS, now_ms));
-        let cursors_due = is_due(self.cursors_since_ms);
         let has_messages = self.shards.batch_has_messages();
         if !has_messages && !cursors_due && !self.building.is_urgent && !is_due(self.others_since_ms) {
             if self.cursors_since_ms.is_none() {
@@ -341,6 +347,7 @@ impl Hub {
         self.under_way.is_none()
             && self.building.effects.is_empty()
             && self.shards.is_batch_empty()
+            && self.stepped.is_empty()
             && self.parking.is_empty()
             && self.asking.is_empty()
             && self.released.is_empty()
@@ -456,6 +463,10 @@ impl Hub {
     }
 
     fn try_command(&mut self, arrival: u64, command: &Command, now_ms: u64) -> Result<Tried, EngineError> {
+        if !matches!(command, Command::Send { .. } | Command::Ack { .. } | Command::Resume { .. }) {
+            // A login begins at the device's cursor, a request may ask for it, and with a close the session is gone.
+            self.move_stepped(now_ms)?;
+        }
         match command {
             Command::Login { .. } => self.login(arrival, command, now_ms),
             Command::Send { session, send } => self.send(*session, arrival, send, now_ms),

@@ -37,17 +37,17 @@ impl Hub {
                 self.shards.apply(&record);
                 if let Record::Message(message) = &record {
                     self.counts.accepted += 1;
-                    self.tell(session, EffectKind::Accepted(message.accepted()));
-                    self.deliver_message(message, now_ms)?;
+                    self.tell(session, EffectKind::Accepted { accepted: message.accepted(), skips: false });
+                    self.deliver_message(message, now_ms);
                 }
             }
             Decision::Duplicate(accepted) => {
                 self.counts.duplicate += 1;
                 if planted::is(Bug::ResendAnsweredEarly) {
-                    self.released.push(Effect { session, kind: EffectKind::Accepted(accepted) });
+                    self.released.push(Effect { session, kind: EffectKind::Accepted { accepted, skips: false } });
                     return Ok(Tried::Done);
                 }
-                self.tell(session, EffectKind::Accepted(accepted));
+                self.tell(session, EffectKind::Accepted { accepted, skips: false });
             }
             Decision::Waits(load) => return Ok(Tried::Waits(load)),
             Decision::Reject(code) => self.reject(session, arrival, send, code),
@@ -56,15 +56,14 @@ impl Hub {
         Ok(Tried::Done)
     }
 
-    fn deliver_message(&mut self, message: &MessageRecord, now_ms: u64) -> Result<(), EngineError> {
+    fn deliver_message(&mut self, message: &MessageRecord, now_ms: u64) {
         if let Place::Local(_) = message.place {
-            self.deliver_live(message.recipient, &message.entry, now_ms)?;
+            self.deliver_live(message.recipient, &message.entry, now_ms);
         }
         if let Some(Place::Local(inbox_seq)) = message.copy {
             let copy = InboxEntry { inbox_seq, ..message.entry.clone() };
-            self.deliver_live(copy.sender, &copy, now_ms)?;
+            self.deliver_live(copy.sender, &copy, now_ms);
         }
-        Ok(())
     }
 
     /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before

@@ -295,7 +295,7 @@ impl Hub {
             Decision::Apply(record) => {
                 self.apply_at_leisure(&record, now_ms);
                 if let Record::Arrived { item, .. } = record {
-                    self.tell_arrived(*stream, item, now_ms)?;
+                    self.tell_arrived(*stream, item, now_ms);
                 }
             }
             // It has come before, or too early.
@@ -306,20 +306,17 @@ impl Hub {
         Ok(Tried::Done)
     }
 
-    fn tell_arrived(&mut self, stream: Stream, item: Arrival, now_ms: u64) -> Result<(), EngineError> {
+    fn tell_arrived(&mut self, stream: Stream, item: Arrival, now_ms: u64) {
         match item {
             Arrival::Entry { user, entry } => {
                 let source = self.topology.hub_of_shard(stream.from);
                 if source != self.hub && self.shards.is_full(user) {
                     self.streams.mail.push((source, HubMail::Full { user }));
                 }
-                self.deliver_live(user, &entry, now_ms)
+                self.deliver_live(user, &entry, now_ms);
             }
-            Arrival::Receipt { user, mark, version } => {
-                self.tell_mark(user, mark, version, None);
-                Ok(())
-            }
-            Arrival::Nothing => Ok(()),
+            Arrival::Receipt { user, mark, version } => self.tell_mark(user, mark, version, None),
+            Arrival::Nothing => {}
         }
     }
 

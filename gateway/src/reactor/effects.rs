@@ -165,7 +165,7 @@ fn tell(session: &mut Session, kind: EffectKind, unsent: bool, incarnation: Inca
             session.end(code, out);
             told.over = true;
         }
-        EffectKind::Accepted(accepted) => session.write_accepted(&accepted, out),
+        EffectKind::Accepted { accepted, skips } => session.write_accepted(&accepted, skips, out),
         EffectKind::Rejected { client_message_id, code } => session.write_rejected(client_message_id, code, out),
         EffectKind::Answer { id, result } => {
             session.write_answer(id, result, out);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId};
+use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq};
 use culver_protocol::limits::{CREDIT_BYTES_MAX, CREDIT_BYTES_MIN, CREDIT_ENTRIES_MAX, PAYLOAD_LEN_MAX};
 use culver_protocol::message::{Accepted, SendView, decode_ack};
 use culver_protocol::proto;
@@ -98,8 +98,11 @@ impl Session {
         None
     }
 
-    /// Tells the sender that its message is durable.
-    pub fn write_accepted(&mut self, accepted: &Accepted, out: &mut Vec<u8>) {
+    /// Tells the sender that its message is durable. `skips`: the sender's own copy is what comes next.
+    pub fn write_accepted(&mut self, accepted: &Accepted, skips: bool, out: &mut Vec<u8>) {
+        if skips {
+            self.skip(InboxSeq(accepted.inbox_seq.0.saturating_sub(1)), accepted.inbox_seq);
+        }
         self.cipher.seal(out, RecordType::SendResult, |out| accepted.encode(out));
     }
 

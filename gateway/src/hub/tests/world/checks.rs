@@ -34,9 +34,12 @@ impl World {
                 self.logged_in(slot, cursor, reset, gap, siblings);
             }
             EffectKind::Refused(code) => panic!("nobody is refused: {code:?}"),
-            EffectKind::Accepted(accepted) => {
+            EffectKind::Accepted { accepted, skips } => {
                 let debt = self.settle_debt(at, device, effect.session, Owed::Result(accepted.client_message_id));
                 self.check_accepted(accepted, debt.submitted);
+                if skips {
+                    self.skip(slot, InboxSeq(accepted.inbox_seq.0 - 1), accepted.inbox_seq);
+                }
             }
             EffectKind::Rejected { client_message_id, code } => {
                 self.settle_debt(at, device, effect.session, Owed::Result(client_message_id));
@@ -186,7 +189,7 @@ impl World {
     /// What became of the messages of which the hubs have told since, unchecked: their numbers, and why not.
     pub(in crate::hub::tests) fn outcomes(&mut self) -> Vec<(u128, Option<ErrorCode>)> {
         let outcome = |effect: Effect| match effect.kind {
-            EffectKind::Accepted(accepted) => Some((u128::from_be_bytes(accepted.client_message_id.0), None)),
+            EffectKind::Accepted { accepted, .. } => Some((u128::from_be_bytes(accepted.client_message_id.0), None)),
             EffectKind::Rejected { client_message_id: id, code } => Some((u128::from_be_bytes(id.0), Some(code))),
             _ => None,
         };
