@@ -233,7 +233,8 @@ impl DedupRow {
 /// What was decided.
 ///
 /// Time reservations, rows of streams and receipts on their way are no records of their own: `apply` and `seal` derive
-/// them, and write them in the same batch.
+/// them, and write them in the same batch. A receipt that is given at once is a record, for that hangs on what is in
+/// memory, and nothing that is derived may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted.
@@ -312,6 +313,16 @@ pub enum Record {
         expired: Vec<Expired>,
         /// Devices that have no cursor any more.
         unlinked: Vec<DeviceId>,
+    },
+    /// A user of the same hub was told at once what another's devices have and what the other has read: with the
+    /// batch that writes the other's cursor.
+    ReceiptGiven {
+        /// Who gives it.
+        giver: UserId,
+        /// In which conversation.
+        conversation: ConversationId,
+        /// What became of it: a receipt or nothing.
+        item: Arrival,
     },
     /// The clock that entries expire by went on.
     ClockMoved {

@@ -323,6 +323,7 @@ impl Hub {
             self.cursors_since_ms = None;
         }
         self.others_since_ms = None;
+        self.give_receipts(with_cursors);
         let batch = self.shards.seal(self.engine.sequence_synced(), with_cursors);
         let mut consequences = std::mem::take(&mut self.building);
         consequences.outgoing = self.shards.take_outgoing();

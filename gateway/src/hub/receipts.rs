@@ -8,6 +8,8 @@ use culver_protocol::id::UserId;
 use culver_protocol::limits::RECEIPT_MARKS_MAX;
 use culver_protocol::message::MarkView;
 use culver_storage::reader::Read;
+use culver_storage::record::{Arrival, Record};
+use culver_storage::shard::Direct;
 
 use super::Hub;
 use super::command::Address;
@@ -41,6 +43,17 @@ impl Hub {
             }
         }
         self.scratch = sessions;
+    }
+
+    /// What the batch under construction tells to users of this hub goes into it, where it can.
+    pub(super) fn give_receipts(&mut self, with_cursors: bool) {
+        let mut direct = Direct::default();
+        while let Some(record) = self.shards.decide_direct(with_cursors, &mut direct) {
+            self.shards.apply(&record);
+            if let Record::ReceiptGiven { item: Arrival::Receipt { user, mark, version }, .. } = record {
+                self.tell_mark(user, mark, version, None);
+            }
+        }
     }
 
     /// Several receipts of a batch for one session go as one.

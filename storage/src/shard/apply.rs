@@ -36,6 +36,7 @@ impl Shards {
                 self.apply_floor(*user, *floor, *freed_bytes, unlinked);
                 self.apply_lists(*user, lists, expired);
             }
+            Record::ReceiptGiven { giver, conversation, item } => self.apply_given(*giver, *conversation, item),
             Record::ClockMoved { ms } => self.apply_clock(*ms),
         }
         self.applied += 1;

@@ -64,7 +64,7 @@ impl Shards {
         for id in &building.users {
             let user = self.users.get_mut(id).expect("what a pending batch touched stays in memory");
             sealed.heads.push((*id, user.head));
-            if user.moved && !user.dirty && !user.tells && !with_cursors {
+            if !user.leaves(with_cursors) {
                 user.touched = sealed.number.next();
                 self.building.users.push(*id);
                 continue;
@@ -88,7 +88,7 @@ impl Shards {
                 let to = ShardId::of_user(peer, self.shard_count);
                 let stream = Stream { from: shard, to, lane: Lane::Receipt };
                 // What the user has is noted in any case: nothing else can have been read.
-                if self.policy.receipts {
+                if self.policy.receipts && !tick.is_given {
                     self.streams.put_receipt(&mut building.batch, stream, peer, &mark);
                 }
                 if tick.delivered.0 > 0 {

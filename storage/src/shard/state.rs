@@ -66,6 +66,8 @@ pub(super) struct Tick {
     pub(super) conversation: ConversationId,
     pub(super) delivered: ConversationSeq,
     pub(super) read: ConversationSeq,
+    /// The peer has it already, with the batch under construction.
+    pub(super) is_given: bool,
 }
 
 impl User {
@@ -157,9 +159,16 @@ impl User {
                 let tick = self.ticks.get_mut(index).expect("the search found this index");
                 tick.delivered = tick.delivered.max(delivered);
                 tick.read = tick.read.max(read);
+                tick.is_given = false;
             }
-            Err(index) => self.ticks.insert(index, Tick { conversation, delivered, read }),
+            Err(index) => self.ticks.insert(index, Tick { conversation, delivered, read, is_given: false }),
         }
+    }
+
+    /// Whether the batch under construction writes the row with the cursors, and so takes along what is to be told. A
+    /// cursor alone may wait for a later batch.
+    pub(super) fn leaves(&self, with_cursors: bool) -> bool {
+        !self.moved || self.dirty || self.tells || with_cursors
     }
 
     /// What is to be told of a conversation.

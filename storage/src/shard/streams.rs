@@ -66,6 +66,11 @@ impl Streams {
         (!is_own || (self.own_behind > 0 && is_behind())).then_some(stream)
     }
 
+    /// Whether nothing of a stream is under way.
+    pub(super) fn is_idle(&self, stream: Stream) -> bool {
+        self.sources.get(&stream).is_none_or(|source| source.taken == source.last)
+    }
+
     /// Numbers a receipt and puts it into the batch.
     pub(super) fn put_receipt(&mut self, batch: &mut Batch, stream: Stream, user: UserId, mark: &MarkView) {
         let n = self.next(stream);
@@ -177,25 +182,7 @@ impl Shards {
             View::Known(talk) => talk.rows,
             View::Waits(load) => return Ok(View::Waits(load)),
         };
-        let mut mark = MarkView { conversation: news.conversation, ..MarkView::default() };
-        if news.delivered > rows.peer_delivered.seq {
-            mark.delivered = news.delivered;
-        }
-        if shows_reads && news.read > rows.peer_read.seq {
-            mark.read = news.read;
-        }
-        if news.expired_through > rows.peer_expired.through {
-            let earlier = rows.peer_expired;
-            // Only one range is kept. What lies between two was sent by the peer, unless some of it was delivered.
-            let joins_on = news.expired_after <= earlier.through
-                || (self.policy.receipts
-                    && earlier.through.0 > 0
-                    && rows.peer_delivered.seq.max(news.delivered) <= earlier.through);
-            let after = if joins_on { earlier.after.min(news.expired_after) } else { news.expired_after };
-            (mark.expired_after, mark.expired_through) = (after, news.expired_through);
-        }
-        let is_new = mark != MarkView { conversation: news.conversation, ..MarkView::default() };
-        Ok(View::Known(if is_new { Arrival::Receipt { user, mark, version } } else { Arrival::Nothing }))
+        Ok(View::Known(self.policy.receipt(user, (&rows, shows_reads), news, version)))
     }
 
     pub(super) fn apply_arrived(&mut self, stream: Stream, n: u64, item: &Arrival) {

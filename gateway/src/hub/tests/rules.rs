@@ -260,17 +260,41 @@ fn receipts_that_find_no_room_are_read_again_in_order() {
             world.acknowledge(two, 1);
             if number == 2 {
                 // The receipt is on its way, and finds no room; nor does what comes after it.
-                while !world.nodes[0].hub.has_untaken() {
+                while !world.nodes[0].hub.is_writing() {
                     world.pass(5);
                     world.take_command();
                     world.move_hub();
-                    world.finish_write();
                 }
                 world.refusals = refused;
             }
         }
         world.calm_down();
     }
+}
+
+/// The first goes through the stream, for the sender's talk is cold; the second needs one batch, and leaves with it.
+#[test]
+fn a_receipt_within_a_hub_leaves_with_the_batch_of_its_cursor() {
+    let mut world = calm(1, 1);
+    let (one, two) = (world.log_in_with(World::device(1), 5), world.log_in_with(World::device(2), 5));
+    let is_receipt = |effect: &Effect| matches!(effect.kind, EffectKind::Receipt { .. });
+    for number in 1..=2 {
+        world.settle();
+        world.send_to(one, 2, number);
+        world.settle();
+        world.acknowledge(two, 1);
+        while !world.nodes[0].hub.is_writing() {
+            world.pass(5);
+            world.take_command();
+            world.move_hub();
+        }
+        assert_eq!(world.nodes[0].hub.has_untaken(), number == 1, "{number}");
+        assert!(!world.nodes[0].effects.iter().any(is_receipt), "nothing leaves before it is durable");
+        world.finish_write();
+        world.move_hub();
+        assert_eq!(world.nodes[0].effects.iter().any(is_receipt), number == 2, "{number}");
+    }
+    world.calm_down();
 }
 
 #[test]

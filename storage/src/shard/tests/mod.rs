@@ -1,6 +1,7 @@
 //! What the tests of the shards share: a hub on an engine in memory, spoken to in a few words.
 
 mod devices;
+mod direct;
 mod floors;
 mod hubs;
 mod life;
@@ -16,11 +17,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
 
-use super::{Bounds, Policy, Shards};
+use super::{Bounds, Direct, Policy, Shards};
 use crate::command::{Acked, Decision, Send};
 use crate::engine::Engine;
 use crate::memory::MemoryEngine;
-use crate::record::{InboxEntry, MessageRecord, Outgoing, Record};
+use crate::record::{Arrival, InboxEntry, MessageRecord, Outgoing, Record};
 use crate::topology::{HubId, Topology};
 
 const SHARD_COUNT: u16 = 64;
@@ -120,6 +121,17 @@ fn ack(
     let decision = shards.decide_ack(engine, user, device, InboxSeq(through), &acked, 5).expect("memory reads");
     apply(shards, &decision);
     decision
+}
+
+/// Gives the receipts that need no stream: what came of each.
+fn give(shards: &mut Shards, with_cursors: bool) -> Vec<Arrival> {
+    let (mut direct, mut given) = (Direct::default(), Vec::new());
+    while let Some(record) = shards.decide_direct(with_cursors, &mut direct) {
+        shards.apply(&record);
+        let Record::ReceiptGiven { item, .. } = record else { panic!("a receipt is given") };
+        given.push(item);
+    }
+    given
 }
 
 fn commit(shards: &mut Shards, engine: &MemoryEngine) -> Vec<Outgoing> {

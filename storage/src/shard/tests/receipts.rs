@@ -7,7 +7,7 @@ use super::*;
 use crate::command::View;
 use crate::engine::{Family, Lookup, Tier};
 use crate::key::{self, ShardId, TalkKind};
-use crate::record::{Arrival, Item, Lane, Stream};
+use crate::record::{Item, Lane, Stream};
 use crate::value::MarkRow;
 
 const EMPTY: ConversationSeq = ConversationSeq(0);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::command::{StreamState, View};
 use crate::key::ShardId;
-use crate::record::{Arrival, Lane, Place, Stream};
+use crate::record::{Lane, Place, Stream};
 
 /// Two hubs on one engine.
 fn hubs(engine: &MemoryEngine) -> [Shards; 2] {
