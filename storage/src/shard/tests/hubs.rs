@@ -28,7 +28,7 @@ struct Hub {
     story: Story,
 }
 
-struct World {
+pub(super) struct World {
     random: SmallRng,
     memory: Arc<MemoryEngine>,
     engines: Engines,
@@ -431,7 +431,7 @@ impl World {
 }
 
 /// Lives it and checks it.
-fn live(seed: u64) -> World {
+pub(super) fn live(seed: u64) -> World {
     println!("SEED={seed}");
     let mut world = World::new(seed);
     (0..STEPS).for_each(|_| world.step());
