@@ -111,6 +111,10 @@ impl Shards {
             | Record::DeviceSeen { user, .. }
             | Record::ReadReceiptsSet { user, .. }
             | Record::FloorMoved { user, .. } => self.load_user(engine, *user).map(|_| ()),
+            Record::ReceiptGiven { giver, item, .. } => {
+                self.load_user(engine, *giver)?;
+                self.load_for_arrival(engine, item)
+            }
             Record::ClockMoved { .. } => Ok(()),
         }
     }
