@@ -228,12 +228,9 @@ impl Oracle {
         let is_off = self.users[witness.at.0].setting.off_since().is_some();
         let side = side_of(conversation, witness.key.user);
         let talk = self.talks.entry(conversation).or_default();
-        let message = usize::try_from(mark.seq).ok().and_then(|seq| talk.by_seq.get(seq.checked_sub(1)?).copied());
-        let place = message.flatten().map_or(0, |index| self.messages[index.0 as usize].places[0]);
-        // Nothing beyond what there is can be marked.
-        let can_be = place > 0;
         let reading = &mut talk.sides[side].read;
-        if can_be {
+        // What is asked for only to be refused cannot be read.
+        if mark.seq < u64::MAX {
             reading.asked = reading.asked.max(mark.seq);
             if is_off {
                 reading.pending.push((order, mark.seq));
@@ -241,9 +238,11 @@ impl Oracle {
                 reading.tellable = reading.tellable.max(mark.seq);
             }
         }
+        let message = usize::try_from(mark.seq).ok().and_then(|seq| talk.by_seq.get(seq.checked_sub(1)?).copied());
+        let place = message.flatten().map_or(0, |index| self.messages[index.0 as usize].places[0]);
         let linked = &self.users[witness.at.0].devices[witness.at.1];
         let came_here = witness.seen.has(place) && place > witness.cursor && place <= witness.last_here;
-        let acknowledged = can_be && came_here && linked.stored.has(place) && place <= witness.told;
+        let acknowledged = came_here && linked.stored.has(place) && place <= witness.told;
         Asked::Mark { conversation, seq: mark.seq, order, acknowledged }
     }
 

@@ -38,12 +38,13 @@ impl Oracle {
             (Asked::Devices, Found::Devices(list)) => self.check_devices(witness, list, who),
             (Asked::Mark { conversation, seq, order, .. }, Found::MarkedRead(marked)) => {
                 let talk = self.talks.entry(conversation).or_default();
-                let asked = talk.sides[side_of(conversation, witness.key.user)].read.asked;
+                let side = &talk.sides[side_of(conversation, witness.key.user)];
                 assert!(
-                    marked.seq >= seq && marked.seq <= asked.max(seq) && seq <= asked,
+                    marked.seq >= seq && marked.seq <= side.read.asked && seq <= side.persisted,
                     "what is marked as read is there to be read: {who} marked {seq} of {conversation:?} and was \
-                     answered {}",
-                    marked.seq
+                     answered {}, having {}",
+                    marked.seq,
+                    side.persisted
                 );
                 self.marked(witness, conversation, marked.seq, order);
                 return Some((conversation, marked.seq));
