@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
-use crate::shrink::shrink;
+use crate::shrink::{shrink, tame};
 use crate::source::Source;
 use crate::trace::Trace;
 use crate::world::World;
 
-/// Longest search for a shorter run that fails the same way.
+/// Longest search for a smaller world that fails the same way, and then for a shorter run of it.
 const SHRINK_TIME: Duration = Duration::from_secs(30);
+/// About so many choices decide what a world is, before its first step.
+const CHOICES_OF_PLAN: usize = 100;
 /// Lines of a trace that are printed.
 const LINES_MAX: usize = 400;
 /// How often it is told how far many seeds are.
@@ -190,11 +192,13 @@ pub fn explain(seed: u64, failure: &Failure) -> String {
         line(&format!("it came out otherwise a second time, so the world is not deterministic: {:?}", first.failure));
         return text;
     }
-    let is_same = |choices: &[u32]| {
-        let again = run(Source::replay(choices.to_vec()), Trace::off());
-        again.failure.is_some_and(|other| other.is_like(failure))
+    let fails = |source: Source| {
+        let again = run(source, Trace::off());
+        again.failure.is_some_and(|other| other.is_like(failure)).then_some(again.choices)
     };
-    let short = shrink(first.choices.clone(), SHRINK_TIME, is_same);
+    let on = |beginning: &[u32], number| fails(Source::begun(beginning.to_vec(), number));
+    let tame = tame(first.choices.clone(), CHOICES_OF_PLAN, SHRINK_TIME, on);
+    let short = shrink(tame, SHRINK_TIME, |choices| fails(Source::replay(choices.to_vec())).is_some());
     let last = run(Source::replay(short.clone()), Trace::on());
     line(&format!("shortened from {} choices to {}, and {} events:", first.choices.len(), short.len(), last.events));
     line(&format!("  {}", last.failure.map_or_else(String::new, |failure| failure.message)));

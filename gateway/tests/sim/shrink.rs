@@ -5,14 +5,47 @@
 
 use std::time::{Duration, Instant};
 
+/// Makes the world smaller in which something fails: tames its first choices, which decide sizes, habits and faults, one
+/// at a time, and looks whether some way to go on from there fails, too. `run` makes a run of a beginning and a number,
+/// and gives its choices if it fails in the same way.
+pub fn tame(
+    choices: Vec<u32>,
+    first: usize,
+    budget: Duration,
+    mut run: impl FnMut(&[u32], u64) -> Option<Vec<u32>>,
+) -> Vec<u32> {
+    let until = Instant::now() + budget;
+    let mut best = choices;
+    for at in (0..first).chain(0..first) {
+        if best.get(at).is_none_or(|choice| *choice == 0) {
+            continue;
+        }
+        let mut beginning = best[..first.min(best.len())].to_vec();
+        beginning[at] = 0;
+        let fails = (0..TRIES).take_while(|_| Instant::now() < until).find_map(|number| run(&beginning, number));
+        best = fails.unwrap_or(best);
+    }
+    // Of the runs of the tamest world, the one that fails first.
+    let beginning = best[..first.min(best.len())].to_vec();
+    for number in (0..TRIES * 10).take_while(|_| Instant::now() < until + budget / 4) {
+        if let Some(choices) = run(&beginning, number).filter(|choices| choices.len() < best.len()) {
+            best = choices;
+        }
+    }
+    best
+}
+
+/// Ways to go on from a beginning that are tried out.
+const TRIES: u64 = 40;
+
 /// Shortens `choices` while `fails` says that they fail in the same way, for so long at most.
 pub fn shrink(choices: Vec<u32>, budget: Duration, mut fails: impl FnMut(&[u32]) -> bool) -> Vec<u32> {
     let mut shrinking = Shrinking { best: choices, until: Instant::now() + budget, fails: &mut fails };
     shrinking.truncate();
     loop {
         let before = shrinking.best.clone();
-        shrinking.drop_chunks();
         shrinking.tame_chunks();
+        shrinking.drop_chunks();
         shrinking.lower();
         if shrinking.best == before || shrinking.is_over() {
             return shrinking.best;

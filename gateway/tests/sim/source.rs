@@ -16,6 +16,8 @@ pub struct Source {
 #[derive(Debug)]
 enum From {
     Seed(SmallRng),
+    /// The beginning of a run before, and what a seed makes of the rest.
+    Begun(std::vec::IntoIter<u32>, SmallRng),
     /// The choices of a run before, or what a shrinker left of them; beyond their end all is tame.
     Recorded(std::vec::IntoIter<u32>),
 }
@@ -24,6 +26,12 @@ impl Source {
     /// Choices that follow from `seed`.
     pub fn seeded(seed: u64) -> Self {
         Self { from: From::Seed(SmallRng::seed_from_u64(seed)), taken: Vec::with_capacity(4096) }
+    }
+
+    /// These choices first, then such as follow from `seed`.
+    pub fn begun(choices: Vec<u32>, seed: u64) -> Self {
+        let random = SmallRng::seed_from_u64(seed);
+        Self { from: From::Begun(choices.into_iter(), random), taken: Vec::with_capacity(4096) }
     }
 
     /// The same choices again.
@@ -38,8 +46,10 @@ impl Source {
         if n <= 1 {
             return 0;
         }
+        let of = |random: &mut SmallRng| ((u64::from(random.next_u32()) * u64::from(n)) >> 32) as u32;
         let choice = match &mut self.from {
-            From::Seed(random) => ((u64::from(random.next_u32()) * u64::from(n)) >> 32) as u32,
+            From::Seed(random) => of(random),
+            From::Begun(left, random) => left.next().map_or_else(|| of(random), |choice| choice.min(n - 1)),
             From::Recorded(left) => left.next().unwrap_or(0).min(n - 1),
         };
         self.taken.push(choice);
