@@ -217,6 +217,7 @@ impl Device {
     /// anything was done with the client.
     pub fn next_want(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
         while let Some(event) = self.client.poll_event() {
+            oracle.note(self.key(), || describe(&event));
             let want = self.handle(event, oracle, now_us);
             if want.is_some() {
                 return want;
@@ -316,6 +317,21 @@ impl Device {
         let is_answered = self.client.in_flight() == 0 && self.calls == 0;
         let is_through = self.last.as_ref().is_none_or(app::LastQuestions::are_answered);
         self.client.is_logged_in() && is_quiet && is_answered && is_through
+    }
+}
+
+/// An event in words, without what differs from run to run.
+fn describe(event: &Event) -> String {
+    match event {
+        Event::LoggedIn(welcome) => format!("logged in, {} entries", welcome.credit_entries),
+        Event::Delivered(entry) => format!(
+            "got {}: {} of {:?}, {:?}",
+            entry.inbox_seq,
+            entry.conversation_seq,
+            entry.conversation,
+            entry.payload.first_chunk::<4>().map(|index| u32::from_le_bytes(*index))
+        ),
+        other => format!("{other:?}"),
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Oracle {
     shards: BTreeMap<u64, Vec<(u64, u64)>>,
     /// Since then every device is known to all sessions of its user.
     known_since: u64,
+    /// What applications do and see, for people, if anybody reads it.
+    notes: Option<Vec<String>>,
 }
 
 impl Oracle {
@@ -77,6 +79,25 @@ impl Oracle {
             ids: HashMap::new(),
             shards: BTreeMap::new(),
             known_since: 0,
+            notes: None,
+        }
+    }
+
+    /// Somebody wants to read what applications do and see.
+    pub fn take_notes(&mut self) {
+        self.notes = Some(Vec::new());
+    }
+
+    /// What was noted since.
+    pub fn notes(&mut self) -> impl Iterator<Item = String> {
+        self.notes.iter_mut().flat_map(std::mem::take)
+    }
+
+    /// Notes what an application does or sees.
+    #[inline]
+    pub fn note(&mut self, key: DeviceKey, line: impl FnOnce() -> String) {
+        if let Some(notes) = &mut self.notes {
+            notes.push(format!("  {}: {}", name(key.user, key.device), line()));
         }
     }
 

@@ -30,6 +30,11 @@ impl Trace {
         Self { is_on: true, ..Self::default() }
     }
 
+    /// Whether anybody reads it.
+    pub fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     /// Notes what happens now.
     #[inline]
     pub fn event(&mut self, line: impl FnOnce() -> String) {

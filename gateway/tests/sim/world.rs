@@ -125,6 +125,9 @@ impl World {
             is_closing: false,
             plan,
         };
+        if world.trace.is_on() {
+            world.oracle.take_notes();
+        }
         MOVED.set(0);
         world.clocks.wall_base_ms.set(BEGIN_MS);
         world.clocks.mono_us.set(1_000_000);
@@ -232,7 +235,11 @@ impl World {
     pub(crate) fn after_client(&mut self, at: usize) {
         let now_us = self.now_us();
         loop {
-            let Some(want) = self.parties[at].device.next_want(&mut self.oracle, now_us) else { break };
+            let want = self.parties[at].device.next_want(&mut self.oracle, now_us);
+            for note in self.oracle.notes() {
+                self.trace.event(|| note);
+            }
+            let Some(want) = want else { break };
             self.serve_want(at, want);
         }
         let party = &mut self.parties[at];
