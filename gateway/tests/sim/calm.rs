@@ -81,7 +81,7 @@ impl World {
         let is_settled = |party: &Party| party.device.is_settled() && !party.device.is_fetch() && !party.may_write;
         self.parties.iter().all(is_settled)
             && self.life.as_ref().is_some_and(|life| life.leaving_since_us.is_none() && life.is_quiet())
-            && !self.wires.iter().any(crate::net::Wire::can_carry)
+            && self.wires.iter().all(crate::net::Wire::is_quiet)
     }
 
     fn settle(&mut self, when: &str) {
@@ -118,6 +118,11 @@ impl World {
                 all.push(life.sleepers());
             }
         }
+        for party in &self.parties {
+            if party.may_write {
+                all.push(format!("{:?} may write to {:?}", party.device.key(), party.wire));
+            }
+        }
         for party in self.parties.iter().filter(|party| !party.device.is_settled() || party.device.is_fetch()) {
             all.push(format!(
                 "{:?} (fetch {}): {:?}",
@@ -126,8 +131,8 @@ impl World {
                 party.device.client
             ));
         }
-        for (at, wire) in self.wires.iter().enumerate().filter(|(_, wire)| wire.can_carry()) {
-            all.push(format!("wire {at} carries: {wire:?}"));
+        for (at, wire) in self.wires.iter().enumerate().filter(|(_, wire)| !wire.is_quiet()) {
+            all.push(format!("wire {at} is not quiet: {wire:?}"));
         }
         all.join("; ")
     }

@@ -101,7 +101,7 @@ impl World {
         let copy = self.engines[volume].fork();
         let written = self.written[volume].clone();
         let Some(len) = written.last().map(|last| last.end) else { return };
-        assert_eq!(len, copy.log_len(), "every record of the log is noted");
+        assert_eq!(len, copy.log_len(), "every record of the log is noted, of volume {volume}: {written:?}");
         let at = self.source.below(len as u32) as usize;
         let damaged = 1 + self.source.below(self.source_len(len - at)) as usize;
         // What pads a block means nothing.

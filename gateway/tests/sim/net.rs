@@ -312,6 +312,18 @@ impl Wire {
                 || conn.to_client.can_carry())
     }
 
+    /// Whether nothing is on its way, or waits to be read.
+    pub fn is_quiet(&self) -> bool {
+        let conn = self.0.borrow();
+        if conn.is_dark || conn.server != End::Open {
+            return true;
+        }
+        let is_unread =
+            conn.to_server.arrived.len() > 0 || (conn.client == End::Open && conn.to_client.arrived.len() > 0);
+        drop(conn);
+        !self.can_carry() && !is_unread && !self.has_edge()
+    }
+
     /// Whether bytes to the server, or to the client, could be carried.
     pub fn directions(&self) -> (bool, bool) {
         let conn = self.0.borrow();
@@ -495,6 +507,7 @@ impl Drop for SimSocket {
         if conn.server == End::Reset {
             conn.server = End::Closed;
             conn.is_watched = false;
+            conn.to_server.arrived.clear();
         } else {
             conn.close_server(false);
         }

@@ -337,6 +337,7 @@ impl World {
     /// Nothing can move: time passes until something can.
     fn jump(&mut self) {
         let now_us = self.now_us();
+        self.wires.retain(|wire| !wire.is_over() || wire.can_carry());
         let life = match &self.life {
             Some(life) => life.due_us(),
             None => Some(self.restart_at_us),
