@@ -1,5 +1,6 @@
 //! What `make test`, `make sim` and `make soak` run.
 
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crate::run::{Run, Summary, explain, kept, run, run_seeds};
@@ -13,10 +14,30 @@ const EVENTS_MIN: u64 = 2000;
 /// Lines of a trace that are printed.
 const LINES_MAX: usize = 2000;
 
-/// A number from the environment, as `scripts/sim` sets it.
-fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+/// The world, as `scripts/sim` asks for it in the environment: `seeds COUNT FIRST`, `seed N`, `replay FILE` or
+/// `soak HOURS FIRST`. Where nothing is asked for, as many seeds as every run of all tests has.
+#[test]
+fn simulate() {
+    let asked = std::env::var("CULVER_SIM").unwrap_or_else(|_| format!("seeds {SEEDS} 0"));
+    let words: Vec<&str> = asked.splitn(3, ' ').collect();
+    match words[..] {
+        ["seeds", count, first] => {
+            let summary = run_seeds(number(first), number(count), None);
+            tell(&summary);
+            assert!(summary.events_min >= EVENTS_MIN, "the least world had {} events", summary.events_min);
+        }
+        ["soak", hours, first] => {
+            let time = Duration::from_secs_f64(number::<f64>(hours) * 3600.0);
+            tell(&run_seeds(number(first), u64::MAX, Some(Instant::now() + time)));
+        }
+        ["seed", seed] => show(Source::seeded(number(seed))),
+        ["replay", path] => show(Source::replay(kept(path))),
+        _ => panic!("CULVER_SIM is seeds COUNT FIRST, seed N, replay FILE or soak HOURS FIRST, not {asked:?}"),
+    }
+}
+
+fn number<T: FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
 }
 
 fn tell(summary: &Summary) {
@@ -27,35 +48,7 @@ fn tell(summary: &Summary) {
     if let Some((seed, failure)) = summary.failures.first() {
         println!("\n{}", explain(*seed, failure));
     }
-    assert!(summary.failures.is_empty(), "promises were broken: the shortest way to see the first one is above");
-}
-
-#[test]
-fn seeds() {
-    let (count, first) = (setting("CULVER_SIM_SEEDS").unwrap_or(SEEDS), setting("CULVER_SIM_FROM").unwrap_or(0));
-    let summary = run_seeds(first, count, None);
-    tell(&summary);
-    assert!(summary.events_min >= EVENTS_MIN, "the least world had {} events", summary.events_min);
-}
-
-#[test]
-#[ignore = "for hours: make soak"]
-fn soak() {
-    let hours: f64 = setting("CULVER_SIM_HOURS").unwrap_or(1.0);
-    let until = Instant::now() + Duration::from_secs_f64(hours * 3600.0);
-    tell(&run_seeds(setting("CULVER_SIM_FROM").unwrap_or(0), u64::MAX, Some(until)));
-}
-
-#[test]
-#[ignore = "for one: make sim SEED=…"]
-fn one_seed() {
-    show(Source::seeded(setting("CULVER_SIM_SEED").unwrap_or(0)));
-}
-
-#[test]
-#[ignore = "for one: make sim REPLAY=…"]
-fn kept_run() {
-    show(Source::replay(kept(&std::env::var("CULVER_SIM_REPLAY").expect("a file to replay"))));
+    assert!(summary.failures.is_empty(), "promises were broken: how to see the first one is above");
 }
 
 fn show(source: Source) {
