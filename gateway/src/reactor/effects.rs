@@ -134,7 +134,11 @@ impl<S: Socket> Reactor<S> {
         counters.entries_delivered.add(told.entries as u64);
         counters.receipts_written.add(u64::from(told.receipt));
         counters.rpcs.add(u64::from(told.answer));
-        self.flush_later(slot);
+        if !told.receipt {
+            self.flush_later(slot);
+        } else if before == 0 {
+            self.flush_soon(slot);
+        } // else it goes with what is there
         self.post_later(slot);
         if told.over {
             self.counters().errors_sent.add(1);

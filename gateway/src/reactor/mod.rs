@@ -63,6 +63,8 @@ pub struct Bounds {
     /// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to
     /// say.
     pub unsent_len: usize,
+    /// Longest wait of a receipt, in microseconds, for what else goes to its session.
+    pub receipt_wait_us: u64,
 }
 
 impl Default for Bounds {
@@ -76,6 +78,7 @@ impl Default for Bounds {
             pages_a_turn: 16,
             due_a_turn: 16,
             unsent_len: 256 * 1024,
+            receipt_wait_us: 15_000,
         }
     }
 }
@@ -138,6 +141,8 @@ pub struct Reactor<S> {
     commands: Vec<(HubId, Command)>,
     /// Connections with something to write in this turn.
     to_flush: Vec<u32>,
+    /// Connections with nothing to write but receipts, with their generations, and until when those wait.
+    to_flush_soon: VecDeque<(u64, u32, u32)>,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
     to_read: VecDeque<u32>,
     /// Connections whose time has come.
@@ -177,6 +182,7 @@ impl<S: Socket> Reactor<S> {
             read_buffer: vec![0; buffer_len],
             commands: Vec::new(),
             to_flush: Vec::new(),
+            to_flush_soon: VecDeque::new(),
             to_read: VecDeque::new(),
             due: VecDeque::new(),
             looked_at_due_us: 0,
@@ -257,6 +263,7 @@ impl<S: Socket> Reactor<S> {
         self.tick();
         self.look_whether_left();
         self.post_pending();
+        self.flush_due();
         self.flush_all();
         let (posted, woken) = self.hubs.ring();
         self.had_commands |= posted;
@@ -270,14 +277,18 @@ impl<S: Socket> Reactor<S> {
             || (self.stalled && self.hubs.wait_for_room())
             || self.hubs.wait_for_posting();
         if busy {
-            Wait::Not
-        } else if !self.due.is_empty() {
-            Wait::For(Duration::from_micros(DUE_PACE_US))
-        } else if self.leaving_since_us.is_some() {
-            Wait::For(LEAVING_TICK)
-        } else {
-            Wait::For(TICK)
+            return Wait::Not;
         }
+        let longest = if !self.due.is_empty() {
+            Duration::from_micros(DUE_PACE_US)
+        } else if self.leaving_since_us.is_some() {
+            LEAVING_TICK
+        } else {
+            TICK
+        };
+        let first = self.to_flush_soon.front();
+        let receipts = first.map_or(longest, |(until_us, ..)| Duration::from_micros(until_us - self.mono_us));
+        Wait::For(longest.min(receipts))
     }
 
     /// Whether nothing is lost by reading sockets a little less often: a hub gathers, and had commands lately. Asked
@@ -315,6 +326,7 @@ impl<S: Socket> Reactor<S> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.to_flush.is_empty()
+            && self.to_flush_soon.is_empty()
             && self.to_read.is_empty()
             && self.commands.is_empty()
             && !self.hubs.have_waiting()

@@ -285,6 +285,26 @@ impl<S: Socket> Reactor<S> {
         }
     }
 
+    /// A receipt is all that a connection has to write: it waits a little for what goes there next, for a write(2) of
+    /// its own costs more than all else about it.
+    pub(super) fn flush_soon(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        let until_us = self.mono_us + self.around.bounds.receipt_wait_us;
+        self.to_flush_soon.push_back((until_us, slot, connection.generation));
+    }
+
+    /// Receipts that have waited for long enough. A server that leaves lets none wait.
+    pub(super) fn flush_due(&mut self) {
+        let now_us = if self.leaving_since_us.is_some() { u64::MAX } else { self.mono_us };
+        while let Some((_, slot, generation)) = self.to_flush_soon.pop_front_if(|(until_us, ..)| *until_us <= now_us) {
+            let connection = self.connections.get_mut(slot).filter(|connection| connection.generation == generation);
+            // If it is blocked, its socket says when it takes bytes again.
+            if connection.is_some_and(|connection| connection.outgoing != NO_BUFFER && !connection.blocked) {
+                self.flush_later(slot);
+            }
+        }
+    }
+
     fn read_later(&mut self, slot: u32) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if !std::mem::replace(&mut connection.to_read, true) {

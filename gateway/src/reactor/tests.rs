@@ -84,6 +84,33 @@ fn what_is_longer_than_a_turns_share_is_read_in_several() {
 }
 
 #[test]
+fn a_receipt_goes_with_what_comes_next_or_soon_alone() {
+    let mut world = World::new();
+    let (peer, session) = world.log_in(1);
+    peer.take();
+    let hub = world.topology.hub_of_user(peer.user);
+    let receipt = |version| EffectKind::Receipt { online: 0, turn: 0, after: version - 1, version, marks: Vec::new() };
+    world.deliver(hub, session, receipt(1));
+    world.turn(|_| ());
+    world.deliver(hub, session, receipt(2));
+    world.turn(|_| ());
+    assert_eq!(peer.take(), []);
+    assert!(!world.reactor.is_idle());
+    world.give(&peer, &ping());
+    assert_eq!(peer.take(), [RecordType::Receipt, RecordType::Receipt, RecordType::Pong]);
+
+    world.deliver(hub, session, receipt(3));
+    world.turn(|_| ());
+    let Wait::For(longest) = world.reactor.plan_wait() else { panic!("nothing is to be done at once") };
+    assert!(longest <= Duration::from_micros(Bounds::default().receipt_wait_us), "{longest:?}");
+    assert_eq!(peer.take(), []);
+    world.pass(1);
+    assert_eq!(peer.take(), [RecordType::Receipt]);
+    assert!(world.reactor.is_idle());
+    assert_eq!(world.reactor.buffers_taken(), 0);
+}
+
+#[test]
 fn an_effect_of_an_earlier_generation_reaches_nobody() {
     let mut world = World::new();
     let (first, earlier) = world.log_in(1);
