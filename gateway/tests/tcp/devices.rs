@@ -246,6 +246,8 @@ fn a_sibling_that_comes_later_is_known_at_once(layout: Layout) {
     let (home, server) = serve_on(layout);
     let mut first = Peer::online(&home, &server, 1);
     first.send_and_wait(2, 1, b"alone");
+    // Where the session did not know yet that it is alone, a copy is on its way: it must not find the second device.
+    server.wait_for_hubs();
     let mut second = Peer::device(&home, &server, 1, 2);
     // Told before this is answered.
     first.settle();
