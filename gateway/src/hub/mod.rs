@@ -219,6 +219,10 @@ impl Hub {
         if !self.admit(&command) {
             return Ok(());
         }
+        if let Command::Send { session, send } = &command {
+            // At once, even if it is parked: what is refused from here on comes behind it.
+            self.note_returned(*session, send);
+        }
         self.handle_work(Work::Command(command), now_ms)
     }
 

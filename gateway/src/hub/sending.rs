@@ -66,23 +66,27 @@ impl Hub {
         }
     }
 
-    /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
-    /// it, and was parked meanwhile, does not follow it.
-    fn after_rejected(&mut self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
-        if self.rejected.is_empty() || planted::is(Bug::SendAfterRejected) {
-            return None;
+    /// A send that was refused with a retryable error has come back: whatever becomes of it now, it is the first of its
+    /// conversation no longer.
+    pub(super) fn note_returned(&mut self, session: Address, send: &Send) {
+        if self.rejected.is_empty() {
+            return;
         }
-        let rejected = self.rejected.get_mut(&session)?;
-        let place = rejected.iter().position(|first| first.conversation == send.conversation)?;
-        let first = rejected.get(place).expect("found above");
-        if first.client_message_id != send.client_message_id {
-            return (first.arrival < arrival).then_some(ErrorCode::AfterRejected);
-        }
-        rejected.remove(place);
+        let Some(rejected) = self.rejected.get_mut(&session) else { return };
+        rejected.retain(|first| first.client_message_id != send.client_message_id);
         if rejected.is_empty() {
             self.rejected.remove(&session);
         }
-        None
+    }
+
+    /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
+    /// it, and was parked meanwhile, does not follow it.
+    fn after_rejected(&self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
+        if self.rejected.is_empty() || planted::is(Bug::SendAfterRejected) {
+            return None;
+        }
+        let first = self.rejected.get(&session)?.iter().find(|first| first.conversation == send.conversation)?;
+        (first.arrival < arrival).then_some(ErrorCode::AfterRejected)
     }
 
     pub(super) fn reject(&mut self, session: Address, arrival: u64, send: &Send, code: ErrorCode) {

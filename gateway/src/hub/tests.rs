@@ -226,6 +226,42 @@ fn after_a_busy_nothing_of_that_conversation_passes_until_the_rejected_returns()
     assert!(world.nodes[0].hub.rejected.is_empty() && world.nodes[0].hub.sessions() == 1, "nothing is kept of them");
 }
 
+/// What is refused while the first refused, returned, is parked follows it, and nothing that follows passes it.
+#[test]
+fn what_is_refused_behind_a_rejected_that_has_returned_and_waits_is_not_forgotten() {
+    let full = Bounds::default().parked_sends as u128;
+    let (mut world, one, _) = two_users();
+    world.outcomes();
+    world.engine.set_cold(true);
+    for number in 1..=full + 1 {
+        world.send_to(one, 4, number);
+    }
+    world.take_commands();
+    assert_eq!(world.outcomes(), [(full + 1, Some(Busy))]);
+    world.engine.set_cold(false);
+    world.read_all();
+    world.take_commands();
+    assert_eq!(world.outcomes().len(), full as usize, "there is room again");
+    world.engine.set_cold(true);
+    world.send_to(one, 3, 2 * full);
+    world.send_to(one, 4, full + 1);
+    for number in 2 * full + 1..=3 * full - 2 {
+        world.send_to(one, 3, number);
+    }
+    world.send_to(one, 4, full + 2);
+    world.take_commands();
+    assert_eq!(world.outcomes(), [(full + 2, Some(Busy))]);
+    world.engine.set_cold(false);
+    world.read_all();
+    world.take_commands();
+    assert!(world.outcomes().contains(&(full + 1, None)), "it has returned");
+    for (number, outcome) in [(full + 3, Some(AfterRejected)), (full + 2, None), (full + 3, None)] {
+        world.send_to(one, 4, number);
+        world.take_commands();
+        assert_eq!(world.outcomes(), [(number, outcome)]);
+    }
+}
+
 /// However many conversations a client is refused in without ever returning to one, little is kept of it.
 #[test]
 fn what_is_kept_of_refused_sends_is_bounded() {
