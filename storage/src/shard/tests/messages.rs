@@ -64,6 +64,18 @@ fn time_never_goes_back_even_if_the_clock_does() {
     assert_eq!(after.server_time_ms, 1_000_000 + Bounds::default().time_reservation_ms);
 }
 
+/// Even one that was never written: it would be expired, and its id forgotten, as soon as the clock is right again.
+#[test]
+fn no_message_is_older_than_the_clock_that_entries_expire_by() {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 1_000_000);
+    let moved = shards.tick(1_000_000, 0).expect("a new clock is written at once");
+    shards.apply(&moved);
+    commit(&mut shards, &engine);
+    let mut shards = recover(&engine, 5);
+    assert_eq!(accept(&mut shards, &engine, &send(1, 2, 1), 5).server_time_ms, 1_000_000);
+}
+
 #[test]
 fn a_full_counter_borrows_from_the_next_millisecond() {
     let engine = MemoryEngine::new();
