@@ -83,7 +83,7 @@ impl World {
         let Some(life) = &mut self.life else { return };
         let volume = self.source.below(self.engines.len() as u32) as usize;
         if at_write && life.logs[volume].can_append() {
-            life.append(volume, u64::MAX, &mut self.source, |_, _| {});
+            self.append(volume, u64::MAX);
         } else if self.engines[volume].unsynced_len() == 0 {
             return;
         }

@@ -193,16 +193,22 @@ impl World {
         } else {
             let longest_us = if self.is_calm { 100 } else { self.plan.sync_us };
             let until_us = now_us + u64::from(self.source.below(longest_us + 1));
-            let (mut rows, mut synced_through) = (0, 0);
-            self.events += life.append(at, until_us, &mut self.source, |batch, synced| {
-                rows += u64::from(batch.row_count());
-                synced_through = synced.max(synced_through);
-            });
-            let written = &mut self.written[at];
-            let last = life.appended_sequence(at);
-            written.push(Written { end: self.engines[at].log_len(), last, synced_through });
-            self.trace.event(|| format!("volume {at} appends {rows} rows, up to {last}"));
+            self.append(at, until_us);
         }
+    }
+
+    /// Writers of a volume append what they have, or some of it.
+    pub(crate) fn append(&mut self, at: usize, until_us: u64) {
+        let life = self.life.as_mut().expect("it can move");
+        let (mut rows, mut synced_through) = (0, 0);
+        self.events += life.append(at, until_us, &mut self.source, |batch, synced| {
+            rows += u64::from(batch.row_count());
+            synced_through = synced.max(synced_through);
+        });
+        let written = &mut self.written[at];
+        let last = life.appended_sequence(at);
+        written.push(Written { end: self.engines[at].log_len(), last, synced_through });
+        self.trace.event(|| format!("volume {at} appends {rows} rows, up to {last}"));
     }
 
     fn carry(&mut self, at: usize) {
