@@ -158,7 +158,7 @@ impl ReactorThread {
             "nobody sleeps through a message: a reactor did, and {effects} effects wait"
         );
         reactor.begin_turn(clocks.now());
-        let mut events = effects as u64 + 1;
+        let mut events = effects as u64;
         // Which edges the kernel tells in this turn: any of those there are, and those with the others' bytes in mind.
         self.watched.retain(|(wire, _)| !wire.is_server_closed());
         let mut edges = Vec::new();
@@ -285,7 +285,7 @@ impl HubThread {
                 self.sleep.plan(now_us, wait);
             }
         }
-        1 + before.saturating_sub(self.waiting(own)) as u64
+        before.saturating_sub(self.waiting(own)) as u64
     }
 
     pub fn can_read(&self) -> bool {
