@@ -123,9 +123,11 @@ impl Hub {
     }
 
     /// The cursors of devices that have stepped over their own follow where nothing is under way: once, however many
-    /// the steps were.
+    /// the steps were. Those of cold users follow when these are read: with a cursor that stays behind, an inbox could
+    /// be full of what nobody is going to acknowledge.
     pub(super) fn move_stepped(&mut self, now_ms: u64) -> Result<(), EngineError> {
         let mut stepped = std::mem::take(&mut self.stepped);
+        let mut waiting = Vec::new();
         for index in stepped.drain(..) {
             let Some(online) = self.directory.get_mut(index).filter(|online| online.is(Flag::Stepped)) else {
                 continue;
@@ -133,13 +135,23 @@ impl Hub {
             online.set(Flag::Stepped, false);
             let (device, through) = (online.device(), online.sent);
             // Of what lies between `acked` and `sent` then, all is the device's own, or below the floor. Otherwise the
-            // next acknowledgement covers it; so it does where the user is cold.
-            let moves = online.window == NO_WINDOW && online.acked < through;
-            if moves && self.move_cursor(device, through, &[], now_ms)?.is_none() {
-                self.directory.get_mut(index).expect("found above").acked = through;
+            // next acknowledgement covers it.
+            if online.window != NO_WINDOW || online.acked >= through {
+                continue;
+            }
+            let waits = self.move_cursor(device, through, &[], now_ms)?;
+            let online = self.directory.get_mut(index).expect("found above");
+            match waits {
+                None => online.acked = through,
+                Some(load) => {
+                    online.set(Flag::Stepped, true);
+                    waiting.push(index);
+                    self.request(load);
+                }
             }
         }
         self.stepped = stepped;
+        self.stepped.append(&mut waiting);
         Ok(())
     }
 
