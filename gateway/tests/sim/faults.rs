@@ -62,9 +62,12 @@ impl World {
             Fault::Flush | Fault::Compact if self.life.is_some() => {
                 let volume = self.source.below(self.engines.len() as u32) as usize;
                 let engine = Arc::clone(&self.engines[volume]);
+                if engine.unsynced_len() > 0 {
+                    return;
+                }
                 if fault == Fault::Compact {
                     engine.compact().expect("an engine in memory can merge");
-                } else if engine.unsynced_len() == 0 {
+                } else {
                     engine.flush();
                 }
                 if engine.log_len() == 0 {

@@ -202,6 +202,14 @@ impl Plan {
         let (faults, kinds) = faults(source);
         let is_tight = source.chance(500);
         let sizes = if is_tight { Sizes::tight(source) } else { Sizes::wide(source) };
+        let payload_max = source.pick(&[16, 100, 300, 3000, 32 * 1024]);
+        let mut buffers_max = source.pick(&[(65_536, 65_536), (4096, 4096), (512, 512), (60_000, 100)]);
+        let mut sizes = sizes;
+        if payload_max > 300 {
+            // A long message a byte at a time is many steps, and no news.
+            sizes.read_len = sizes.read_len.max(256);
+            buffers_max.1 = buffers_max.1.max(512);
+        }
         let lazy = std::array::from_fn(|_| source.pick(&[0, 0, 0, 300, 700, 950]));
         let pieces = source.pick(&[0, 0, 100, 900]);
         Self {
@@ -212,7 +220,7 @@ impl Plan {
             sends: source.pick(&[60, 20, 120, 250]),
             steps: source.pick(&[6_000, 3_000, 15_000]),
             think_us: source.pick(&[20_000, 2_000, 1_000, 100_000, 400_000]),
-            payload_max: source.pick(&[16, 100, 300, 3000, 32 * 1024]),
+            payload_max,
             credit_entries: source.pick(&[0, 0, 1, 2, 7]),
             receipts: !source.chance(70),
             volumes,
@@ -230,7 +238,7 @@ impl Plan {
             lazy,
             sync_us: source.pick(&[0, 100, 1000, 30_000]),
             read_us: source.pick(&[0, 100, 5_000, 100_000]),
-            buffers_max: source.pick(&[(65_536, 65_536), (4096, 4096), (512, 512), (60_000, 100)]),
+            buffers_max,
             piece_max: source.pick(&[1000, 60, 1]),
             pieces,
             faults,
