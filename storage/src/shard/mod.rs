@@ -186,6 +186,12 @@ impl Shards {
                 self.users.remove(&user);
             }
         }
+        if !self.awaited.is_empty() {
+            // What is being read may not hold these, and from now on nothing is put on top of it.
+            for (user, acked) in sealed.delivered {
+                self.awaited.remove(&Load::Talk(user, acked.conversation));
+            }
+        }
         for (stream, n) in sealed.sent {
             let source = self.streams.sources.get_mut(&stream).expect("streams are never forgotten");
             source.durable = source.durable.max(n);

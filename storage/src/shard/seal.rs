@@ -6,7 +6,7 @@ use super::state::{Building, Sealed};
 use super::talks::put_talk;
 use super::{BATCHES_SEALED_MAX, Journalled, Shards};
 use crate::batch::Batch;
-use crate::command::{Acked, Load};
+use crate::command::Acked;
 use crate::engine::Family;
 use crate::key::{self, MetaKind, ShardId, TalkKind};
 use crate::record::{Lane, Stream};
@@ -102,10 +102,6 @@ impl Shards {
         for (user, acked) in &sealed.delivered {
             if let Some(talk) = self.talks.peek_mut(&(*user, acked.conversation)) {
                 talk.rows.delivered = talk.rows.delivered.max(acked.seq);
-            }
-            if !self.awaited.is_empty() {
-                // What is being read does not hold this.
-                self.awaited.remove(&Load::Talk(*user, acked.conversation));
             }
         }
     }

@@ -136,6 +136,28 @@ fn a_read_of_a_talk_that_was_under_way_is_not_believed() {
     assert!(matches!(mark_read(&mut shards, &engine, 2, 2), Decision::Apply(_)));
 }
 
+/// Somebody waits for a talk when the batch that holds news of it is on its way; the read is done before the batch is
+/// durable, and told after.
+#[test]
+fn a_read_of_a_talk_that_a_batch_overtakes_is_not_believed() {
+    let (engine, shards) = world();
+    drop(shards);
+    let mut shards = recover(&engine, 5);
+    ack(&mut shards, &engine, (2, 1), 2, &[(talk(1, 2), 2)]);
+    let batch = shards.seal(0, true);
+    shards.take_outgoing();
+    engine.set_cold(true);
+    let load = crate::command::Load::Talk(UserId(2), talk(1, 2));
+    assert_eq!(mark_read(&mut shards, &engine, 2, 1), Decision::Waits(load));
+    let stale = crate::reader::Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads");
+    engine.write(&batch).expect("memory writes");
+    shards.durable(batch.number());
+    shards.loaded(stale);
+    assert_eq!(mark_read(&mut shards, &engine, 2, 1), Decision::Waits(load));
+    shards.loaded(crate::reader::Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads"));
+    assert!(matches!(mark_read(&mut shards, &engine, 2, 2), Decision::Apply(_)));
+}
+
 #[test]
 fn whoever_turns_read_receipts_off_gives_none_and_sees_none() {
     let (engine, mut shards) = world();
