@@ -210,7 +210,7 @@ impl Oracle {
         let order = self.next();
         let asked = match request {
             Request::ListConversations(_) => Asked::List,
-            Request::ListDevices(_) => Asked::Devices,
+            Request::ListDevices(_) => Asked::Devices { order },
             Request::MarkRead(mark) => self.ask_mark(witness, mark, order),
             Request::SetReadReceipts(set) => {
                 self.users[witness.at.0].setting.ask(set.on);

@@ -35,7 +35,7 @@ impl Oracle {
                     self.check_item(witness, item, who);
                 }
             }
-            (Asked::Devices, Found::Devices(list)) => self.check_devices(witness, list, who),
+            (Asked::Devices { order }, Found::Devices(list)) => self.check_devices(witness, list, order, who),
             (Asked::Mark { conversation, seq, order, .. }, Found::MarkedRead(marked)) => {
                 let talk = self.talks.entry(conversation).or_default();
                 let side = &talk.sides[side_of(conversation, witness.key.user)];
@@ -105,7 +105,7 @@ impl Oracle {
         }
     }
 
-    fn check_devices(&self, witness: &Witness, list: &proto::Devices, who: Who) {
+    fn check_devices(&self, witness: &Witness, list: &proto::Devices, asked: u64, who: Who) {
         let user = &self.users[witness.at.0];
         let is_listed = |device: DeviceId| list.devices.iter().any(|info| info.device == u32::from(device.0));
         assert!(is_listed(witness.key.device), "a device that asks is linked: {who} was listed {:?}", list.devices);
@@ -121,7 +121,7 @@ impl Oracle {
                 "only who has logged in is linked: {who} was listed {info:?}"
             );
         }
-        for linked in user.devices.iter().filter(|linked| linked.evidence.is_some()) {
+        for linked in user.devices.iter().filter(|linked| linked.evidence.is_some_and(|order| order < asked)) {
             assert!(
                 is_listed(linked.device) || self.terms.may_unlink,
                 "who is linked stays linked: {who} was listed {:?}, without {}",

@@ -13,7 +13,9 @@ use crate::device::DeviceKey;
 pub enum Asked {
     /// The conversations, from a page on.
     List,
-    Devices,
+    Devices {
+        order: u64,
+    },
     /// `acknowledged`: what it marks came on this connection, and so was acknowledged before.
     Mark {
         conversation: ConversationId,
