@@ -23,8 +23,8 @@ const CHOICES_OF_PLAN: usize = 100;
 const LINES_MAX: usize = 400;
 /// How often it is told how far many seeds are.
 const TELL_EVERY: Duration = Duration::from_secs(60);
-/// Failures after which the rest of the seeds is not run.
-const FAILURES_MAX: usize = 5;
+/// Failures after which the rest of the seeds need not be run.
+pub const FAILURES_MAX: usize = 5;
 
 thread_local! {
     /// What the last panic of this thread said, and where.
@@ -141,7 +141,7 @@ impl Summary {
 }
 
 /// Runs `count` seeds from `first` on, or until the time is over, on all cores. Tells how far it is once a minute.
-pub fn run_seeds(first: u64, count: u64, until: Option<Instant>) -> Summary {
+pub fn run_seeds(first: u64, count: u64, until: Option<Instant>, failures_max: usize) -> Summary {
     let next = AtomicU64::new(first);
     let shared = Mutex::new((Summary { events_min: u64::MAX, ..Summary::default() }, Instant::now()));
     let worker = || {
@@ -161,7 +161,7 @@ pub fn run_seeds(first: u64, count: u64, until: Option<Instant>) -> Summary {
                 *told = Instant::now();
                 println!("{}; at seed {seed}", summary.text());
             }
-            if summary.failures.len() >= FAILURES_MAX {
+            if summary.failures.len() >= failures_max {
                 return;
             }
         }

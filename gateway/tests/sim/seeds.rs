@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use crate::run::{Run, Summary, explain, kept, run, run_seeds};
+use crate::run::{FAILURES_MAX, Run, Summary, explain, kept, run, run_seeds};
 use crate::source::Source;
 use crate::trace::Trace;
 
@@ -14,7 +14,8 @@ const EVENTS_MIN: u64 = 2000;
 /// Lines of a trace that are printed.
 const LINES_MAX: usize = 2000;
 
-/// The world, as `scripts/sim` asks for it in the environment: `seeds COUNT FIRST`, `seed N`, `replay FILE` or
+/// The world, as `scripts/sim` asks for it in the environment: `seeds COUNT FIRST`, `all COUNT FIRST` (however many
+/// fail), `seed N`, `replay FILE` or
 /// `soak HOURS FIRST`. Where nothing is asked for, as many seeds as every run of all tests has.
 #[test]
 fn simulate() {
@@ -22,17 +23,25 @@ fn simulate() {
     let words: Vec<&str> = asked.splitn(3, ' ').collect();
     match words[..] {
         ["seeds", count, first] => {
-            let summary = run_seeds(number(first), number(count), None);
+            let summary = run_seeds(number(first), number(count), None, FAILURES_MAX);
             tell(&summary);
             assert!(summary.events_min >= EVENTS_MIN, "the least world had {} events", summary.events_min);
         }
         ["soak", hours, first] => {
             let time = Duration::from_secs_f64(number::<f64>(hours) * 3600.0);
-            tell(&run_seeds(number(first), u64::MAX, Some(Instant::now() + time)));
+            tell(&run_seeds(number(first), u64::MAX, Some(Instant::now() + time), FAILURES_MAX));
+        }
+        ["all", count, first] => {
+            let summary = run_seeds(number(first), number(count), None, usize::MAX);
+            println!("{}", summary.text());
+            for (seed, failure) in &summary.failures {
+                println!("seed {seed}: {}", failure.message);
+            }
+            assert!(summary.failures.is_empty(), "promises were broken");
         }
         ["seed", seed] => show(Source::seeded(number(seed))),
         ["replay", path] => show(Source::replay(kept(path))),
-        _ => panic!("CULVER_SIM is seeds COUNT FIRST, seed N, replay FILE or soak HOURS FIRST, not {asked:?}"),
+        _ => panic!("CULVER_SIM is seeds or all COUNT FIRST, seed N, replay FILE or soak HOURS FIRST, not {asked:?}"),
     }
 }
 
