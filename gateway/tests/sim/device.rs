@@ -111,6 +111,9 @@ pub struct Device {
     connected_calmly: bool,
     /// The server gave a reason for the end of this connection.
     excused: bool,
+    /// In calm, what shows that the server is there: a request on this connection, and whether it was answered.
+    knock: Option<u64>,
+    knocked: bool,
     /// The last questions, and what came of them.
     last: Option<app::LastQuestions>,
     known: Known,
@@ -161,6 +164,8 @@ impl Device {
             calm: false,
             connected_calmly: false,
             excused: false,
+            knock: None,
+            knocked: false,
             last: None,
             known: Known::default(),
         }
@@ -188,6 +193,7 @@ impl Device {
     pub fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32) {
         self.server_generation = generation;
         (self.connected_calmly, self.excused) = (self.calm, false);
+        (self.knock, self.knocked) = (None, false);
         self.client.handle_connected(now_us);
         let (cursor, receipts) = (self.client.cursor().0, self.client.receipts());
         oracle.connected(&mut self.witness, cursor, receipts, (self.ticket_generation, generation));
@@ -308,7 +314,8 @@ impl Device {
         Known { marks: self.store.borrow().marks.clone(), ..self.known.clone() }
     }
 
-    /// Nothing of this process is under way: it is logged in, and everything is answered and persisted.
+    /// Nothing of this process is under way: it is logged in, the server has answered on this connection since all is
+    /// calm, and everything is answered and persisted.
     pub fn is_settled(&self) -> bool {
         if self.over {
             return true;
@@ -316,7 +323,7 @@ impl Device {
         let is_quiet = self.unstored.is_empty() && self.unstored_receipts.is_empty() && self.untold == 0;
         let is_answered = self.client.in_flight() == 0 && self.calls == 0;
         let is_through = self.last.as_ref().is_none_or(app::LastQuestions::are_answered);
-        self.client.is_logged_in() && is_quiet && is_answered && is_through
+        self.client.is_logged_in() && self.knocked && is_quiet && is_answered && is_through
     }
 }
 

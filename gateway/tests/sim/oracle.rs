@@ -101,14 +101,10 @@ impl Oracle {
         }
     }
 
-    /// Everything has come to rest with all devices connected: from now on every device is known everywhere.
+    /// Everything has come to rest, and all devices are there: from now on every device is known to all sessions of its
+    /// user.
     pub fn everything_is_known(&mut self) {
-        let order = self.next();
-        self.known_since = order;
-        for linked in self.users.iter_mut().flat_map(|user| &mut user.devices) {
-            linked.evidence.get_or_insert(order);
-            linked.last_evidence.get_or_insert(order);
-        }
+        self.known_since = self.next();
     }
 
     /// Messages that applications wanted to send, so far.

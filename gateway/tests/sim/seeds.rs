@@ -62,7 +62,8 @@ fn tell(summary: &Summary) {
 
 fn show(source: Source) {
     let Run { events, trace, failure, .. } = run(source, Trace::on());
-    println!("{}", trace.text(LINES_MAX));
+    let lines = std::env::var("CULVER_SIM_LINES").map_or(LINES_MAX, |lines| number(&lines));
+    println!("{}", trace.text(lines));
     println!("{events} events");
     if let Some(failure) = failure {
         panic!("{}\n  at {}", failure.message, failure.place);

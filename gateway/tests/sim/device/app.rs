@@ -96,6 +96,9 @@ impl Device {
             return Some(self.relaunch(oracle, now_us));
         }
         self.persist(oracle, usize::MAX, usize::MAX, true);
+        if !self.knocked && self.knock.is_none() {
+            self.knock = self.call(oracle, Request::ListDevices(proto::ListDevices {}));
+        }
         self.ask_on(oracle);
         None
     }
@@ -138,6 +141,7 @@ impl Device {
         self.witness = oracle.launched(key, false, Some(&self.witness));
         self.ticket_generation = self.store.borrow().ticket_generation;
         (self.stopped, self.calls, self.untold) = (false, 0, 0);
+        (self.knock, self.knocked) = (None, false);
         if let Some(last) = &mut self.last {
             (last.list_call, last.devices_call) = (0, 0);
         }
@@ -268,6 +272,9 @@ impl Device {
             let mut store = self.store.borrow_mut();
             let mark = store.mark(conversation);
             mark.own_read = mark.own_read.max(ConversationSeq(seq));
+        }
+        if self.knock == Some(id) {
+            (self.knock, self.knocked) = (None, result.is_ok());
         }
         let Some(last) = &mut self.last else { return };
         match result {
