@@ -220,7 +220,8 @@ impl World {
             Shape::Star if user == 1 => (2..=users).map(UserId).collect(),
             Shape::Star => vec![UserId(1)],
         };
-        if self.source.chance(50) {
+        // Nobody empties that inbox.
+        if self.plan.quota_entries >= 1000 && self.source.chance(50) {
             peers.push(NOBODY);
         }
         peers
