@@ -199,12 +199,6 @@ impl Shards {
                 self.taken(stream, n);
             }
         }
-        if !self.awaited.is_empty() {
-            // What was read while it was under way may be older: until now it came on top of what was read.
-            for (user, acked) in sealed.delivered {
-                self.awaited.remove(&Load::Talk(user, acked.conversation));
-            }
-        }
         for key in sealed.dedup {
             let row = self.pending.remove(&key);
             assert!(row.is_some(), "what a pending batch accepted stays in memory");

@@ -159,25 +159,6 @@ fn a_read_of_a_talk_that_a_batch_overtakes_is_not_believed() {
 }
 
 #[test]
-fn nor_is_a_read_that_began_while_the_receipt_was_being_written() {
-    let (engine, shards) = world();
-    drop(shards);
-    let mut shards = recover(&engine, 5);
-    ack(&mut shards, &engine, (2, 1), 2, &[(talk(1, 2), 2)]);
-    let batch = shards.seal(engine.sequence_synced(), true);
-    engine.set_cold(true);
-    let load = crate::command::Load::Talk(UserId(2), talk(1, 2));
-    assert_eq!(mark_read(&mut shards, &engine, 2, 1), Decision::Waits(load));
-    let stale = crate::reader::Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads");
-    engine.write(&batch).expect("memory writes");
-    shards.durable(batch.number());
-    shards.loaded(stale);
-    assert_eq!(mark_read(&mut shards, &engine, 2, 1), Decision::Waits(load));
-    shards.loaded(crate::reader::Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads"));
-    assert!(matches!(mark_read(&mut shards, &engine, 2, 2), Decision::Apply(_)));
-}
-
-#[test]
 fn whoever_turns_read_receipts_off_gives_none_and_sees_none() {
     let (engine, mut shards) = world();
     let set = |shards: &mut Shards, user: u64, on: bool| {
