@@ -6,7 +6,7 @@
 use culver::config::{Config, KeepAlive, Shutdown};
 use culver::hub::bounds::Bounds as HubBounds;
 use culver::{mailbox, reactor};
-use culver_storage::shard::Policy;
+use culver_storage::shard::{Bounds as ShardBounds, Policy};
 
 use crate::server::FLUSH_S;
 use crate::source::Source;
@@ -127,6 +127,8 @@ pub struct Sizes {
     pub sweep_ms: u64,
     /// Of shards.
     pub cached: usize,
+    pub awaited: usize,
+    pub lag: u64,
     pub lookups_first: u8,
     pub fold_delay_ms: u64,
 }
@@ -273,6 +275,7 @@ impl Plan {
             unlink_days: self.unlink_days,
             quota_entries: self.quota_entries,
             receipts: self.receipts,
+            bounds: self.sizes.of_shards(),
             ..Policy::default()
         }
     }
@@ -293,6 +296,25 @@ impl Sizes {
             pages_a_turn: self.pages_a_turn,
             unsent_len: self.unsent_len_max,
             ..reactor::Bounds::default()
+        }
+    }
+
+    /// Of shards.
+    pub fn of_shards(&self) -> ShardBounds {
+        ShardBounds {
+            conversations_cached: self.cached,
+            users_cached: self.cached,
+            talks_cached: self.cached,
+            senders_cached: self.cached,
+            awaited: self.awaited,
+            lookups_first: self.lookups_first,
+            head_hint_lag: self.lag,
+            receipts_head_lead: self.lag,
+            head_lag: self.lag,
+            full_ms: self.fold_delay_ms,
+            fold_delay_ms: self.fold_delay_ms,
+            folds_queued: self.folds * 2,
+            ..ShardBounds::default()
         }
     }
 
@@ -333,6 +355,8 @@ impl Sizes {
             folds: 128,
             sweep_ms: source.pick(&[600_000, 2_000]),
             cached,
+            awaited: 1000,
+            lag: 64,
             lookups_first: 16,
             fold_delay_ms: 1000,
         }
@@ -360,6 +384,8 @@ impl Sizes {
             folds: source.range(1, 4) as usize,
             sweep_ms: source.pick(&[600_000, 2_000, 200]),
             cached: source.pick(&[1000, 8, 2]),
+            awaited: source.pick(&[1000, 5]),
+            lag: source.pick(&[64, 3, 1]),
             lookups_first: source.pick(&[16, 1, 0]),
             fold_delay_ms: source.pick(&[1000, 50]),
         }

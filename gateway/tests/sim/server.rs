@@ -26,7 +26,7 @@ use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::engine::Engine;
 use culver_storage::memory::MemoryEngine;
 use culver_storage::reader::{Engines, Read, ReadResult, read};
-use culver_storage::shard::Shards;
+use culver_storage::shard::{Journalled, Shards, replay};
 use culver_storage::topology::{HubId, Topology};
 
 use crate::net::{SimSocket, Wire};
@@ -244,6 +244,9 @@ pub struct HubThread {
     /// What readers have read and not told yet, and when they will.
     held: Vec<(u64, ReadResult)>,
     readers: usize,
+    /// What was decided, once it has ended, and the batches that it handed over; only where that is to be replayed.
+    journal: Vec<Journalled>,
+    sealed: Option<Vec<Batch>>,
 }
 
 impl HubThread {
@@ -280,6 +283,7 @@ impl HubThread {
         if !busy {
             if driver.is_finished() {
                 assert!(is_stopping, "a hub ends when it is told to");
+                self.journal = driver.hub_mut().take_journal();
                 self.driver = None;
             } else if let Some(wait) = driver.plan_sleep(clocks) {
                 self.sleep.plan(now_us, wait);
@@ -348,6 +352,8 @@ pub struct Life {
     /// Since when it leaves.
     pub leaving_since_us: Option<u64>,
     is_stopping: bool,
+    /// What its disks held when it began, and when that was; only where its journal is kept.
+    begun_with: Option<(Vec<MemoryEngine>, Now)>,
 }
 
 /// What a life starts with, beside its disks.
@@ -356,6 +362,8 @@ pub struct Start {
     pub hubs: u16,
     pub reactors: u16,
     pub generation: u32,
+    /// What it decides is noted, and replayed when it ends.
+    pub keeps_journal: bool,
 }
 
 /// Where every shard is.
@@ -384,11 +392,15 @@ impl Life {
             let shards = Shards::recover(&*engine, Arc::clone(&topology), id, policy, now.wall_ms, now.mono_ms())
                 .expect("what was written can be read");
             let mut hub = Hub::new(engine, shards, INCARNATION, Arc::clone(&topology), id, hub_bounds);
+            if start.keeps_journal {
+                hub.keep_journal();
+            }
             if !recovered(&mut hub) {
                 return None;
             }
             hubs.push(hub);
         }
+        let begun_with = start.keeps_journal.then(|| (engines.iter().map(|engine| engine.fork()).collect(), now));
         let woken: Vec<Arc<AtomicBool>> = hubs.iter().map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = woken
             .iter()
@@ -435,6 +447,8 @@ impl Life {
                 asked: Asked::default(),
                 held: Vec::new(),
                 readers: plan.readers,
+                journal: Vec::new(),
+                sealed: begun_with.is_some().then(Vec::new),
             }
         });
         let hubs = hubs.collect();
@@ -453,6 +467,7 @@ impl Life {
             metrics,
             leaving_since_us: None,
             is_stopping: false,
+            begun_with,
         })
     }
 
@@ -476,6 +491,9 @@ impl Life {
         let synced = self.engines[volume].sequence_synced();
         let events = hub.turn(clocks, &self.metrics, self.is_stopping);
         if let Some(batch) = hub.asked.batch.take() {
+            if let Some(sealed) = &mut hub.sealed {
+                sealed.push(batch.clone());
+            }
             self.logs[volume].queued.push((HubId(at as u16), batch, synced));
         }
         events
@@ -572,6 +590,29 @@ impl Life {
     }
 
     // ---- checks ----
+
+    /// What each hub decided gives, applied again to what its disk held at the beginning, the very batches that it wrote:
+    /// so a recovered state is the one that was.
+    pub fn check_journals(&mut self, plan: &Plan) {
+        let Some((disks, now)) = self.begun_with.take() else { return };
+        for (hub, thread) in (0..).map(HubId).zip(&mut self.hubs) {
+            let journal = match &mut thread.driver {
+                Some(driver) => driver.hub_mut().take_journal(),
+                None => std::mem::take(&mut thread.journal),
+            };
+            let (disk, topology) = (&disks[usize::from(thread.volume)], Arc::clone(&self.topology));
+            let replayed = replay(disk, topology, hub, plan.policy(), now.wall_ms, now.mono_ms(), &journal)
+                .expect("what was written can be read");
+            let sealed = thread.sealed.take().unwrap_or_default();
+            let bytes = |batches: &[Batch]| batches.iter().map(|batch| batch.as_bytes().to_vec()).collect::<Vec<_>>();
+            assert!(
+                bytes(&sealed) == bytes(&replayed),
+                "the same records give the same batches: those of hub {hub} differ from the {}th of {} on",
+                sealed.iter().zip(&replayed).take_while(|(a, b)| a.as_bytes() == b.as_bytes()).count(),
+                sealed.len()
+            );
+        }
+    }
 
     /// Whether nothing is under way anywhere in the server.
     pub fn is_quiet(&self) -> bool {

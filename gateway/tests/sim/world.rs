@@ -330,6 +330,7 @@ impl World {
             hubs: self.plan.hubs_max - self.source.below(u32::from(self.plan.hubs_max - self.plan.volumes) + 1) as u16,
             reactors: self.source.range(1, self.plan.reactors_max.into()) as u16,
             generation: self.generation,
+            keeps_journal: self.source.chance(self.plan.journals),
         };
         self.trace.event(|| format!("a life begins: {start:?}"));
         if self.lives > 0 && self.source.chance(self.plan.verified) {
@@ -370,7 +371,10 @@ impl World {
                 End::PowerLoss => wire.server_vanished(),
             }
         }
-        (self.life, self.has_crashed) = (None, true);
+        if let Some(mut life) = self.life.take() {
+            life.check_journals(&self.plan);
+        }
+        self.has_crashed = true;
         for volume in 0..self.engines.len() {
             let engine = Arc::clone(&self.engines[volume]);
             let unsynced = engine.unsynced_len();
