@@ -239,7 +239,10 @@ impl Oracle {
             }
         }
         let message = usize::try_from(mark.seq).ok().and_then(|seq| talk.by_seq.get(seq.checked_sub(1)?).copied());
-        let place = message.flatten().map_or(0, |index| self.messages[index.0 as usize].places[0]);
+        // Of what the user wrote itself the place is one in the other's inbox.
+        let message = message.flatten().map(|index| &self.messages[index.0 as usize]);
+        let place =
+            message.filter(|message| message.from.user != witness.key.user).map_or(0, |message| message.places[0]);
         let linked = &self.users[witness.at.0].devices[witness.at.1];
         let came_here = witness.seen.has(place) && place > witness.cursor && place <= witness.last_here;
         let acknowledged = came_here && linked.stored.has(place) && place <= witness.told;
