@@ -260,7 +260,7 @@ impl Device {
             }
             Event::Rejected { retry: true, .. } => {}
             Event::Delivered(entry) => {
-                oracle.delivered(&mut self.witness, &entry);
+                oracle.delivered(&mut self.witness, &entry, now_us);
                 let conversation = ConversationId::try_from(entry.conversation.as_ref()).expect("the client checks it");
                 self.unstored.push_back(Unstored {
                     place: entry.inbox_seq,

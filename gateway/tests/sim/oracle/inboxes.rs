@@ -129,7 +129,7 @@ impl Oracle {
     }
 
     /// A client handed an entry to its application.
-    pub fn delivered(&mut self, witness: &mut Witness, entry: &proto::Entry) {
+    pub fn delivered(&mut self, witness: &mut Witness, entry: &proto::Entry, now_us: u64) {
         self.prove_linked(witness);
         let who = witness.name();
         let index = self.recognise(entry, None, who);
@@ -148,6 +148,9 @@ impl Oracle {
         let last_of = witness.last_of.entry(conversation).or_default();
         assert!(seq > *last_of, "a conversation comes in its order: {who} got {seq} after {last_of}");
         *last_of = seq;
+        if witness.cursor == 0 && witness.deliveries == 0 {
+            self.skip_expired(witness, place, now_us);
+        }
         self.check_between(witness, place, who);
         witness.seen.set(place);
         (witness.last, witness.last_here, witness.position) = (place, place, witness.position.max(place));
@@ -162,6 +165,21 @@ impl Oracle {
             linked.first = place;
         }
         check_window(witness, place, entry.payload.len(), who);
+    }
+
+    /// A login without a cursor is told of no GAP: what has expired before the first entry that it gets is gone for it.
+    fn skip_expired(&mut self, witness: &Witness, place: u64, now_us: u64) {
+        let (user, device) = witness.at;
+        for between in witness.position + 1..place {
+            let linked = &self.users[user].devices[device];
+            let is_had = witness.seen.has(between) || linked.stored.has(between) || between < linked.gap;
+            let message = self.users[user].at(between).map(|index| &self.messages[index.0 as usize]);
+            let Some(message) = message.filter(|message| !is_had && message.from != witness.key) else { continue };
+            if !self.may_be_gone(message, now_us) {
+                return;
+            }
+            self.users[user].devices[device].gap = between + 1;
+        }
     }
 
     /// Of what lies between the last entry that came and this one, nothing is missing.

@@ -95,7 +95,7 @@ impl Tale {
     /// Ann's message comes to Bob.
     fn deliver(&mut self, message: usize, seq: u64, place: u64) {
         let entry = self.entry(key(1, 1), message, seq, place);
-        self.oracle.delivered(&mut self.witnesses[BOB], &entry);
+        self.oracle.delivered(&mut self.witnesses[BOB], &entry, LATER_US);
     }
 
     fn persist(&mut self, who: usize, place: u64) {
@@ -212,9 +212,9 @@ fn a_true_story_is_believed() {
     let accepted = tale.result(message, 2, 1);
     tale.oracle.accepted(&tale.witnesses[ANN_TOO], &accepted);
     let entry = tale.entry(key(1, 2), message, 2, 1);
-    tale.oracle.delivered(&mut tale.witnesses[ANN], &entry);
+    tale.oracle.delivered(&mut tale.witnesses[ANN], &entry, LATER_US);
     let entry = tale.entry(key(1, 2), message, 2, 2);
-    tale.oracle.delivered(&mut tale.witnesses[BOB], &entry);
+    tale.oracle.delivered(&mut tale.witnesses[BOB], &entry, LATER_US);
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn places_and_ids() {
         |tale| {
             let mut fresh = tale.oracle.launched(key(2, 2), false, None);
             let entry = tale.entry(key(1, 1), 1, 2, 1);
-            tale.oracle.delivered(&mut fresh, &entry);
+            tale.oracle.delivered(&mut fresh, &entry, LATER_US);
         },
     );
     lie(
@@ -338,20 +338,20 @@ fn deliveries() {
     });
     lie("a message comes as it was sent", sent, |tale| {
         let entry = proto::Entry { payload: Bytes::from_static(&[0, 0, 0, 0, 1]), ..tale.entry(key(1, 1), 0, 1, 1) };
-        tale.oracle.delivered(&mut tale.witnesses[BOB], &entry);
+        tale.oracle.delivered(&mut tale.witnesses[BOB], &entry, LATER_US);
     });
     lie("a message comes as it was sent", sent, |tale| {
         let entry = tale.entry(key(1, 2), 0, 1, 1);
-        tale.oracle.delivered(&mut tale.witnesses[BOB], &entry);
+        tale.oracle.delivered(&mut tale.witnesses[BOB], &entry, LATER_US);
     });
     lie("what a device sends does not come back", sent, |tale| {
         let entry = tale.entry(key(1, 1), 0, 1, 1);
-        tale.oracle.delivered(&mut tale.witnesses[ANN], &entry);
+        tale.oracle.delivered(&mut tale.witnesses[ANN], &entry, LATER_US);
     });
     lie("nobody gets what is not theirs", sent, |tale| {
         let mut eve = tale.oracle.launched(key(9, 1), false, None);
         let entry = tale.entry(key(1, 1), 0, 1, 1);
-        tale.oracle.delivered(&mut eve, &entry);
+        tale.oracle.delivered(&mut eve, &entry, LATER_US);
     });
     lie(
         "what was refused for good never appears",
@@ -417,7 +417,7 @@ fn deliveries() {
         },
         |tale| {
             let entry = tale.entry(key(1, 1), 0, 1, 1);
-            tale.oracle.delivered(&mut tale.witnesses[3], &entry);
+            tale.oracle.delivered(&mut tale.witnesses[3], &entry, LATER_US);
         },
     );
 }
