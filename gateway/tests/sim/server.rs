@@ -5,30 +5,32 @@
 //! life: engines, wires, the clocks. A thread sleeps only when it planned to, and is woken only by its bell, by its
 //! sockets, or when its time has come: a wake-up that is lost is found.
 
+mod threads;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use culver::auth::keys::{TicketKey, TokenKeys};
 use culver::auth::{Authenticator, TicketSealer, TokenVerifier};
 use culver::clock::{Clock, Now};
 use culver::config;
 use culver::hub::Hub;
-use culver::hub::driver::{Disk, Driver, HubPort, Inbox, ReactorPort};
-use culver::mailbox::{self, Doorbell, HubLink, Link};
+use culver::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
+use culver::mailbox::{self, Doorbell, HubLink};
 use culver::metrics::Metrics;
 use culver::reactor::hubs::ToHub;
-use culver::reactor::{Epochs, Reactor, Surroundings, Wait};
+use culver::reactor::{Epochs, Reactor, Surroundings};
 use culver_protocol::id::Incarnation;
-use culver_storage::batch::{Batch, BatchNumber};
+use culver_storage::batch::Batch;
 use culver_storage::engine::Engine;
 use culver_storage::memory::MemoryEngine;
-use culver_storage::reader::{Engines, Read, ReadResult, read};
-use culver_storage::shard::{Journalled, Shards, replay};
+use culver_storage::reader::{Engines, read};
+use culver_storage::shard::{Shards, replay};
 use culver_storage::topology::{HubId, Topology};
 
+use self::threads::{Asked, HubThread, Log, ReactorThread, Sleep};
 use crate::net::{SimSocket, Wire};
 use crate::plan::Plan;
 use crate::source::Source;
@@ -37,11 +39,6 @@ use crate::source::Source;
 pub const INCARNATION: Incarnation = Incarnation(42);
 /// Seconds until unsent bytes are dropped when a server leaves.
 pub const FLUSH_S: u64 = 5;
-/// As `reactor/thread.rs` has it.
-const EVENTS_MAX: usize = 16;
-const ACCEPTS_A_TURN: usize = 8;
-const GATHER_US: u64 = 250;
-
 /// The clocks of the machine. They move only between steps.
 #[derive(Debug, Default)]
 pub struct Clocks {
@@ -70,271 +67,6 @@ pub fn authenticator(generation: u32) -> Arc<Authenticator> {
         made.push(Arc::new(Authenticator::new(tokens, tickets)));
     }
     Arc::clone(&made[generation as usize - 1])
-}
-
-/// How a thread waits.
-struct Sleep {
-    /// Its bell has rung since it last went to sleep.
-    woken: Arc<AtomicBool>,
-    /// It sleeps until then; `None`: it is awake.
-    until_us: Option<u64>,
-    /// So short a sleep needs no bell.
-    is_short: bool,
-}
-
-impl Sleep {
-    fn new(woken: Arc<AtomicBool>) -> Self {
-        Self { woken, until_us: None, is_short: false }
-    }
-
-    #[inline]
-    fn is_awake(&self, now_us: u64) -> bool {
-        self.until_us.is_none_or(|until_us| until_us <= now_us) || self.woken.load(Ordering::Relaxed)
-    }
-
-    /// It runs. Whether it did so only because its time had come.
-    fn wake(&mut self) -> bool {
-        let slept = self.until_us.take().is_some();
-        let woken = self.woken.load(Ordering::Relaxed);
-        if woken {
-            self.woken.store(false, Ordering::Relaxed);
-        }
-        slept && !woken && !self.is_short
-    }
-
-    fn plan(&mut self, now_us: u64, wait: Duration) {
-        self.until_us = Some(now_us + wait.as_micros() as u64);
-        self.is_short = wait < Duration::from_millis(3);
-    }
-}
-
-/// The thread of a reactor, with its epoll and its listener.
-pub struct ReactorThread {
-    /// `None`: it has left.
-    pub reactor: Option<Reactor<SimSocket>>,
-    links: Vec<Arc<Link>>,
-    bell: Arc<Doorbell>,
-    sleep: Sleep,
-    /// It waits for its bell alone until then.
-    deaf_until_us: u64,
-    watched: Vec<(Wire, u32)>,
-    backlog: VecDeque<(Wire, SimSocket)>,
-    is_listening: bool,
-}
-
-impl ReactorThread {
-    fn has_edges(&self) -> bool {
-        (self.is_listening && !self.backlog.is_empty()) || self.watched.iter().any(|(wire, _)| wire.has_edge())
-    }
-
-    pub fn can_turn(&self, now_us: u64) -> bool {
-        self.reactor.is_some() && (self.sleep.is_awake(now_us) || (now_us >= self.deaf_until_us && self.has_edges()))
-    }
-
-    /// When it wakes by itself.
-    fn due_us(&self) -> Option<u64> {
-        self.reactor.as_ref()?;
-        let until_us = self.sleep.until_us.unwrap_or(0);
-        Some(if self.has_edges() { until_us.min(self.deaf_until_us) } else { until_us })
-    }
-
-    /// A client's connection waits to be accepted. Gives it back if nobody listens.
-    pub fn connect(&mut self, wire: Wire, socket: SimSocket) -> bool {
-        if self.is_listening {
-            self.backlog.push_back((wire, socket));
-        }
-        self.is_listening
-    }
-
-    fn turn(&mut self, clocks: &Clocks, source: &mut Source, is_leaving: bool) -> u64 {
-        let now_us = clocks.mono_us.get();
-        let had_edges = self.has_edges();
-        let overslept = self.sleep.wake() && !had_edges;
-        self.bell.withdraw();
-        let Some(reactor) = &mut self.reactor else { return 0 };
-        let effects: usize = self.links.iter().map(|link| link.effects_len()).sum();
-        assert!(
-            !overslept || effects == 0,
-            "nobody sleeps through a message: a reactor did, and {effects} effects wait"
-        );
-        reactor.begin_turn(clocks.now());
-        let mut events = effects as u64;
-        // Which edges the kernel tells in this turn: any of those there are, and those with the others' bytes in mind.
-        self.watched.retain(|(wire, _)| !wire.is_server_closed());
-        let mut edges = Vec::new();
-        for (wire, slot) in &self.watched {
-            if wire.has_edge() && edges.len() < EVENTS_MAX && !source.chance(100) {
-                edges.extend(wire.take_edge().map(|edge| (*slot, edge)));
-            }
-        }
-        let more = edges.len() == EVENTS_MAX;
-        let accepts_at =
-            if self.backlog.is_empty() { usize::MAX } else { source.below(edges.len() as u32 + 1) as usize };
-        for at in 0..=edges.len() {
-            if at == accepts_at && self.is_listening {
-                for _ in 0..ACCEPTS_A_TURN {
-                    let Some((wire, socket)) = self.backlog.pop_front() else { break };
-                    events += 1;
-                    if let Some(slot) = reactor.accept(socket) {
-                        wire.watch();
-                        self.watched.push((wire, slot));
-                    }
-                }
-            }
-            let Some((slot, edge)) = edges.get(at) else { break };
-            events += 1;
-            if edge.writable {
-                reactor.handle_writable(*slot);
-            }
-            if edge.readable || edge.closed {
-                reactor.handle_readable(*slot, edge.closed);
-            }
-        }
-        if is_leaving {
-            self.is_listening = false;
-            self.backlog.clear();
-            reactor.leave();
-        }
-        reactor.end_turn();
-        if reactor.has_left() {
-            self.reactor = None;
-            self.watched.clear();
-            return events;
-        }
-        self.bell.announce();
-        match if more { Wait::Not } else { reactor.plan_wait() } {
-            Wait::Not => self.bell.withdraw(),
-            Wait::For(longest) => {
-                let gathers = reactor.take_gathering();
-                self.deaf_until_us = if gathers { now_us + GATHER_US } else { 0 };
-                self.sleep.plan(now_us, longest);
-            }
-        }
-        events
-    }
-}
-
-/// What a hub asks of its writer and its readers.
-#[derive(Default)]
-struct Asked {
-    batch: Option<Batch>,
-    reads: VecDeque<Read>,
-}
-
-impl Disk for Asked {
-    fn write(&mut self, batch: Batch) {
-        assert!(self.batch.replace(batch).is_none(), "a hub keeps at most one batch under way");
-    }
-
-    fn read(&mut self, read: Read) {
-        self.reads.push_back(read);
-    }
-}
-
-/// The thread of a hub, with its readers.
-pub struct HubThread {
-    /// `None`: it has ended.
-    pub driver: Option<Driver>,
-    pub volume: u16,
-    inbox: Arc<Inbox>,
-    links: Vec<Arc<Link>>,
-    mail: Vec<Arc<HubLink>>,
-    sleep: Sleep,
-    asked: Asked,
-    /// What readers have read and not told yet, and when they will.
-    held: Vec<(u64, ReadResult)>,
-    readers: usize,
-    /// What was decided, once it has ended, and the batches that it handed over; only where that is to be replayed.
-    journal: Vec<Journalled>,
-    sealed: Option<Vec<Batch>>,
-}
-
-impl HubThread {
-    pub fn can_turn(&self, now_us: u64) -> bool {
-        self.driver.is_some() && self.sleep.is_awake(now_us)
-    }
-
-    fn due_us(&self) -> Option<u64> {
-        self.driver.as_ref()?;
-        Some(self.sleep.until_us.unwrap_or(0))
-    }
-
-    /// Commands and mail that wait for it.
-    fn waiting(&self, own: HubId) -> usize {
-        let commands: usize = self.links.iter().map(|link| link.commands_len()).sum();
-        let others = (0..).map(HubId).zip(&self.mail).filter(|(other, _)| *other != own);
-        commands + others.map(|(other, link)| link.mail_len(other, own)).sum::<usize>()
-    }
-
-    fn turn(&mut self, clocks: &Clocks, metrics: &Metrics, is_stopping: bool) -> u64 {
-        let now_us = clocks.mono_us.get();
-        let overslept = self.sleep.wake();
-        let Some(own) = self.driver.as_ref().map(|driver| driver.hub().id()) else { return 0 };
-        let before = self.waiting(own);
-        let driver = self.driver.as_mut().expect("looked at above");
-        driver.wake_up();
-        let hub = driver.hub();
-        assert!(
-            !overslept || before == 0 || hub.is_writing() || !hub.has_room(),
-            "nobody sleeps through a message: hub {own} did, and {before} wait for it"
-        );
-        let busy =
-            driver.turn(clocks, &mut self.asked, metrics.hub(own.index())).expect("an engine in memory can be read");
-        if !busy {
-            if driver.is_finished() {
-                assert!(is_stopping, "a hub ends when it is told to");
-                self.journal = driver.hub_mut().take_journal();
-                self.driver = None;
-            } else if let Some(wait) = driver.plan_sleep(clocks) {
-                self.sleep.plan(now_us, wait);
-            }
-        }
-        before.saturating_sub(self.waiting(own)) as u64
-    }
-
-    pub fn can_read(&self) -> bool {
-        !self.asked.reads.is_empty() && self.held.len() < self.readers
-    }
-
-    pub fn can_tell_read(&self, now_us: u64) -> bool {
-        self.held.iter().any(|(due_us, _)| *due_us <= now_us)
-    }
-
-    /// A reader tells one of the results that are due.
-    fn tell_read(&mut self, now_us: u64, source: &mut Source) {
-        let due: Vec<usize> = (0..self.held.len()).filter(|at| self.held[*at].0 <= now_us).collect();
-        let at = due[source.below(due.len() as u32) as usize];
-        let (_, result) = self.held.remove(at);
-        self.inbox.post_read(result);
-    }
-}
-
-/// The log of a volume, as its writers see it.
-#[derive(Default)]
-pub struct Log {
-    /// Batches handed over, at most one a hub, and what was synced then.
-    queued: Vec<(HubId, Batch, u64)>,
-    /// The group that is being synced, and until when that takes.
-    syncing: Vec<(HubId, BatchNumber)>,
-    sync_due_us: u64,
-    /// Synced, and their hubs have not been told.
-    synced: Vec<(HubId, BatchNumber)>,
-    /// The last sequence number appended.
-    sequence: u64,
-}
-
-impl Log {
-    pub fn can_append(&self) -> bool {
-        self.syncing.is_empty() && !self.queued.is_empty()
-    }
-
-    pub fn can_sync(&self, now_us: u64) -> bool {
-        !self.syncing.is_empty() && self.sync_due_us <= now_us
-    }
-
-    pub fn can_tell(&self) -> bool {
-        !self.synced.is_empty()
-    }
 }
 
 /// See the module.
