@@ -163,7 +163,10 @@ impl Hub {
                 if online.is(Flag::Reading) {
                     online.set(Flag::Missed, true);
                 }
-                self.pump(index);
+                // Who found no room reads when there is some, or would find none again and again.
+                if !self.hungry.contains(&index) {
+                    self.pump(index);
+                }
             }
         }
     }
@@ -366,7 +369,7 @@ impl Hub {
         // One from before the session was set back would not have joined on, and is made up for already.
         if of == online.set_backs && previous < online.sent {
             self.set_back(index, previous);
-            self.hungry.push(index);
+            self.hungry.insert(index);
         }
     }
 

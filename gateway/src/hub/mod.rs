@@ -31,7 +31,7 @@ pub mod thread;
 mod upkeep;
 pub mod windows;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use culver_protocol::error::ErrorCode;
@@ -131,7 +131,7 @@ pub struct Hub {
     read_number: u32,
     loads: HashSet<Load>,
     /// Sessions whose deliveries found no room: they read from the log when there is.
-    hungry: Vec<u32>,
+    hungry: BTreeSet<u32>,
     /// Sessions that have stepped over what their device sent, whose cursors have not followed.
     stepped: Vec<u32>,
     /// An empty list kept for `deliver_live`.
@@ -189,7 +189,7 @@ impl Hub {
             reads_outstanding: 0,
             read_number: 0,
             loads: HashSet::new(),
-            hungry: Vec::new(),
+            hungry: BTreeSet::new(),
             stepped: Vec::new(),
             scratch: Vec::new(),
             acked: Vec::new(),
