@@ -173,8 +173,8 @@ impl World {
                 } else {
                     let longest_us = if self.is_calm { 0 } else { self.plan.read_us };
                     let tells_at_us = now_us + u64::from(self.source.below(longest_us + 1));
+                    self.trace.event(|| format!("a reader reads for hub {at}: {}", life.hubs[at].next_read()));
                     self.events += life.make_read(at, tells_at_us);
-                    self.trace.event(|| format!("a reader reads for hub {at}"));
                 }
             }
         }

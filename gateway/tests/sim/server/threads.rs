@@ -246,6 +246,11 @@ impl HubThread {
         before.saturating_sub(self.waiting(own)) as u64
     }
 
+    /// What a reader reads next, for people.
+    pub fn next_read(&self) -> String {
+        self.asked.reads.front().map_or_else(String::new, |read| format!("{read:?}"))
+    }
+
     pub fn can_read(&self) -> bool {
         !self.asked.reads.is_empty() && self.held.len() < self.readers
     }
