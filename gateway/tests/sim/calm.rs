@@ -16,7 +16,7 @@ const LEAVE_MAX_US: u64 = (FLUSH_S + 30) * 1_000_000;
 
 impl World {
     /// Everything from the beginning to the end. Panics where a promise is broken.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let until_us = self.now_us() + ACTIVE_MAX_US;
         while self.steps < self.plan.steps && self.now_us() < until_us && self.wants_more() {
             self.step();
@@ -109,7 +109,7 @@ impl World {
     }
 
     /// Who is not at rest, for people.
-    pub fn stuck(&self) -> String {
+    pub(crate) fn stuck(&self) -> String {
         let mut all = Vec::new();
         match &self.life {
             None => all.push("there is no server".to_owned()),

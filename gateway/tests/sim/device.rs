@@ -22,14 +22,14 @@ use crate::oracle::{Known, MessageIndex, Oracle, Witness};
 
 /// Which device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceKey {
+pub(crate) struct DeviceKey {
     pub user: UserId,
     pub device: DeviceId,
 }
 
 /// What the world is to do for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
+pub(crate) enum Want {
     /// Open a connection; then [`Device::connected`], or [`Device::disconnected`] where that fails.
     Connect,
     /// Close the connection; then [`Device::disconnected`].
@@ -42,7 +42,7 @@ pub enum Want {
 
 /// How an application behaves, in thousandths of its acts where not said otherwise; all 0 is the tamest.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Nature {
+pub(crate) struct Nature {
     /// How many messages it sends.
     pub sends: u32,
     /// What has come is persisted later, or in parts.
@@ -81,7 +81,7 @@ struct Unstored {
 }
 
 /// One process of a device.
-pub struct Device {
+pub(crate) struct Device {
     pub client: Client,
     witness: Witness,
     nature: Nature,
@@ -121,14 +121,21 @@ pub struct Device {
 
 impl Device {
     /// An app that has never run, with a ticket of this generation. It asks for a connection at once.
-    pub fn new(key: DeviceKey, nature: Nature, seed: u64, ticket: Bytes, generation: u32, oracle: &mut Oracle) -> Self {
+    pub(crate) fn new(
+        key: DeviceKey,
+        nature: Nature,
+        seed: u64,
+        ticket: Bytes,
+        generation: u32,
+        oracle: &mut Oracle,
+    ) -> Self {
         let store = Store { ticket, ticket_generation: generation, ..Store::default() };
         let store = Rc::new(RefCell::new(store));
         Self::process(key, nature, seed, false, store, oracle)
     }
 
     /// Another process over the same store, which logs in by fetch and ends when it has what waited.
-    pub fn fetching(&self, seed: u64, oracle: &mut Oracle) -> Self {
+    pub(crate) fn fetching(&self, seed: u64, oracle: &mut Oracle) -> Self {
         let nature = Nature { sends: 0, asks: 0, toggles: 0, strays: 0, ..self.nature };
         Self::process(self.key(), nature, seed, true, Rc::clone(&self.store), oracle)
     }
@@ -171,26 +178,26 @@ impl Device {
         }
     }
 
-    pub fn key(&self) -> DeviceKey {
+    pub(crate) fn key(&self) -> DeviceKey {
         self.witness.key()
     }
 
-    pub fn is_fetch(&self) -> bool {
+    pub(crate) fn is_fetch(&self) -> bool {
         self.fetch
     }
 
     /// A fetching process that has what it came for, or was replaced: it can be dropped.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over
     }
 
     /// Messages that it still wants to send.
-    pub fn sends_left(&self) -> u32 {
+    pub(crate) fn sends_left(&self) -> u32 {
         self.sends_left
     }
 
     /// A connection is open, to a server that calls tickets below this generation stale.
-    pub fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32) {
+    pub(crate) fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32) {
         self.server_generation = generation;
         (self.connected_calmly, self.excused) = (self.calm, false);
         (self.knock, self.knocked) = (None, false);
@@ -200,7 +207,7 @@ impl Device {
     }
 
     /// The connection is closed or could not be opened.
-    pub fn disconnected(&mut self, _oracle: &mut Oracle, now_us: u64) {
+    pub(crate) fn disconnected(&mut self, _oracle: &mut Oracle, now_us: u64) {
         self.witness.disconnected();
         self.client.handle_disconnected(now_us);
         if self.fetch && self.acts > app::FETCH_ACTS_MAX {
@@ -209,7 +216,7 @@ impl Device {
     }
 
     /// Another ticket, of this generation.
-    pub fn set_ticket(&mut self, ticket: Bytes, generation: u32) {
+    pub(crate) fn set_ticket(&mut self, ticket: Bytes, generation: u32) {
         {
             let mut store = self.store.borrow_mut();
             store.ticket = ticket.clone();
@@ -221,7 +228,7 @@ impl Device {
 
     /// Handles the client's events up to one that the world must act on. To be called until it says `None`, after
     /// anything was done with the client.
-    pub fn next_want(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
+    pub(crate) fn next_want(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
         while let Some(event) = self.client.poll_event() {
             oracle.note(self.key(), || describe(&event));
             let want = self.handle(event, oracle, now_us);
@@ -310,13 +317,13 @@ impl Device {
     }
 
     /// What its application knows in the end.
-    pub fn known(&self) -> Known {
+    pub(crate) fn known(&self) -> Known {
         Known { marks: self.store.borrow().marks.clone(), ..self.known.clone() }
     }
 
     /// Nothing of this process is under way: it is logged in, the server has answered on this connection since all is
     /// calm, and everything is answered and persisted.
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         if self.over {
             return true;
         }

@@ -128,7 +128,7 @@ enum End {
 
 /// How big the four buffers of a connection are.
 #[derive(Clone, Copy, Debug)]
-pub struct Buffers {
+pub(crate) struct Buffers {
     /// From the client: in its kernel, in the server's.
     pub to_server: (usize, usize),
     /// From the server: in its kernel, in the client's.
@@ -137,7 +137,7 @@ pub struct Buffers {
 
 /// What an edge tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Edge {
+pub(crate) struct Edge {
     /// Bytes, or an end, can be read.
     pub readable: bool,
     /// The peer has finished.
@@ -190,11 +190,11 @@ impl Conn {
 
 /// The client's end.
 #[derive(Clone, Debug)]
-pub struct Wire(Rc<RefCell<Conn>>);
+pub(crate) struct Wire(Rc<RefCell<Conn>>);
 
 /// What a client's read or write comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientEnd {
+pub(crate) enum ClientEnd {
     /// It goes on.
     Open,
     /// The server has finished, and all was read.
@@ -205,7 +205,7 @@ pub enum ClientEnd {
 
 impl Wire {
     /// A connection, and the server's end of it.
-    pub fn new(buffers: Buffers) -> (Self, SimSocket) {
+    pub(crate) fn new(buffers: Buffers) -> (Self, SimSocket) {
         let conn = Conn {
             to_server: Pipe::new(buffers.to_server),
             to_client: Pipe::new(buffers.to_client),
@@ -225,25 +225,25 @@ impl Wire {
     // ---- the client ----
 
     /// How many bytes the client's kernel takes now.
-    pub fn client_room(&self) -> usize {
+    pub(crate) fn client_room(&self) -> usize {
         let conn = self.0.borrow();
         if conn.client == End::Open && conn.to_server.fin == Fin::Open { conn.to_server.room() } else { 0 }
     }
 
     /// The client writes; how much was taken.
-    pub fn client_write(&self, bytes: &[u8]) -> usize {
+    pub(crate) fn client_write(&self, bytes: &[u8]) -> usize {
         let mut conn = self.0.borrow_mut();
         if conn.client == End::Open { conn.to_server.send(bytes) } else { 0 }
     }
 
     /// Bytes that the client can read.
-    pub fn client_readable(&self) -> usize {
+    pub(crate) fn client_readable(&self) -> usize {
         let conn = self.0.borrow();
         if conn.client == End::Open { conn.to_client.arrived.len() } else { 0 }
     }
 
     /// The client reads at most so many bytes.
-    pub fn client_read<R>(&self, at_most: usize, take: impl FnOnce(&[u8]) -> R) -> R {
+    pub(crate) fn client_read<R>(&self, at_most: usize, take: impl FnOnce(&[u8]) -> R) -> R {
         let mut conn = self.0.borrow_mut();
         let len = conn.to_client.arrived.len().min(at_most);
         // The client must not be called while the connection is borrowed: it may close it.
@@ -256,7 +256,7 @@ impl Wire {
     }
 
     /// What the client knows of the connection once it has read all.
-    pub fn client_end(&self) -> ClientEnd {
+    pub(crate) fn client_end(&self) -> ClientEnd {
         let conn = self.0.borrow();
         match conn.client {
             End::Reset => ClientEnd::Reset,
@@ -266,7 +266,7 @@ impl Wire {
     }
 
     /// The client closes its socket: all it has written goes out before the end of it, unless it does so rudely.
-    pub fn client_close(&self, rudely: bool) {
+    pub(crate) fn client_close(&self, rudely: bool) {
         let mut conn = self.0.borrow_mut();
         if conn.client != End::Open {
             return;
@@ -284,17 +284,17 @@ impl Wire {
     // ---- the wire ----
 
     /// From now on nothing gets through, and nobody is told: a phone without signal, a router without memory.
-    pub fn go_dark(&self) {
+    pub(crate) fn go_dark(&self) {
         self.0.borrow_mut().is_dark = true;
     }
 
     /// Whether nothing gets through.
-    pub fn is_dark(&self) -> bool {
+    pub(crate) fn is_dark(&self) -> bool {
         self.0.borrow().is_dark
     }
 
     /// A middlebox ends the connection: both are told so, and what is on its way is lost.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let mut conn = self.0.borrow_mut();
         conn.to_server.sent.clear();
         conn.to_client.sent.clear();
@@ -303,7 +303,7 @@ impl Wire {
 
     /// Whether the wire has something to carry.
     #[inline]
-    pub fn can_carry(&self) -> bool {
+    pub(crate) fn can_carry(&self) -> bool {
         let conn = self.0.borrow();
         !conn.is_dark
             && (conn.reset_to_client
@@ -313,7 +313,7 @@ impl Wire {
     }
 
     /// Whether nothing is on its way, or waits to be read.
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         let conn = self.0.borrow();
         if conn.is_dark || conn.server != End::Open {
             return true;
@@ -325,13 +325,13 @@ impl Wire {
     }
 
     /// Whether bytes to the server, or to the client, could be carried.
-    pub fn directions(&self) -> (bool, bool) {
+    pub(crate) fn directions(&self) -> (bool, bool) {
         let conn = self.0.borrow();
         (conn.reset_to_server || conn.to_server.can_carry(), conn.reset_to_client || conn.to_client.can_carry())
     }
 
     /// Carries at most so many bytes to the server.
-    pub fn carry_to_server(&self, at_most: usize) {
+    pub(crate) fn carry_to_server(&self, at_most: usize) {
         let conn = &mut *self.0.borrow_mut();
         if conn.reset_to_server {
             conn.reset_to_server = false;
@@ -361,7 +361,7 @@ impl Wire {
     }
 
     /// Carries at most so many bytes to the client. A reset may overtake what the client has not read.
-    pub fn carry_to_client(&self, at_most: usize, reset_overtakes: bool) {
+    pub(crate) fn carry_to_client(&self, at_most: usize, reset_overtakes: bool) {
         let conn = &mut *self.0.borrow_mut();
         if conn.reset_to_client {
             conn.reset_to_client = false;
@@ -391,7 +391,7 @@ impl Wire {
     // ---- the server's kernel ----
 
     /// The server's epoll watches the socket from now on, and has an edge to tell at once.
-    pub fn watch(&self) {
+    pub(crate) fn watch(&self) {
         let mut conn = self.0.borrow_mut();
         conn.is_watched = true;
         conn.edge();
@@ -399,13 +399,13 @@ impl Wire {
 
     /// Whether the server's epoll has an edge to tell.
     #[inline]
-    pub fn has_edge(&self) -> bool {
+    pub(crate) fn has_edge(&self) -> bool {
         let conn = self.0.borrow();
         conn.has_edge && conn.is_watched
     }
 
     /// The server's epoll tells an edge: what is so now. `None`: there is nothing any more.
-    pub fn take_edge(&self) -> Option<Edge> {
+    pub(crate) fn take_edge(&self) -> Option<Edge> {
         let mut conn = self.0.borrow_mut();
         if !conn.is_watched || !std::mem::take(&mut conn.has_edge) {
             return None;
@@ -418,12 +418,12 @@ impl Wire {
     }
 
     /// The server's process has died: its kernel closes the socket.
-    pub fn server_died(&self, rudely: bool) {
+    pub(crate) fn server_died(&self, rudely: bool) {
         self.0.borrow_mut().close_server(rudely);
     }
 
     /// The server's machine is gone: nobody is told. When it is there again it answers by a reset.
-    pub fn server_vanished(&self) {
+    pub(crate) fn server_vanished(&self) {
         let mut conn = self.0.borrow_mut();
         conn.server = End::Closed;
         conn.is_watched = false;
@@ -432,12 +432,12 @@ impl Wire {
     }
 
     /// Whether the server's end is closed.
-    pub fn is_server_closed(&self) -> bool {
+    pub(crate) fn is_server_closed(&self) -> bool {
         self.0.borrow().server == End::Closed
     }
 
     /// Whether both ends are closed and nothing is on its way that anybody would notice.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         let conn = self.0.borrow();
         conn.client != End::Open && conn.server == End::Closed
     }
@@ -445,7 +445,7 @@ impl Wire {
 
 /// The server's end, as its socket.
 #[derive(Debug)]
-pub struct SimSocket(Rc<RefCell<Conn>>);
+pub(crate) struct SimSocket(Rc<RefCell<Conn>>);
 
 thread_local! {
     /// Reads and writes of the server's sockets that moved bytes: each is an event.

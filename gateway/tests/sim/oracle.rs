@@ -17,16 +17,16 @@ use std::fmt;
 
 use culver_protocol::id::{ConversationId, DeviceId, UserId};
 
-pub use self::end::Known;
+pub(crate) use self::end::Known;
 use self::inboxes::User;
-pub use self::messages::MessageIndex;
+pub(crate) use self::messages::MessageIndex;
 use self::messages::{Message, Talk};
-pub use self::witness::{Asked, Witness};
+pub(crate) use self::witness::{Asked, Witness};
 use crate::device::DeviceKey;
 
 /// What of the promises a world's plan weakens.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub(crate) struct Terms {
     /// Entries that have waited for this long, in microseconds of monotonic time, may be dropped: a GAP says so, and
     /// nobody misses them.
     pub expires_after_us: Option<u64>,
@@ -50,7 +50,7 @@ impl Terms {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Oracle {
+pub(crate) struct Oracle {
     terms: Terms,
     /// Counts what happens: of two events the one with the lesser number was earlier.
     order: u64,
@@ -69,7 +69,7 @@ pub struct Oracle {
 
 impl Oracle {
     /// A model of a world in which nothing has happened.
-    pub fn new(terms: Terms) -> Self {
+    pub(crate) fn new(terms: Terms) -> Self {
         Self {
             terms,
             order: 0,
@@ -84,18 +84,18 @@ impl Oracle {
     }
 
     /// Somebody wants to read what applications do and see.
-    pub fn take_notes(&mut self) {
+    pub(crate) fn take_notes(&mut self) {
         self.notes = Some(Vec::new());
     }
 
     /// What was noted since.
-    pub fn notes(&mut self) -> impl Iterator<Item = String> {
+    pub(crate) fn notes(&mut self) -> impl Iterator<Item = String> {
         self.notes.iter_mut().flat_map(std::mem::take)
     }
 
     /// Notes what an application does or sees.
     #[inline]
-    pub fn note(&mut self, key: DeviceKey, line: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, key: DeviceKey, line: impl FnOnce() -> String) {
         if let Some(notes) = &mut self.notes {
             notes.push(format!("  {}: {}", name(key.user, key.device), line()));
         }
@@ -103,12 +103,12 @@ impl Oracle {
 
     /// Everything has come to rest, and all devices are there: from now on every device is known to all sessions of its
     /// user.
-    pub fn everything_is_known(&mut self) {
+    pub(crate) fn everything_is_known(&mut self) {
         self.known_since = self.next();
     }
 
     /// Messages that applications wanted to send, so far.
-    pub fn submitted_count(&self) -> usize {
+    pub(crate) fn submitted_count(&self) -> usize {
         self.messages.len()
     }
 

@@ -13,7 +13,7 @@ use crate::source::Source;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The server's process is killed.
     Kill,
     /// The server's machine loses power.
@@ -48,7 +48,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Kill,
         Self::PowerLoss,
         Self::Leave,
@@ -79,7 +79,7 @@ impl Fault {
 
 /// Who writes to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// All to all.
     Any,
     /// Two users write to each other, the others look on.
@@ -92,7 +92,7 @@ pub enum Shape {
 
 /// What does its work, each with its own laziness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Worker {
+pub(crate) enum Worker {
     Reactor,
     Hub,
     Writer,
@@ -103,7 +103,7 @@ pub enum Worker {
 
 /// Sizes of queues and tables of the server.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     /// Of a link between a reactor and a hub.
     pub commands: usize,
     pub kept: usize,
@@ -135,7 +135,7 @@ pub struct Sizes {
 
 /// What a seed decides.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     pub users: u64,
     /// Devices of each user.
     pub devices: Vec<u16>,
@@ -194,7 +194,7 @@ pub struct Plan {
 
 impl Plan {
     /// The plan of a seed.
-    pub fn new(source: &mut Source) -> Self {
+    pub(crate) fn new(source: &mut Source) -> Self {
         let users = source.range(2, 6);
         let devices_max = source.range(1, 4);
         let devices = (0..users).map(|_| source.range(1, devices_max) as u16).collect();
@@ -253,14 +253,14 @@ impl Plan {
     }
 
     /// How often, in a thousand times, such a worker lets others go first.
-    pub fn laziness(&self, worker: Worker) -> u32 {
+    pub(crate) fn laziness(&self, worker: Worker) -> u32 {
         self.lazy[worker as usize]
     }
 }
 
 impl Plan {
     /// The server's settings.
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             keep_alive: KeepAlive { default_s: 10, min_s: 5, max_s: 30 },
             shutdown: Shutdown { spread_s: 1, flush_s: FLUSH_S },
@@ -269,7 +269,7 @@ impl Plan {
     }
 
     /// What is kept for how long, and how much is kept in memory.
-    pub fn policy(&self) -> Policy {
+    pub(crate) fn policy(&self) -> Policy {
         Policy {
             retention_ms: self.retention_ms,
             unlink_days: self.unlink_days,
@@ -283,12 +283,12 @@ impl Plan {
 
 impl Sizes {
     /// Of the queues between a reactor and a hub.
-    pub fn of_links(&self) -> mailbox::Bounds {
+    pub(crate) fn of_links(&self) -> mailbox::Bounds {
         mailbox::Bounds { commands: self.commands, kept: self.kept, replies: self.replies, deliveries: self.deliveries }
     }
 
     /// Of a reactor.
-    pub fn of_reactors(&self) -> reactor::Bounds {
+    pub(crate) fn of_reactors(&self) -> reactor::Bounds {
         reactor::Bounds {
             read_len: self.read_len,
             reads_a_turn: self.reads_a_turn,
@@ -300,7 +300,7 @@ impl Sizes {
     }
 
     /// Of shards.
-    pub fn of_shards(&self) -> ShardBounds {
+    pub(crate) fn of_shards(&self) -> ShardBounds {
         ShardBounds {
             conversations_cached: self.cached,
             users_cached: self.cached,
@@ -319,7 +319,7 @@ impl Sizes {
     }
 
     /// Of a hub.
-    pub fn of_hubs(&self) -> HubBounds {
+    pub(crate) fn of_hubs(&self) -> HubBounds {
         HubBounds {
             reads_outstanding: self.reads_outstanding,
             batch_bytes: self.batch_bytes,

@@ -24,7 +24,7 @@ const LINES_MAX: usize = 400;
 /// How often it is told how far many seeds are.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Failures after which the rest of the seeds need not be run.
-pub const FAILURES_MAX: usize = 5;
+pub(crate) const FAILURES_MAX: usize = 5;
 
 thread_local! {
     /// What the last panic of this thread said, and where.
@@ -33,7 +33,7 @@ thread_local! {
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What the check said.
     pub message: String,
     /// File and line of the check.
@@ -49,7 +49,7 @@ impl Failure {
 
 /// What came of a run.
 #[derive(Debug)]
-pub struct Run {
+pub(crate) struct Run {
     /// Inputs to sessions, hubs, clients and engines.
     pub events: u64,
     /// What it chose.
@@ -84,7 +84,7 @@ thread_local! {
 }
 
 /// Runs the world of these choices.
-pub fn run(source: Source, trace: Trace) -> Run {
+pub(crate) fn run(source: Source, trace: Trace) -> Run {
     catch_panics();
     let mut world = World::new(source, trace);
     IN_WORLD.set(true);
@@ -104,7 +104,7 @@ pub fn run(source: Source, trace: Trace) -> Run {
 
 /// What came of many seeds.
 #[derive(Debug, Default)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Worlds that ran to their end.
     pub worlds: u64,
     /// Their events.
@@ -129,7 +129,7 @@ impl Summary {
     }
 
     /// For people.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let Self { worlds, events, events_min, failures, cpu } = self;
         let per_cpu_s = *events as f64 / cpu.as_secs_f64().max(1e-9);
         let (mean, failed) = (events / (*worlds).max(1), failures.len());
@@ -141,7 +141,7 @@ impl Summary {
 }
 
 /// Runs `count` seeds from `first` on, or until the time is over, on all cores. Tells how far it is once a minute.
-pub fn run_seeds(first: u64, count: u64, until: Option<Instant>, failures_max: usize) -> Summary {
+pub(crate) fn run_seeds(first: u64, count: u64, until: Option<Instant>, failures_max: usize) -> Summary {
     let next = AtomicU64::new(first);
     let shared = Mutex::new((Summary { events_min: u64::MAX, ..Summary::default() }, Instant::now()));
     let worker = || {
@@ -180,7 +180,7 @@ fn thread_cpu() -> Duration {
 }
 
 /// All that a person needs to look into a failure: what, how to see it again, and the shortest run that shows it.
-pub fn explain(seed: u64, failure: &Failure) -> String {
+pub(crate) fn explain(seed: u64, failure: &Failure) -> String {
     let first = run(Source::seeded(seed), Trace::off());
     let mut text = String::new();
     let mut line = |line: &str| writeln!(text, "{line}").expect("a string takes everything");
@@ -221,7 +221,7 @@ fn keep(seed: u64, choices: &[u32]) -> std::io::Result<PathBuf> {
 }
 
 /// The choices that `keep` kept.
-pub fn kept(path: &str) -> Vec<u32> {
+pub(crate) fn kept(path: &str) -> Vec<u32> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path} cannot be read: {error}"));
     text.split_whitespace().map(|word| word.parse().expect("a list of numbers")).collect()
 }

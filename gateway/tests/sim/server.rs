@@ -36,12 +36,12 @@ use crate::plan::Plan;
 use crate::source::Source;
 
 /// Of the data directory of every world.
-pub const INCARNATION: Incarnation = Incarnation(42);
+pub(crate) const INCARNATION: Incarnation = Incarnation(42);
 /// Seconds until unsent bytes are dropped when a server leaves.
-pub const FLUSH_S: u64 = 5;
+pub(crate) const FLUSH_S: u64 = 5;
 /// The clocks of the machine. They move only between steps.
 #[derive(Debug, Default)]
-pub struct Clocks {
+pub(crate) struct Clocks {
     pub mono_us: Cell<u64>,
     /// The clock on the wall at `mono_us` 0, in milliseconds since 1970.
     pub wall_base_ms: Cell<u64>,
@@ -55,7 +55,7 @@ impl Clock for Clocks {
 }
 
 /// What checks logins, for tickets of a generation. Made once per process: keys are dear.
-pub fn authenticator(generation: u32) -> Arc<Authenticator> {
+pub(crate) fn authenticator(generation: u32) -> Arc<Authenticator> {
     static MADE: OnceLock<Mutex<Vec<Arc<Authenticator>>>> = OnceLock::new();
     static KEYS: OnceLock<TokenKeys> = OnceLock::new();
     let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -70,7 +70,7 @@ pub fn authenticator(generation: u32) -> Arc<Authenticator> {
 }
 
 /// See the module.
-pub struct Life {
+pub(crate) struct Life {
     pub topology: Arc<Topology>,
     pub generation: u32,
     pub reactors: Vec<ReactorThread>,
@@ -90,7 +90,7 @@ pub struct Life {
 
 /// What a life starts with, beside its disks.
 #[derive(Clone, Copy, Debug)]
-pub struct Start {
+pub(crate) struct Start {
     pub hubs: u16,
     pub reactors: u16,
     pub generation: u32,
@@ -99,14 +99,14 @@ pub struct Start {
 }
 
 /// Where every shard is.
-pub fn topology(plan: &Plan, hubs: u16) -> Arc<Topology> {
+pub(crate) fn topology(plan: &Plan, hubs: u16) -> Arc<Topology> {
     let volumes = (0..plan.shards).map(|shard| shard % plan.volumes).collect();
     Arc::new(Topology::new(plan.shards, volumes, hubs).expect("a plan asks for what is possible"))
 }
 
 impl Life {
     /// A server over open engines. `recovered` is asked after each hub whether the process still lives.
-    pub fn new(
+    pub(crate) fn new(
         plan: &Plan,
         start: Start,
         engines: &[Arc<MemoryEngine>],
@@ -205,7 +205,7 @@ impl Life {
 
     // ---- steps: each says how many events it was ----
 
-    pub fn turn_reactor(&mut self, at: usize, clocks: &Clocks, source: &mut Source) -> u64 {
+    pub(crate) fn turn_reactor(&mut self, at: usize, clocks: &Clocks, source: &mut Source) -> u64 {
         let events = self.reactors[at].turn(clocks, source, self.leaving_since_us.is_some());
         if self.leaving_since_us.is_some()
             && !self.is_stopping
@@ -217,7 +217,7 @@ impl Life {
         events
     }
 
-    pub fn turn_hub(&mut self, at: usize, clocks: &Clocks) -> u64 {
+    pub(crate) fn turn_hub(&mut self, at: usize, clocks: &Clocks) -> u64 {
         let hub = &mut self.hubs[at];
         let volume = usize::from(hub.volume);
         let synced = self.engines[volume].sequence_synced();
@@ -232,7 +232,7 @@ impl Life {
     }
 
     /// A reader reads what was asked first; it will tell after a while.
-    pub fn make_read(&mut self, at: usize, tells_at_us: u64) -> u64 {
+    pub(crate) fn make_read(&mut self, at: usize, tells_at_us: u64) -> u64 {
         let hub = &mut self.hubs[at];
         if let Some(asked) = hub.asked.reads.pop_front() {
             let result = read(&self.readable, hub.volume, asked).expect("what was written can be read");
@@ -241,13 +241,13 @@ impl Life {
         1
     }
 
-    pub fn tell_read(&mut self, at: usize, now_us: u64, source: &mut Source) -> u64 {
+    pub(crate) fn tell_read(&mut self, at: usize, now_us: u64, source: &mut Source) -> u64 {
         self.hubs[at].tell_read(now_us, source);
         1
     }
 
     /// Writers append some of what they have, as one group. `written` sees each batch.
-    pub fn append(
+    pub(crate) fn append(
         &mut self,
         volume: usize,
         until_us: u64,
@@ -274,18 +274,18 @@ impl Life {
     }
 
     /// The last sequence number appended to a volume's log.
-    pub fn appended_sequence(&self, volume: usize) -> u64 {
+    pub(crate) fn appended_sequence(&self, volume: usize) -> u64 {
         self.logs[volume].sequence
     }
 
-    pub fn sync(&mut self, volume: usize) -> u64 {
+    pub(crate) fn sync(&mut self, volume: usize) -> u64 {
         self.engines[volume].sync();
         let log = &mut self.logs[volume];
         log.synced.append(&mut log.syncing);
         1
     }
 
-    pub fn tell_synced(&mut self, volume: usize, source: &mut Source) -> u64 {
+    pub(crate) fn tell_synced(&mut self, volume: usize, source: &mut Source) -> u64 {
         let log = &mut self.logs[volume];
         let (hub, number) = log.synced.remove(source.below(log.synced.len() as u32) as usize);
         self.hubs[hub.index()].inbox.post_durable(number);
@@ -293,12 +293,12 @@ impl Life {
     }
 
     /// A client connects: whether anybody listens.
-    pub fn connect(&mut self, at: usize, wire: Wire, socket: SimSocket) -> bool {
+    pub(crate) fn connect(&mut self, at: usize, wire: Wire, socket: SimSocket) -> bool {
         self.reactors[at].connect(wire, socket)
     }
 
     /// SIGTERM.
-    pub fn leave(&mut self, now_us: u64) {
+    pub(crate) fn leave(&mut self, now_us: u64) {
         if self.leaving_since_us.is_none() {
             self.leaving_since_us = Some(now_us);
             self.reactors.iter().for_each(|thread| {
@@ -308,12 +308,12 @@ impl Life {
     }
 
     /// All threads have ended.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.is_stopping && self.hubs.iter().all(|hub| hub.driver.is_none())
     }
 
     /// The next time at which something happens by itself, though nothing moves now.
-    pub fn due_us(&self) -> Option<u64> {
+    pub(crate) fn due_us(&self) -> Option<u64> {
         let reactors = self.reactors.iter().filter_map(ReactorThread::due_us);
         let hubs = self.hubs.iter().filter_map(HubThread::due_us);
         let held = self.hubs.iter().flat_map(|hub| hub.held.iter().map(|(due_us, _)| *due_us));
@@ -325,7 +325,7 @@ impl Life {
 
     /// What each hub decided gives, applied again to what its disk held at the beginning, the very batches that it wrote:
     /// so a recovered state is the one that was.
-    pub fn check_journals(&mut self, plan: &Plan) {
+    pub(crate) fn check_journals(&mut self, plan: &Plan) {
         let Some((disks, now)) = self.begun_with.take() else { return };
         for (hub, thread) in (0..).map(HubId).zip(&mut self.hubs) {
             let journal = match &mut thread.driver {
@@ -347,12 +347,12 @@ impl Life {
     }
 
     /// Whether nothing is under way anywhere in the server.
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.busy().is_none()
     }
 
     /// What is under way, for people.
-    pub fn busy(&self) -> Option<String> {
+    pub(crate) fn busy(&self) -> Option<String> {
         for (number, thread) in self.reactors.iter().enumerate() {
             if thread.reactor.as_ref().is_some_and(|reactor| !reactor.is_idle()) || !thread.backlog.is_empty() {
                 return Some(format!("reactor {number} has something under way"));
@@ -388,7 +388,7 @@ impl Life {
     }
 
     /// Who sleeps until when, for people.
-    pub fn sleepers(&self) -> String {
+    pub(crate) fn sleepers(&self) -> String {
         let reactors: Vec<_> = self.reactors.iter().map(|thread| thread.sleep.until_us).collect();
         let hubs: Vec<_> = self.hubs.iter().map(|thread| thread.sleep.until_us).collect();
         format!("reactors sleep until {reactors:?}, hubs until {hubs:?}")

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Makes the world smaller in which something fails: tames its first choices, which decide sizes, habits and faults, one
 /// at a time, and looks whether some way to go on from there fails, too. `run` makes a run of a beginning and a number,
 /// and gives its choices if it fails in the same way.
-pub fn tame(
+pub(crate) fn tame(
     choices: Vec<u32>,
     first: usize,
     budget: Duration,
@@ -39,7 +39,7 @@ pub fn tame(
 const TRIES: u64 = 40;
 
 /// Shortens `choices` while `fails` says that they fail in the same way, for so long at most.
-pub fn shrink(choices: Vec<u32>, budget: Duration, mut fails: impl FnMut(&[u32]) -> bool) -> Vec<u32> {
+pub(crate) fn shrink(choices: Vec<u32>, budget: Duration, mut fails: impl FnMut(&[u32]) -> bool) -> Vec<u32> {
     let mut shrinking = Shrinking { best: choices, until: Instant::now() + budget, fails: &mut fails };
     shrinking.truncate();
     loop {

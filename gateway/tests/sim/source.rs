@@ -8,7 +8,7 @@ use rand::{RngCore, SeedableRng};
 
 /// Where choices come from.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct Source {
     from: From,
     taken: Vec<u32>,
 }
@@ -24,25 +24,25 @@ enum From {
 
 impl Source {
     /// Choices that follow from `seed`.
-    pub fn seeded(seed: u64) -> Self {
+    pub(crate) fn seeded(seed: u64) -> Self {
         Self { from: From::Seed(SmallRng::seed_from_u64(seed)), taken: Vec::with_capacity(4096) }
     }
 
     /// These choices first, then such as follow from `seed`.
-    pub fn begun(choices: Vec<u32>, seed: u64) -> Self {
+    pub(crate) fn begun(choices: Vec<u32>, seed: u64) -> Self {
         let random = SmallRng::seed_from_u64(seed);
         Self { from: From::Begun(choices.into_iter(), random), taken: Vec::with_capacity(4096) }
     }
 
     /// The same choices again.
-    pub fn replay(choices: Vec<u32>) -> Self {
+    pub(crate) fn replay(choices: Vec<u32>) -> Self {
         let taken = Vec::with_capacity(choices.len());
         Self { from: From::Recorded(choices.into_iter()), taken }
     }
 
     /// One of `0..n`; 0 if `n` is 0.
     #[inline]
-    pub fn below(&mut self, n: u32) -> u32 {
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
         if n <= 1 {
             return 0;
         }
@@ -58,7 +58,7 @@ impl Source {
 
     /// Whether something happens that happens so often in a thousand times; 0 and beyond 1,000 are no choice.
     #[inline]
-    pub fn chance(&mut self, per_mille: u32) -> bool {
+    pub(crate) fn chance(&mut self, per_mille: u32) -> bool {
         match per_mille {
             0 => false,
             1000.. => true,
@@ -69,7 +69,7 @@ impl Source {
 
     /// One of `lo..=hi`.
     #[inline]
-    pub fn range(&mut self, lo: u64, hi: u64) -> u64 {
+    pub(crate) fn range(&mut self, lo: u64, hi: u64) -> u64 {
         let choices = hi.saturating_sub(lo).saturating_add(1);
         match u32::try_from(choices) {
             Ok(choices) => lo + u64::from(self.below(choices)),
@@ -79,12 +79,12 @@ impl Source {
     }
 
     /// One of a list; the first is the tamest.
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u32) as usize]
     }
 
     /// What was chosen so far.
-    pub fn taken(&self) -> &[u32] {
+    pub(crate) fn taken(&self) -> &[u32] {
         &self.taken
     }
 }

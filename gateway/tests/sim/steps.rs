@@ -34,7 +34,7 @@ impl Actor {
 
 impl World {
     /// One step.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.steps += 1;
         let passed_us = self.source.below(self.plan.step_us + 1);
         self.set_time(self.now_us() + u64::from(passed_us));

@@ -11,7 +11,7 @@ const LINES_MAX: usize = 200_000;
 
 /// The trace of one run.
 #[derive(Debug, Default)]
-pub struct Trace {
+pub(crate) struct Trace {
     /// Virtual time: whoever moves it says so here.
     pub now_us: u64,
     is_on: bool,
@@ -21,23 +21,23 @@ pub struct Trace {
 
 impl Trace {
     /// One that keeps nothing.
-    pub fn off() -> Self {
+    pub(crate) fn off() -> Self {
         Self::default()
     }
 
     /// One that keeps everything.
-    pub fn on() -> Self {
+    pub(crate) fn on() -> Self {
         Self { is_on: true, ..Self::default() }
     }
 
     /// Whether anybody reads it.
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.is_on
     }
 
     /// Notes what happens now.
     #[inline]
-    pub fn event(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn event(&mut self, line: impl FnOnce() -> String) {
         if self.is_on {
             self.note(line());
         }
@@ -54,17 +54,17 @@ impl Trace {
     }
 
     /// A number that differs, as good as certainly, between two runs that differ in anything.
-    pub fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         self.hash.finish()
     }
 
     /// Lines kept.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lines.len()
     }
 
     /// The last lines, each with its time.
-    pub fn text(&self, lines_max: usize) -> String {
+    pub(crate) fn text(&self, lines_max: usize) -> String {
         let mut text = String::new();
         let left_out = self.lines.len().saturating_sub(lines_max);
         if left_out > 0 {

@@ -29,7 +29,7 @@ const NOBODY: UserId = UserId(999);
 const FETCHERS_MAX: usize = 6;
 
 /// A process of a device, and its connection.
-pub struct Party {
+pub(crate) struct Party {
     pub device: Device,
     pub wire: Option<Wire>,
     /// It writes to these.
@@ -48,7 +48,7 @@ pub struct Party {
 
 /// A record of a volume's log, as it was written.
 #[derive(Clone, Copy, Debug)]
-pub struct Written {
+pub(crate) struct Written {
     pub end: usize,
     pub last: u64,
     /// What its batches knew to be synced.
@@ -57,7 +57,7 @@ pub struct Written {
 
 /// How a life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The process was killed, or ended itself.
     Killed,
     /// So was the machine: of what was not synced only a part is there.
@@ -67,7 +67,7 @@ pub enum End {
 }
 
 /// See the module.
-pub struct World {
+pub(crate) struct World {
     pub source: Source,
     pub plan: Plan,
     pub oracle: Oracle,
@@ -97,7 +97,7 @@ pub struct World {
 
 impl World {
     /// A world as the choices want it, before its first step.
-    pub fn new(mut source: Source, trace: Trace) -> Self {
+    pub(crate) fn new(mut source: Source, trace: Trace) -> Self {
         let plan = Plan::new(&mut source);
         let terms = Terms {
             expires_after_us: (plan.retention_ms < 86_400_000).then_some(plan.retention_ms * 1000),
@@ -418,7 +418,7 @@ impl World {
     }
 
     /// What is in everybody's inbox, for people.
-    pub fn inboxes(&self) -> String {
+    pub(crate) fn inboxes(&self) -> String {
         let engines = Engines {
             engines: self.engines.iter().map(|engine| Arc::clone(engine) as Arc<dyn Engine>).collect(),
             topology: (*topology(&self.plan, self.plan.hubs_max)).clone(),

@@ -33,7 +33,13 @@ pub(super) struct LastQuestions {
 impl Device {
     /// The application does something: persists, sends to one of `peers` (its own user and unknown users may be among
     /// them), reads, asks, or dies.
-    pub fn act(&mut self, source: &mut Source, oracle: &mut Oracle, now_us: u64, peers: &[UserId]) -> Option<Want> {
+    pub(crate) fn act(
+        &mut self,
+        source: &mut Source,
+        oracle: &mut Oracle,
+        now_us: u64,
+        peers: &[UserId],
+    ) -> Option<Want> {
         if self.over {
             return None;
         }
@@ -82,7 +88,7 @@ impl Device {
 
     /// The application behaves: it persists what has come, and comes back if it had stopped. To be called again and
     /// again until all is quiet.
-    pub fn act_calmly(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
+    pub(crate) fn act_calmly(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
         self.calm = true;
         if self.over {
             return None;
@@ -104,7 +110,7 @@ impl Device {
     }
 
     /// Everybody knows everybody: a last message to each of `peers`.
-    pub fn say_last(&mut self, oracle: &mut Oracle, now_us: u64, peers: &[UserId]) {
+    pub(crate) fn say_last(&mut self, oracle: &mut Oracle, now_us: u64, peers: &[UserId]) {
         for peer in peers {
             let conversation = ConversationId::direct(self.key().user, *peer);
             self.submit(oracle, conversation, 8, now_us);
@@ -112,7 +118,7 @@ impl Device {
     }
 
     /// The last questions: all conversations, all devices.
-    pub fn ask_last(&mut self, oracle: &mut Oracle) {
+    pub(crate) fn ask_last(&mut self, oracle: &mut Oracle) {
         self.known = Known::default();
         self.last = Some(LastQuestions { page: Some(Bytes::new()), devices: true, list_call: 0, devices_call: 0 });
         self.ask_on(oracle);

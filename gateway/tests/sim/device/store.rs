@@ -11,7 +11,7 @@ use crate::oracle::MessageIndex;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Store {
+pub(crate) struct Store {
     /// Everything up to here that this device gets is stored.
     pub(super) cursor: InboxSeq,
     pub(super) incarnation: Incarnation,

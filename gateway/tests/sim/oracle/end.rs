@@ -14,7 +14,7 @@ use crate::device::{Device, DeviceKey};
 
 /// What a device's application knows in the end.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub(crate) struct Known {
     /// Its receipts.
     pub marks: BTreeMap<ConversationId, MarkView>,
     /// All conversations, as last listed.
@@ -25,7 +25,7 @@ pub struct Known {
 
 impl Oracle {
     /// What must hold when all is quiet: after [`Device::say_last`] and [`Device::ask_last`] have come to rest.
-    pub fn check_end<'a>(&self, devices: impl IntoIterator<Item = &'a Device>, now_us: u64) {
+    pub(crate) fn check_end<'a>(&self, devices: impl IntoIterator<Item = &'a Device>, now_us: u64) {
         let apps = devices.into_iter().filter(|device| !device.is_fetch());
         let apps: Vec<(DeviceKey, Known)> = apps.map(|device| (device.key(), device.known())).collect();
         self.check_known(&apps, now_us);

@@ -77,7 +77,7 @@ impl User {
 impl Oracle {
     /// A connection opens: its login claims that everything up to `cursor` is persisted, and all receipts up to
     /// `version`.
-    pub fn connected(&mut self, witness: &mut Witness, cursor: u64, version: u64, generations: (u32, u32)) {
+    pub(crate) fn connected(&mut self, witness: &mut Witness, cursor: u64, version: u64, generations: (u32, u32)) {
         let order = self.next();
         let (user, device) = witness.at;
         let linked_before = self.users[user].devices.iter().any(|linked| linked.evidence.is_some());
@@ -100,7 +100,7 @@ impl Oracle {
     }
 
     /// WELCOME.
-    pub fn logged_in(&mut self, witness: &mut Witness, welcome: &proto::Welcome) {
+    pub(crate) fn logged_in(&mut self, witness: &mut Witness, welcome: &proto::Welcome) {
         assert!(
             witness.ticket_generation >= witness.server_generation,
             "a stale ticket opens nothing: {} logged in with one of generation {} where {} is asked for",
@@ -129,7 +129,7 @@ impl Oracle {
     }
 
     /// A client handed an entry to its application.
-    pub fn delivered(&mut self, witness: &mut Witness, entry: &proto::Entry, now_us: u64) {
+    pub(crate) fn delivered(&mut self, witness: &mut Witness, entry: &proto::Entry, now_us: u64) {
         self.prove_linked(witness);
         let who = witness.name();
         let index = self.recognise(entry, None, who);
@@ -211,12 +211,12 @@ impl Oracle {
     }
 
     /// An application has an entry in its store.
-    pub fn stored(&mut self, witness: &Witness, place: u64) {
+    pub(crate) fn stored(&mut self, witness: &Witness, place: u64) {
         self.users[witness.at.0].devices[witness.at.1].stored.set(place);
     }
 
     /// An application told its client that everything up to here is in its store.
-    pub fn persisted(&mut self, witness: &mut Witness, through: u64) {
+    pub(crate) fn persisted(&mut self, witness: &mut Witness, through: u64) {
         self.next();
         self.claim(witness, through);
         witness.told = witness.told.max(through);
@@ -248,7 +248,7 @@ impl Oracle {
     }
 
     /// A GAP.
-    pub fn gap(&mut self, witness: &mut Witness, gap: &proto::Gap, now_us: u64) {
+    pub(crate) fn gap(&mut self, witness: &mut Witness, gap: &proto::Gap, now_us: u64) {
         self.prove_linked(witness);
         let who = witness.name();
         assert!(!gap.reset, "a cursor that the server gave is good for ever: {who} was told to forget it, {gap:?}");
@@ -275,7 +275,7 @@ impl Oracle {
     }
 
     /// SYNC_START.
-    pub fn sync_start(&mut self, witness: &mut Witness, start: &proto::SyncStart) {
+    pub(crate) fn sync_start(&mut self, witness: &mut Witness, start: &proto::SyncStart) {
         self.prove_linked(witness);
         let who = witness.name();
         assert!(
@@ -297,7 +297,7 @@ impl Oracle {
     }
 
     /// SYNC_DONE.
-    pub fn sync_done(&mut self, witness: &mut Witness, done: &proto::SyncDone) {
+    pub(crate) fn sync_done(&mut self, witness: &mut Witness, done: &proto::SyncDone) {
         self.prove_linked(witness);
         let who = witness.name();
         let Some(through) = witness.sync.take() else {

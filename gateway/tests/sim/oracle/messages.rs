@@ -14,11 +14,11 @@ use crate::device::DeviceKey;
 
 /// The number of a message in the oracle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MessageIndex(pub u32);
+pub(crate) struct MessageIndex(pub u32);
 
 /// Whether a message may be accepted at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Validity {
+pub(crate) enum Validity {
     Good,
     /// Its sender has no part in the conversation.
     Stranger,
@@ -88,7 +88,7 @@ impl Talk {
 impl Oracle {
     /// An application wants to send something new: gives it an id and a payload of about this length, by which it is
     /// known wherever it turns up.
-    pub fn new_message(
+    pub(crate) fn new_message(
         &mut self,
         witness: &Witness,
         conversation: ConversationId,
@@ -134,13 +134,13 @@ impl Oracle {
     }
 
     /// What an application sends again after a kill.
-    pub fn old_message(&self, index: MessageIndex) -> (ClientMessageId, ConversationId, Bytes) {
+    pub(crate) fn old_message(&self, index: MessageIndex) -> (ClientMessageId, ConversationId, Bytes) {
         let message = &self.messages[index.0 as usize];
         (message.id, message.conversation, message.payload.clone())
     }
 
     /// The application was killed and does not remember that it sent this.
-    pub fn forgotten(&mut self, index: MessageIndex) {
+    pub(crate) fn forgotten(&mut self, index: MessageIndex) {
         let message = &mut self.messages[index.0 as usize];
         if message.answer.is_none() && message.rejected.is_none() {
             message.forgotten = true;
@@ -150,7 +150,7 @@ impl Oracle {
     }
 
     /// A message was answered: it is on disk.
-    pub fn accepted(&mut self, witness: &Witness, accepted: &Accepted) -> MessageIndex {
+    pub(crate) fn accepted(&mut self, witness: &Witness, accepted: &Accepted) -> MessageIndex {
         self.next();
         let index = self.by_client_id(witness, accepted.client_message_id);
         let message = &mut self.messages[index.0 as usize];
@@ -207,7 +207,7 @@ impl Oracle {
     }
 
     /// A message was refused for good.
-    pub fn rejected(&mut self, witness: &Witness, id: ClientMessageId, code: u32) -> MessageIndex {
+    pub(crate) fn rejected(&mut self, witness: &Witness, id: ClientMessageId, code: u32) -> MessageIndex {
         self.next();
         let index = self.by_client_id(witness, id);
         let message = &mut self.messages[index.0 as usize];

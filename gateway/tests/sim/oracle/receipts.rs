@@ -82,7 +82,7 @@ impl Setting {
 
 impl Oracle {
     /// A RECEIPT came.
-    pub fn receipt(&mut self, witness: &mut Witness, receipt: &proto::Receipt, now_us: u64) {
+    pub(crate) fn receipt(&mut self, witness: &mut Witness, receipt: &proto::Receipt, now_us: u64) {
         self.prove_linked(witness);
         let who = witness.name();
         assert!(
@@ -205,7 +205,7 @@ impl Oracle {
     }
 
     /// An application asks for something.
-    pub fn asked(&mut self, witness: &mut Witness, id: u64, request: &proto::rpc::Request) {
+    pub(crate) fn asked(&mut self, witness: &mut Witness, id: u64, request: &proto::rpc::Request) {
         use proto::rpc::Request;
         let order = self.next();
         let asked = match request {

@@ -10,7 +10,7 @@ use super::{Asked, Oracle, Who, Witness, side_of};
 
 impl Oracle {
     /// A request was answered. Says what was marked as read, if that was asked and done.
-    pub fn answered(
+    pub(crate) fn answered(
         &mut self,
         witness: &mut Witness,
         id: u64,
@@ -71,7 +71,7 @@ impl Oracle {
     }
 
     /// The connection ended before an answer.
-    pub fn cancelled(&mut self, witness: &mut Witness, id: u64) {
+    pub(crate) fn cancelled(&mut self, witness: &mut Witness, id: u64) {
         match witness.calls.remove(&id) {
             Some(Asked::Receipts { on, .. }) => witness.lost.push(on),
             Some(_) => {}
@@ -132,7 +132,7 @@ impl Oracle {
     }
 
     /// The server told an error that is about the connection, or about nothing in particular.
-    pub fn server_error(&mut self, witness: &Witness, error: &proto::Error) {
+    pub(crate) fn server_error(&mut self, witness: &Witness, error: &proto::Error) {
         let who = witness.name();
         let linked = &self.users[witness.at.0].devices[witness.at.1];
         let is_fair = match ErrorCode::from_number(error.code) {

@@ -10,7 +10,7 @@ use crate::device::DeviceKey;
 
 /// A request under way.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub(crate) enum Asked {
     /// The conversations, from a page on.
     List,
     Devices {
@@ -31,7 +31,7 @@ pub enum Asked {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Witness {
+pub(crate) struct Witness {
     pub(super) key: DeviceKey,
     pub(super) fetch: bool,
     /// Where its user and device are in the oracle.
@@ -74,16 +74,16 @@ pub struct Witness {
 
 impl Witness {
     /// Whose it is.
-    pub fn key(&self) -> DeviceKey {
+    pub(crate) fn key(&self) -> DeviceKey {
         self.key
     }
 
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.connected
     }
 
     /// The connection is gone. The client cancels its requests one by one.
-    pub fn disconnected(&mut self) {
+    pub(crate) fn disconnected(&mut self) {
         self.connected = false;
         self.window.clear();
         self.window_bytes = 0;
@@ -97,7 +97,7 @@ impl Witness {
 
 impl Oracle {
     /// A process begins. What it knows is what its device has persisted.
-    pub fn launched(&mut self, key: DeviceKey, fetch: bool, before: Option<&Witness>) -> Witness {
+    pub(crate) fn launched(&mut self, key: DeviceKey, fetch: bool, before: Option<&Witness>) -> Witness {
         let at = self.device_index(key);
         let mut lost = Vec::new();
         if let Some(before) = before {

@@ -63,7 +63,7 @@ impl Sleep {
 }
 
 /// The thread of a reactor, with its epoll and its listener.
-pub struct ReactorThread {
+pub(crate) struct ReactorThread {
     /// `None`: it has left.
     pub reactor: Option<Reactor<SimSocket>>,
     pub(super) links: Vec<Arc<Link>>,
@@ -81,7 +81,7 @@ impl ReactorThread {
         (self.is_listening && !self.backlog.is_empty()) || self.watched.iter().any(|(wire, _)| wire.has_edge())
     }
 
-    pub fn can_turn(&self, now_us: u64) -> bool {
+    pub(crate) fn can_turn(&self, now_us: u64) -> bool {
         self.reactor.is_some() && (self.sleep.is_awake(now_us) || (now_us >= self.deaf_until_us && self.has_edges()))
     }
 
@@ -93,7 +93,7 @@ impl ReactorThread {
     }
 
     /// A client's connection waits to be accepted. Gives it back if nobody listens.
-    pub fn connect(&mut self, wire: Wire, socket: SimSocket) -> bool {
+    pub(crate) fn connect(&mut self, wire: Wire, socket: SimSocket) -> bool {
         if self.is_listening {
             self.backlog.push_back((wire, socket));
         }
@@ -186,7 +186,7 @@ impl Disk for Asked {
 }
 
 /// The thread of a hub, with its readers.
-pub struct HubThread {
+pub(crate) struct HubThread {
     /// `None`: it has ended.
     pub driver: Option<Driver>,
     pub volume: u16,
@@ -204,7 +204,7 @@ pub struct HubThread {
 }
 
 impl HubThread {
-    pub fn can_turn(&self, now_us: u64) -> bool {
+    pub(crate) fn can_turn(&self, now_us: u64) -> bool {
         self.driver.is_some() && self.sleep.is_awake(now_us)
     }
 
@@ -247,15 +247,15 @@ impl HubThread {
     }
 
     /// What a reader reads next, for people.
-    pub fn next_read(&self) -> String {
+    pub(crate) fn next_read(&self) -> String {
         self.asked.reads.front().map_or_else(String::new, |read| format!("{read:?}"))
     }
 
-    pub fn can_read(&self) -> bool {
+    pub(crate) fn can_read(&self) -> bool {
         !self.asked.reads.is_empty() && self.held.len() < self.readers
     }
 
-    pub fn can_tell_read(&self, now_us: u64) -> bool {
+    pub(crate) fn can_tell_read(&self, now_us: u64) -> bool {
         self.held.iter().any(|(due_us, _)| *due_us <= now_us)
     }
 
@@ -270,7 +270,7 @@ impl HubThread {
 
 /// The log of a volume, as its writers see it.
 #[derive(Default)]
-pub struct Log {
+pub(crate) struct Log {
     /// Batches handed over, at most one a hub, and what was synced then.
     pub(super) queued: Vec<(HubId, Batch, u64)>,
     /// The group that is being synced, and until when that takes.
@@ -283,15 +283,15 @@ pub struct Log {
 }
 
 impl Log {
-    pub fn can_append(&self) -> bool {
+    pub(crate) fn can_append(&self) -> bool {
         self.syncing.is_empty() && !self.queued.is_empty()
     }
 
-    pub fn can_sync(&self, now_us: u64) -> bool {
+    pub(crate) fn can_sync(&self, now_us: u64) -> bool {
         !self.syncing.is_empty() && self.sync_due_us <= now_us
     }
 
-    pub fn can_tell(&self) -> bool {
+    pub(crate) fn can_tell(&self) -> bool {
         !self.synced.is_empty()
     }
 }
