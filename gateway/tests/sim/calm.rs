@@ -3,10 +3,15 @@
 
 use culver::hub::holdings::Holdings;
 
+use crate::net::Wire;
 use crate::server::FLUSH_S;
 use crate::world::{End, Party, World};
 
-/// Virtual time before the calm, at most.
+/// Events before the calm, at least.
+pub const EVENTS_MIN: u64 = 2000;
+/// Messages that each application sends more where all it was to send did not make so many.
+const SENDS_MORE: u32 = 3;
+/// Virtual time before the calm, at most; unless too little has happened by then.
 const ACTIVE_MAX_US: u64 = 600_000_000;
 /// In calm everything comes to rest in so much virtual time, and so many steps.
 const REST_MAX_US: u64 = 900_000_000;
@@ -18,7 +23,7 @@ impl World {
     /// Everything from the beginning to the end. Panics where a promise is broken.
     pub(crate) fn run(&mut self) {
         let until_us = self.now_us() + ACTIVE_MAX_US;
-        while self.steps < self.plan.steps && self.now_us() < until_us && self.wants_more() {
+        while self.goes_on(until_us) {
             self.step();
             self.check_leaving();
         }
@@ -45,15 +50,25 @@ impl World {
         self.verify("at the end");
     }
 
-    /// Some application has messages to send; looked at now and then.
-    fn wants_more(&self) -> bool {
-        self.steps % 64 != 0 || self.parties.iter().any(|party| party.device.sends_left() > 0)
+    /// Whether the faults go on. Applications that have sent all have more to send as long as little has happened.
+    fn goes_on(&mut self, until_us: u64) -> bool {
+        let is_within_plan = self.steps < self.plan.steps && self.now_us() < until_us;
+        let is_little = self.events < EVENTS_MIN;
+        // Looked at now and then.
+        if self.steps % 64 == 0 && !self.parties.iter().any(|party| party.device.sends_left() > 0) {
+            if !is_little {
+                return false;
+            }
+            self.parties.iter_mut().for_each(|party| party.device.sends_more(SENDS_MORE));
+        }
+        is_within_plan || is_little
     }
 
     fn calm_down(&mut self) {
         self.trace.event(|| "calm".to_owned());
         self.is_calm = true;
         self.engines.iter().for_each(|engine| engine.set_cold_share(0, 0));
+        self.wires.iter().for_each(Wire::grow);
         // Who has too few connections for all gets more.
         if self.plan.connections_max < 1000 {
             self.plan.connections_max = 1000;
@@ -81,7 +96,7 @@ impl World {
         let is_settled = |party: &Party| party.device.is_settled() && !party.device.is_fetch() && !party.may_write;
         self.parties.iter().all(is_settled)
             && self.life.as_ref().is_some_and(|life| life.leaving_since_us.is_none() && life.is_quiet())
-            && self.wires.iter().all(crate::net::Wire::is_quiet)
+            && self.wires.iter().all(Wire::is_quiet)
     }
 
     fn settle(&mut self, when: &str) {

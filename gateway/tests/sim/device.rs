@@ -196,6 +196,11 @@ impl Device {
         self.sends_left
     }
 
+    /// It is to send so many messages more. Only an app sends.
+    pub fn sends_more(&mut self, messages: u32) {
+        self.sends_left += if self.fetch { 0 } else { messages };
+    }
+
     /// A connection is open, to a server that calls tickets below this generation stale.
     pub(crate) fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32) {
         self.server_generation = generation;

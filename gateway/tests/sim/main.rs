@@ -64,6 +64,22 @@ fn bytes_arrive_in_order_and_the_end_behind_them() {
 }
 
 #[test]
+fn buffers_grow_with_what_they_carry() {
+    use std::io::Write;
+    let (wire, mut socket) = net::Wire::new(net::Buffers { to_server: (1, 1), to_client: (1, 4) });
+    wire.grow();
+    let (mut left, mut pieces) = (1_000_000, 0);
+    while left > 0 {
+        left -= socket.write(&vec![0; left]).unwrap();
+        wire.carry_to_client(usize::MAX, false);
+        wire.client_read(usize::MAX, |_| ());
+        pieces += 1;
+    }
+    assert!(pieces < 1000, "{pieces}");
+    assert_eq!(wire.client_room(), 1, "the other direction carried nothing");
+}
+
+#[test]
 fn a_few_seeds_hold() {
     let first = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let count = std::env::var("SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(20);

@@ -10,12 +10,20 @@
 //! - a read takes all that has arrived and fits; only a read that takes less has emptied the socket;
 //! - an edge comes with bytes, FIN and RST that arrive, and when a full send buffer has a third of its room again;
 //! - an edge tells what is so when it is taken, not when it came up.
+//!
+//! Buffers may be told to grow, as kernels' do: one that has carried many times what it holds doubles. So a connection
+//! with buffers of a byte carries any amount in few steps, and grows only while bytes move: growth wakes nobody up.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use culver::reactor::socket::Socket;
+
+/// A buffer that grows doubles whenever it has carried this many times what it holds.
+const FULL_TIMES: usize = 32;
+/// It grows no further.
+const GROWN_MAX: usize = 65_536;
 
 /// Bytes, first in first out.
 #[derive(Debug, Default)]
@@ -74,11 +82,15 @@ struct Pipe {
     arrived: Queue,
     arrived_max: usize,
     fin: Fin,
+    /// Its buffers grow, and have carried so much since the last time.
+    grows: bool,
+    carried: usize,
 }
 
 impl Pipe {
     fn new((sent_max, arrived_max): (usize, usize)) -> Self {
-        Self { sent: Queue::default(), sent_max, arrived: Queue::default(), arrived_max, fin: Fin::Open }
+        let (sent, arrived) = (Queue::default(), Queue::default());
+        Self { sent, sent_max, arrived, arrived_max, fin: Fin::Open, grows: false, carried: 0 }
     }
 
     fn room(&self) -> usize {
@@ -106,12 +118,24 @@ impl Pipe {
         if len > 0 {
             self.arrived.push(&self.sent.front()[..len]);
             self.sent.pop(len);
+            self.grow(len);
         }
         let ends = self.fin == Fin::Sent && self.sent.len() == 0;
         if ends {
             self.fin = Fin::Arrived;
         }
         len > 0 || ends
+    }
+
+    fn grow(&mut self, carried: usize) {
+        self.carried += carried;
+        let smaller = self.sent_max.min(self.arrived_max);
+        if self.grows && smaller < GROWN_MAX && self.carried >= FULL_TIMES * smaller {
+            self.carried = 0;
+            for max in [&mut self.sent_max, &mut self.arrived_max] {
+                *max = if *max == smaller { 2 * smaller } else { *max };
+            }
+        }
     }
 }
 
@@ -286,6 +310,14 @@ impl Wire {
     /// From now on nothing gets through, and nobody is told: a phone without signal, a router without memory.
     pub(crate) fn go_dark(&self) {
         self.0.borrow_mut().is_dark = true;
+    }
+
+    /// From now on its buffers grow with what they carry.
+    pub fn grow(&self) {
+        let conn = &mut *self.0.borrow_mut();
+        for pipe in [&mut conn.to_server, &mut conn.to_client] {
+            (pipe.grows, pipe.carried) = (true, 0);
+        }
     }
 
     /// Whether nothing gets through.

@@ -3,14 +3,13 @@
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use crate::calm::EVENTS_MIN;
 use crate::run::{FAILURES_MAX, Run, Summary, explain, kept, run, run_seeds};
 use crate::source::Source;
 use crate::trace::Trace;
 
 /// Seeds of a run of all tests.
 const SEEDS: u64 = 2000;
-/// Events that a world has at least.
-const EVENTS_MIN: u64 = 2000;
 /// Lines of a trace that are printed.
 const LINES_MAX: usize = 2000;
 

@@ -294,6 +294,9 @@ impl World {
             to_client: (size(&mut self.source, sent), size(&mut self.source, arrived)),
         };
         let (wire, socket) = Wire::new(buffers);
+        if self.is_calm {
+            wire.grow();
+        }
         let is_there = self.life.as_mut().is_some_and(|life| {
             let reactor = self.source.below(life.reactors.len() as u32) as usize;
             life.connect(reactor, wire.clone(), socket)
