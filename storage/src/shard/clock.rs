@@ -66,6 +66,12 @@ impl ExpiryClock {
         self.stopped
     }
 
+    /// When what is seen now was seen: never earlier than by this clock, for by that one its absence will be counted
+    /// when the one on the wall is right again. One that has jumped says nothing.
+    pub(super) fn seen_ms(&self, now_ms: u64) -> u64 {
+        if self.stopped { self.ms } else { self.ms.max(now_ms) }
+    }
+
     /// The earlier of this clock and the one on the wall: by what ages are counted.
     pub(super) fn earlier_ms(&self) -> u64 {
         self.ms.min(self.wall_ms)

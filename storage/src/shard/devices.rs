@@ -24,9 +24,7 @@ impl Shards {
         device: DeviceId,
         now_ms: u64,
     ) -> Result<Decision, EngineError> {
-        // A clock that has jumped says nothing of the day.
-        let day_ms = if self.expiry.is_stopped() { self.expiry.earlier_ms() } else { now_ms };
-        let day = u32::try_from(day_ms / DAY_MS).unwrap_or(u32::MAX);
+        let day = u32::try_from(self.expiry.seen_ms(now_ms) / DAY_MS).unwrap_or(u32::MAX);
         // Most logins change nothing, and leave nothing in memory.
         let decision = known!(self.look(engine, user, |state| match state.device(device) {
             Some(row) if row.seen_day >= day => Decision::Unchanged,

@@ -168,6 +168,27 @@ fn a_clock_a_year_ahead_expires_nothing_and_unlinks_nobody() {
     assert!(world.shards.expiry().stopped);
 }
 
+/// Before the jump is noticed, while it lasts, and after a restart that takes the wrong time for the right one.
+#[test]
+fn who_is_seen_while_the_clock_is_a_year_behind_is_not_away_when_it_is_right_again() {
+    let year_ms = 366 * DAY_MS;
+    let mut world = World::new(Policy::default());
+    let record = world.shards.tick(NOW_MS, 0).expect("a new clock is written at once");
+    world.shards.apply(&record);
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS - year_ms);
+    world.shards.tick(NOW_MS - year_ms, 1000);
+    link(&mut world.shards, &world.engine, 2, 3, NOW_MS - year_ms);
+    commit(&mut world.shards, &world.engine);
+    world.shards = recover(&world.engine, NOW_MS - year_ms);
+    link(&mut world.shards, &world.engine, 2, 4, NOW_MS - year_ms);
+    commit(&mut world.shards, &world.engine);
+    world.shards = recover(&world.engine, NOW_MS);
+    let today = u32::try_from(NOW_MS / DAY_MS).expect("few days");
+    assert_eq!(world.devices().iter().map(|device| device.seen_day).collect::<Vec<_>>(), [today; 4]);
+    assert_eq!(world.fold(), None);
+}
+
 #[test]
 fn downtime_is_no_age() {
     let mut world = World::new(Policy::default());
