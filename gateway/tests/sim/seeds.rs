@@ -13,9 +13,13 @@ const SEEDS: u64 = 2000;
 /// Lines of a trace that are printed.
 const LINES_MAX: usize = 2000;
 
-/// The world, as `scripts/sim` asks for it in the environment: `seeds COUNT FIRST`, `all COUNT FIRST` (however many
-/// fail), `seed N`, `replay FILE` or
-/// `soak HOURS FIRST`. Where nothing is asked for, as many seeds as every run of all tests has.
+/// The world, as `scripts/sim` asks for it in `CULVER_SIM`. Where nothing is asked for, as many seeds as every run of
+/// all tests has.
+///
+/// - `seeds COUNT FIRST`: ends after a few failures, and explains the first: what broke, and a shorter run of it;
+/// - `all COUNT FIRST`: goes on however many fail, and says of each what broke; explains none;
+/// - `soak HOURS FIRST`: seeds for so long, else as `seeds`;
+/// - `seed N` or `replay FILE`: one run and the end of its trace, of `CULVER_SIM_LINES` lines at most.
 #[test]
 fn simulate() {
     let asked = std::env::var("CULVER_SIM").unwrap_or_else(|_| format!("seeds {SEEDS} 0"));
