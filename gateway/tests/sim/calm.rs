@@ -8,7 +8,7 @@ use crate::server::FLUSH_S;
 use crate::world::{End, Party, World};
 
 /// Events before the calm, at least.
-pub const EVENTS_MIN: u64 = 2000;
+pub(crate) const EVENTS_MIN: u64 = 2000;
 /// Messages that each application sends more where all it was to send did not make so many.
 const SENDS_MORE: u32 = 3;
 /// Virtual time before the calm, at most; unless too little has happened by then.
@@ -55,7 +55,7 @@ impl World {
         let is_within_plan = self.steps < self.plan.steps && self.now_us() < until_us;
         let is_little = self.events < EVENTS_MIN;
         // Looked at now and then.
-        if self.steps % 64 == 0 && !self.parties.iter().any(|party| party.device.sends_left() > 0) {
+        if self.steps.is_multiple_of(64) && !self.parties.iter().any(|party| party.device.sends_left() > 0) {
             if !is_little {
                 return false;
             }

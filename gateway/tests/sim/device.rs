@@ -197,7 +197,7 @@ impl Device {
     }
 
     /// It is to send so many messages more. Only an app sends.
-    pub fn sends_more(&mut self, messages: u32) {
+    pub(crate) fn sends_more(&mut self, messages: u32) {
         self.sends_left += if self.fetch { 0 } else { messages };
     }
 

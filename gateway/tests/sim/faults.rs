@@ -12,6 +12,9 @@ use crate::world::{End, World};
 const JUMPS_MS: [i64; 10] =
     [1_000, -1_000, 50, -50, 3_600_000, -3_600_000, 86_400_000, -86_400_000, 365 * 86_400_000, -365 * 86_400_000];
 
+/// Longest damage to a log.
+const DAMAGED_MAX: usize = 200;
+
 impl World {
     /// This goes wrong now, if it can.
     pub(crate) fn inflict(&mut self, fault: Fault) {
@@ -28,12 +31,12 @@ impl World {
                 if open.is_empty() {
                     return;
                 }
-                let at = open[self.source.below(open.len() as u32) as usize];
+                let at = open[self.source.index(open.len())];
                 let wire = self.parties[at].wire.as_ref().expect("just looked");
                 if fault == Fault::Cut { wire.cut() } else { wire.go_dark() }
             }
             Fault::HalfOpen => {
-                let at = self.source.below(self.parties.len() as u32) as usize;
+                let at = self.source.index(self.parties.len());
                 let now_us = self.now_us();
                 if let Some(wire) = self.parties[at].wire.take() {
                     wire.go_dark();
@@ -43,7 +46,7 @@ impl World {
                 }
             }
             Fault::Stall => {
-                let at = self.source.below(self.parties.len() as u32) as usize;
+                let at = self.source.index(self.parties.len());
                 let longest_us = self.source.pick(&[1_000, 100_000, 3_000_000]);
                 let until_us = self.now_us() + u64::from(self.source.below(longest_us));
                 self.parties[at].stalled_until_us = until_us;
@@ -60,7 +63,7 @@ impl World {
                 self.engines.iter().for_each(|engine| engine.set_cold_share(seed, share));
             }
             Fault::Flush | Fault::Compact if self.life.is_some() => {
-                let volume = self.source.below(self.engines.len() as u32) as usize;
+                let volume = self.source.index(self.engines.len());
                 let engine = Arc::clone(&self.engines[volume]);
                 if engine.unsynced_len() > 0 {
                     return;
@@ -84,7 +87,7 @@ impl World {
     /// reached the disk nobody knows.
     fn fail_log(&mut self, at_write: bool) {
         let Some(life) = &mut self.life else { return };
-        let volume = self.source.below(self.engines.len() as u32) as usize;
+        let volume = self.source.index(self.engines.len());
         if at_write && life.logs[volume].can_append() {
             self.append(volume, u64::MAX);
         } else if self.engines[volume].unsynced_len() == 0 {
@@ -100,13 +103,13 @@ impl World {
     /// A copy of a volume is damaged somewhere in its log. It must be refused if a later record proves that what is
     /// damaged had been synced, and opened if none does.
     fn probe(&mut self) {
-        let volume = self.source.below(self.engines.len() as u32) as usize;
+        let volume = self.source.index(self.engines.len());
         let copy = self.engines[volume].fork();
         let written = self.written[volume].clone();
         let Some(len) = written.last().map(|last| last.end) else { return };
         assert_eq!(len, copy.log_len(), "every record of the log is noted, of volume {volume}: {written:?}");
-        let at = self.source.below(len as u32) as usize;
-        let damaged = 1 + self.source.below(self.source_len(len - at)) as usize;
+        let at = self.source.index(len);
+        let damaged = 1 + self.source.index((len - at).min(DAMAGED_MAX));
         // What pads a block means nothing.
         let is_padding = (at..at + damaged).any(|at| at % BLOCK_LEN > BLOCK_LEN - 16);
         if is_padding {
@@ -136,9 +139,5 @@ impl World {
             }
             Err(error) => assert!(is_proven, "a torn tail is cut off: volume {volume} was refused: {error}"),
         }
-    }
-
-    fn source_len(&self, left: usize) -> u32 {
-        left.min(200) as u32
     }
 }

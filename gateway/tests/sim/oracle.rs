@@ -107,11 +107,6 @@ impl Oracle {
         self.known_since = self.next();
     }
 
-    /// Messages that applications wanted to send, so far.
-    pub(crate) fn submitted_count(&self) -> usize {
-        self.messages.len()
-    }
-
     fn next(&mut self) -> u64 {
         self.order += 1;
         self.order
@@ -140,13 +135,22 @@ fn side_of(conversation: ConversationId, user: UserId) -> usize {
     usize::from(conversation.direct_users().is_some_and(|(lesser, _)| lesser != user))
 }
 
+/// Where a number that counts from 1 stands in a list of what is counted.
+fn slot(number: u64) -> usize {
+    usize::try_from(number).expect("a machine of 64 bits") - 1
+}
+
+fn word_of(number: u64) -> usize {
+    usize::try_from(number / 64).expect("a machine of 64 bits")
+}
+
 /// A set of numbers, none of them great.
 #[derive(Clone, Debug, Default)]
 struct Bits(Vec<u64>);
 
 impl Bits {
     fn set(&mut self, number: u64) {
-        let at = (number / 64) as usize;
+        let at = word_of(number);
         if self.0.len() <= at {
             self.0.resize(at + 1, 0);
         }
@@ -154,7 +158,7 @@ impl Bits {
     }
 
     fn has(&self, number: u64) -> bool {
-        self.0.get((number / 64) as usize).is_some_and(|word| word >> (number % 64) & 1 == 1)
+        self.0.get(word_of(number)).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 }
 

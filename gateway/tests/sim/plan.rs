@@ -183,7 +183,7 @@ pub(crate) struct Plan {
     /// Their kinds, each as often as it weighs.
     pub kinds: Vec<Fault>,
     /// Lookups, in a thousand, that memory cannot answer.
-    pub cold: u32,
+    pub cold: u16,
     /// Restarts raise the generation of tickets.
     pub generations: bool,
     /// Lives whose journal is kept and replayed, in a thousand.
@@ -197,10 +197,10 @@ impl Plan {
     pub(crate) fn new(source: &mut Source) -> Self {
         let users = source.range(2, 6);
         let devices_max = source.range(1, 4);
-        let devices = (0..users).map(|_| source.range(1, devices_max) as u16).collect();
+        let devices = (0..users).map(|_| source.number(1, devices_max)).collect();
         let volumes = source.pick(&[1, 1, 1, 2, 3]);
         let shards = source.pick(&[8, 4, 16, 64]).max(volumes * 4);
-        let hubs_max = (volumes + source.below(4) as u16).min(4);
+        let hubs_max = (volumes + source.number::<u16>(0, 3)).min(4);
         let (faults, kinds) = faults(source);
         let is_tight = source.chance(500);
         let sizes = if is_tight { Sizes::tight(source) } else { Sizes::wide(source) };
@@ -228,14 +228,14 @@ impl Plan {
             volumes,
             shards,
             hubs_max,
-            reactors_max: source.range(1, 3) as u16,
-            readers: source.range(1, 4) as usize,
+            reactors_max: source.number(1, 3),
+            readers: source.number(1, 4),
             sizes,
             quota_entries: if source.chance(80) { source.range(3, 40) } else { 100_000 },
             retention_ms: if source.chance(60) { source.range(500, 60_000) } else { 365 * 86_400_000 },
             unlink_days: if source.chance(60) { 1 } else { 90 },
             keep_alive_s: source.pick(&[0, 5, 5, 30]),
-            connections_max: if source.chance(50) { source.range(1, 3) as usize } else { 1000 },
+            connections_max: if source.chance(50) { source.number(1, 3) } else { 1000 },
             step_us: source.pick(&[5, 20, 50]),
             lazy,
             sync_us: source.pick(&[0, 100, 1000, 30_000]),
@@ -364,24 +364,24 @@ impl Sizes {
 
     /// So that everything is full now and then.
     fn tight(source: &mut Source) -> Self {
-        let commands = source.range(3, 24) as usize;
+        let commands = source.number(3, 24);
         Self {
             commands,
-            kept: 1 + source.below(commands as u32 - 2) as usize,
-            replies: commands + source.below(24) as usize,
-            deliveries: source.range(2, 24) as usize,
-            mail: source.range(1, 12) as usize,
+            kept: 1 + source.index(commands - 2),
+            replies: commands + source.index(24),
+            deliveries: source.number(2, 24),
+            mail: source.number(1, 12),
             read_len: source.pick(&[8192, 256, 20, 1]),
             unsent_len_max: source.pick(&[256 * 1024, 4096, 200]),
-            effects_a_turn: source.range(1, 64) as usize,
-            pages_a_turn: source.range(1, 4) as usize,
-            reads_a_turn: source.range(1, 4) as usize,
-            reads_outstanding: source.range(1, 24) as usize,
+            effects_a_turn: source.number(1, 64),
+            pages_a_turn: source.number(1, 4),
+            reads_a_turn: source.number(1, 4),
+            reads_outstanding: source.number(1, 24),
             batch_bytes: source.pick(&[4 << 20, 4096, 600]),
-            parked_sends: source.range(1, 16) as usize,
-            parked_arrivals: source.range(8, 16) as usize,
-            parked_of_stream: source.range(1, 8) as usize,
-            folds: source.range(1, 4) as usize,
+            parked_sends: source.number(1, 16),
+            parked_arrivals: source.number(8, 16),
+            parked_of_stream: source.number(1, 8),
+            folds: source.number(1, 4),
             sweep_ms: source.pick(&[600_000, 2_000, 200]),
             cached: source.pick(&[1000, 8, 2]),
             awaited: source.pick(&[1000, 5]),
@@ -396,18 +396,18 @@ impl Sizes {
 fn faults(source: &mut Source) -> (u32, Vec<Fault>) {
     let kinds = match source.below(20) {
         0..3 => return (0, Vec::new()),
-        3..13 => source.range(1, 3) as usize,
-        13..17 => source.range(4, 8) as usize,
+        3..13 => source.number(1, 3),
+        13..17 => source.number(4, 8),
         _ => Fault::ALL.len(),
     };
     let mut left = Fault::ALL.to_vec();
     let mut chosen = Vec::new();
     for _ in 0..kinds {
-        let kind = left.swap_remove(source.below(left.len() as u32) as usize);
+        let kind = left.swap_remove(source.index(left.len()));
         chosen.extend(std::iter::repeat_n(kind, kind.weight() as usize));
     }
     // What restarts the server cannot happen as often as what meets one connection.
     let least = chosen.iter().filter(|kind| kind.weight() == 1).count() * 100 / chosen.len();
     let most = if least > 50 { 15 } else { 80 };
-    (source.range(2, most) as u32, chosen)
+    (source.number(2, most), chosen)
 }

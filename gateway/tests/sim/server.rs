@@ -25,12 +25,13 @@ use culver::reactor::{Epochs, Reactor, Surroundings};
 use culver_protocol::id::Incarnation;
 use culver_storage::batch::Batch;
 use culver_storage::engine::Engine;
+use culver_storage::filter::Retention;
 use culver_storage::memory::MemoryEngine;
 use culver_storage::reader::{Engines, read};
 use culver_storage::shard::{Shards, replay};
 use culver_storage::topology::{HubId, Topology};
 
-use self::threads::{Asked, HubThread, Log, ReactorThread, Sleep};
+use self::threads::{HubThread, Log, ReactorThread, Sleep};
 use crate::net::{SimSocket, Wire};
 use crate::plan::Plan;
 use crate::source::Source;
@@ -62,7 +63,10 @@ pub(crate) fn authenticator(generation: u32) -> Arc<Authenticator> {
     while made.len() < generation as usize {
         let keys = KEYS.get_or_init(|| TokenKeys::generate().expect("a key pair"));
         let tokens = TokenVerifier::new(&keys.public_pem, &config::Token::default()).expect("its public half");
-        let settings = config::Ticket { life_s: config::TICKET_LIFE_S_MAX, generation: made.len() as u32 + 1 };
+        let settings = config::Ticket {
+            life_s: config::TICKET_LIFE_S_MAX,
+            generation: 1 + u32::try_from(made.len()).expect("few"),
+        };
         let tickets = TicketSealer::new(&TicketKey::new([5; 32]), settings, INCARNATION);
         made.push(Arc::new(Authenticator::new(tokens, tickets)));
     }
@@ -72,7 +76,6 @@ pub(crate) fn authenticator(generation: u32) -> Arc<Authenticator> {
 /// See the module.
 pub(crate) struct Life {
     pub topology: Arc<Topology>,
-    pub generation: u32,
     pub reactors: Vec<ReactorThread>,
     pub hubs: Vec<HubThread>,
     pub logs: Vec<Log>,
@@ -115,15 +118,10 @@ impl Life {
     ) -> Option<Self> {
         let topology = topology(plan, start.hubs);
         let metrics = Arc::new(Metrics::new(start.reactors.into(), start.hubs.into()));
-        let (hub_bounds, mail_bounds) = (plan.sizes.of_hubs(), plan.sizes.of_links());
         let now = clocks.now();
         let mut hubs = Vec::new();
         for id in (0..start.hubs).map(HubId) {
-            let engine: Arc<dyn Engine> = Arc::<MemoryEngine>::clone(&engines[usize::from(topology.volume_of_hub(id))]);
-            let policy = plan.policy();
-            let shards = Shards::recover(&*engine, Arc::clone(&topology), id, policy, now.wall_ms, now.mono_ms())
-                .expect("what was written can be read");
-            let mut hub = Hub::new(engine, shards, INCARNATION, Arc::clone(&topology), id, hub_bounds);
+            let mut hub = recover(plan, &topology, id, engines, now);
             if start.keeps_journal {
                 hub.keep_journal();
             }
@@ -134,13 +132,7 @@ impl Life {
         }
         let begun_with = start.keeps_journal.then(|| (engines.iter().map(|engine| engine.fork()).collect(), now));
         let woken: Vec<Arc<AtomicBool>> = hubs.iter().map(|_| Arc::default()).collect();
-        let inboxes: Vec<Arc<Inbox>> = woken
-            .iter()
-            .map(|woken| {
-                let woken = Arc::clone(woken);
-                Arc::new(Inbox::new(hub_bounds.reads_outstanding, move || woken.store(true, Ordering::Relaxed)))
-            })
-            .collect();
+        let inboxes: Vec<Arc<Inbox>> = woken.iter().map(|woken| new_inbox(plan, woken)).collect();
         let around = Surroundings {
             config: Arc::new(plan.config()),
             authenticator: authenticator(start.generation),
@@ -151,46 +143,29 @@ impl Life {
             connections_max: plan.connections_max,
             bounds: plan.sizes.of_reactors(),
         };
+        let bounds = plan.sizes.of_links();
         let reactors: Vec<ReactorThread> =
-            (0..start.reactors).map(|number| new_reactor(number, &inboxes, mail_bounds, &around)).collect();
+            (0..start.reactors).map(|number| new_reactor(number, &inboxes, bounds, &around)).collect();
         let mail = links_between(hubs.len(), plan.sizes.mail);
         let retention: Vec<_> = engines.iter().map(|engine| engine.retention()).collect();
-        let hubs = hubs.into_iter().zip(0_u16..).map(|(hub, number)| {
-            let at = usize::from(number);
-            let port = |thread: &ReactorThread| ReactorPort {
-                link: Arc::clone(&thread.links[at]),
-                bell: Arc::clone(&thread.bell),
-            };
-            let ports: Vec<ReactorPort> = reactors.iter().map(port).collect();
-            let links = ports.iter().map(|port| Arc::clone(&port.link)).collect();
-            let others = mail[at]
-                .iter()
-                .zip(&inboxes)
-                .map(|(link, inbox)| HubPort { link: Arc::clone(link), bell: bell_of(inbox) });
-            let volume = topology.volume_of_hub(HubId(number));
-            let (inbox, retention) = (Arc::clone(&inboxes[at]), Arc::clone(&retention[usize::from(volume)]));
-            HubThread {
-                driver: Some(Driver::new(hub, Arc::clone(&inbox), ports, others.collect(), retention)),
-                volume,
-                inbox,
-                links,
-                mail: mail[at].clone(),
-                sleep: Sleep::new(Arc::clone(&woken[at])),
-                asked: Asked::default(),
-                held: Vec::new(),
-                readers: plan.readers,
-                journal: Vec::new(),
-                sealed: begun_with.is_some().then(Vec::new),
-            }
-        });
-        let hubs = hubs.collect();
+        let new_hub = |(at, hub): (usize, Hub)| {
+            let volume = topology.volume_of_hub(hub.id());
+            let driver = new_driver(hub, &inboxes, &reactors, &mail[at], &retention[usize::from(volume)]);
+            let links = reactors.iter().map(|thread| Arc::clone(&thread.links[at])).collect();
+            let sleep = Sleep::new(Arc::clone(&woken[at]));
+            let mut thread = HubThread::new(driver, volume, Arc::clone(&inboxes[at]), links, sleep);
+            thread.mail.clone_from(&mail[at]);
+            thread.readers = plan.readers;
+            thread.sealed = start.keeps_journal.then(Vec::new);
+            thread
+        };
+        let hubs = hubs.into_iter().enumerate().map(new_hub).collect();
         let readable = Engines {
             engines: engines.iter().map(|engine| Arc::clone(engine) as Arc<dyn Engine>).collect(),
             topology: Topology::clone(&topology),
         };
         Some(Self {
             topology,
-            generation: start.generation,
             reactors,
             hubs,
             logs: engines.iter().map(|engine| Log { sequence: engine.sequence_synced(), ..Log::default() }).collect(),
@@ -226,7 +201,7 @@ impl Life {
             if let Some(sealed) = &mut hub.sealed {
                 sealed.push(batch.clone());
             }
-            self.logs[volume].queued.push((HubId(at as u16), batch, synced));
+            self.logs[volume].queued.push((hub.id, batch, synced));
         }
         events
     }
@@ -256,7 +231,7 @@ impl Life {
     ) -> u64 {
         let log = &mut self.logs[volume];
         let mut group = Vec::new();
-        let first = source.below(log.queued.len() as u32) as usize;
+        let first = source.index(log.queued.len());
         group.push(log.queued.remove(first));
         while !log.queued.is_empty() && !source.chance(300) {
             group.push(log.queued.remove(0));
@@ -287,7 +262,7 @@ impl Life {
 
     pub(crate) fn tell_synced(&mut self, volume: usize, source: &mut Source) -> u64 {
         let log = &mut self.logs[volume];
-        let (hub, number) = log.synced.remove(source.below(log.synced.len() as u32) as usize);
+        let (hub, number) = log.synced.remove(source.index(log.synced.len()));
         self.hubs[hub.index()].inbox.post_durable(number);
         1
     }
@@ -358,9 +333,9 @@ impl Life {
                 return Some(format!("reactor {number} has something under way"));
             }
         }
-        for (number, thread) in self.hubs.iter().enumerate() {
+        for thread in &self.hubs {
             let Some(driver) = &thread.driver else { continue };
-            let (hub, waiting) = (driver.hub(), thread.waiting(HubId(number as u16)));
+            let (hub, waiting) = (driver.hub(), thread.waiting());
             let (reads, held) = (thread.asked.reads.len(), thread.held.len());
             let is_quiet = hub.is_settled()
                 && !hub.has_untaken()
@@ -371,8 +346,9 @@ impl Life {
                 && waiting + reads + held == 0;
             if !is_quiet {
                 return Some(format!(
-                    "hub {number}: settled {}, untaken {}, hungry {}, unsent mail {}, notices {}, waiting {waiting}, \
+                    "hub {}: settled {}, untaken {}, hungry {}, unsent mail {}, notices {}, waiting {waiting}, \
                      reads {reads}, held {held}, parked {}, writing {}",
+                    thread.id,
                     hub.is_settled(),
                     hub.untaken(),
                     hub.is_hungry(),
@@ -393,6 +369,36 @@ impl Life {
         let hubs: Vec<_> = self.hubs.iter().map(|thread| thread.sleep.until_us).collect();
         format!("reactors sleep until {reactors:?}, hubs until {hubs:?}")
     }
+}
+
+/// What a hub knows when its process begins: what its disk holds.
+fn recover(plan: &Plan, topology: &Arc<Topology>, id: HubId, engines: &[Arc<MemoryEngine>], now: Now) -> Hub {
+    let engine: Arc<dyn Engine> = Arc::<MemoryEngine>::clone(&engines[usize::from(topology.volume_of_hub(id))]);
+    let shards = Shards::recover(&*engine, Arc::clone(topology), id, plan.policy(), now.wall_ms, now.mono_ms())
+        .expect("what was written can be read");
+    Hub::new(engine, shards, INCARNATION, Arc::clone(topology), id, plan.sizes.of_hubs())
+}
+
+fn new_inbox(plan: &Plan, woken: &Arc<AtomicBool>) -> Arc<Inbox> {
+    let woken = Arc::clone(woken);
+    Arc::new(Inbox::new(plan.sizes.reads_outstanding, move || woken.store(true, Ordering::Relaxed)))
+}
+
+/// A hub among its reactors and the other hubs.
+fn new_driver(
+    hub: Hub,
+    inboxes: &[Arc<Inbox>],
+    reactors: &[ReactorThread],
+    mail: &[Arc<HubLink>],
+    retention: &Arc<Retention>,
+) -> Driver {
+    let at = hub.id().index();
+    let port =
+        |thread: &ReactorThread| ReactorPort { link: Arc::clone(&thread.links[at]), bell: Arc::clone(&thread.bell) };
+    let ports = reactors.iter().map(port).collect();
+    let others = mail.iter().zip(inboxes);
+    let others = others.map(|(link, inbox)| HubPort { link: Arc::clone(link), bell: bell_of(inbox) }).collect();
+    Driver::new(hub, Arc::clone(&inboxes[at]), ports, others, Arc::clone(retention))
 }
 
 fn new_reactor(number: u16, inboxes: &[Arc<Inbox>], bounds: mailbox::Bounds, around: &Surroundings) -> ReactorThread {

@@ -3,6 +3,8 @@
 //! Owns the random numbers; never looks at what they are used for. 0 is always the tamest choice: no fault, no delay,
 //! the first of several, the smallest. A list of choices is therefore a run whichever of them are lowered or left out.
 
+use std::fmt::Debug;
+
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
@@ -74,17 +76,40 @@ impl Source {
         match u32::try_from(choices) {
             Ok(choices) => lo + u64::from(self.below(choices)),
             // Too wide for one choice: the share of it is chosen.
-            Err(_) => lo + (u128::from(self.below(u32::MAX)) * u128::from(choices) / u128::from(u32::MAX)) as u64,
+            Err(_) => {
+                let share = u128::from(self.below(u32::MAX)) * u128::from(choices) / u128::from(u32::MAX);
+                lo + u64::try_from(share).expect("less than all there are")
+            }
         }
+    }
+
+    /// One of `lo..=hi`, as a number of another width.
+    pub(crate) fn number<T: TryFrom<u64, Error: Debug>>(&mut self, lo: u64, hi: u64) -> T {
+        self.range(lo, hi).try_into().expect("the width asked for holds the greatest")
+    }
+
+    /// A place in a list of so many; 0 if it is empty.
+    #[inline]
+    pub(crate) fn index(&mut self, len: usize) -> usize {
+        self.below(u32::try_from(len).expect("a world's lists are short")) as usize
     }
 
     /// One of a list; the first is the tamest.
     pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u32) as usize]
+        of[self.index(of.len())]
     }
 
     /// What was chosen so far.
     pub(crate) fn taken(&self) -> &[u32] {
         &self.taken
     }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_choices() {
+    let mut seeded = Source::seeded(7);
+    let first: Vec<u64> = (0..100).map(|n| seeded.range(0, n)).collect();
+    let mut again = Source::replay(seeded.taken().to_vec());
+    assert_eq!(first, (0..100).map(|n| again.range(0, n)).collect::<Vec<_>>());
+    assert_eq!((again.below(9), again.chance(999), again.range(3, 9)), (0, false, 3), "beyond the end all is tame");
 }

@@ -2,7 +2,7 @@
 //! when nothing can move.
 
 use crate::net::{ClientEnd, MOVED};
-use crate::plan::{Fault, Worker};
+use crate::plan::Worker;
 use crate::server::Life;
 use crate::world::{End, World, Written};
 
@@ -85,7 +85,7 @@ impl World {
     /// Somebody who can move: not the laziest, and everybody in turn where the choices are tame.
     fn next_actor(&mut self) -> Option<Actor> {
         let count = self.actor_count();
-        let start = self.turn + 1 + self.source.below(count as u32) as usize;
+        let start = self.turn + 1 + self.source.index(count);
         let mut lazy = None;
         for number in (start..start + count).map(|number| number % count) {
             let actor = self.actor(number);
@@ -362,15 +362,9 @@ impl World {
 
     /// A fault of one of the plan's kinds.
     fn fault(&mut self) {
-        let kinds = self.plan.kinds.len() as u32;
-        let kind = self.plan.kinds[self.source.below(kinds) as usize];
+        let kind = self.source.pick(&self.plan.kinds);
         self.events += 1;
         self.trace.event(|| format!("fault: {kind:?}"));
         self.inflict(kind);
-    }
-
-    /// The plan's faults include this one.
-    pub(crate) fn may(&self, fault: Fault) -> bool {
-        self.plan.kinds.contains(&fault)
     }
 }

@@ -58,11 +58,6 @@ impl Trace {
         self.hash.finish()
     }
 
-    /// Lines kept.
-    pub(crate) fn len(&self) -> usize {
-        self.lines.len()
-    }
-
     /// The last lines, each with its time.
     pub(crate) fn text(&self, lines_max: usize) -> String {
         let mut text = String::new();

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use culver::auth::Identity;
 use culver::clock::Clock;
-use culver_protocol::id::{DeviceId, InboxSeq, UserId};
+use culver_protocol::id::{DeviceId, UserId};
 use culver_storage::engine::Engine;
 use culver_storage::memory::{Loss, MemoryEngine};
-use culver_storage::reader::{Engines, read_inbox};
+use culver_storage::reader::Engines;
 use culver_storage::verify::verify_engines;
 
 use crate::device::{Device, DeviceKey, Nature, Want};
@@ -161,13 +161,13 @@ impl World {
             random_ids: self.source.chance(200),
             forgets_sends: self.source.chance(100),
             repeats: self.source.chance(200),
-            payload_max: self.plan.payload_max as u32,
+            payload_max: u32::try_from(self.plan.payload_max).expect("a message is short"),
             credit_entries: self.plan.credit_entries,
             keep_alive_s: self.plan.keep_alive_s,
         };
         let killed = if self.plan.kinds.contains(&Fault::AppKilled) { self.source.pick(&[20, 5, 60]) } else { 0 };
-        for user in 1..=self.plan.users {
-            for device in 1..=self.plan.devices[user as usize - 1] {
+        for (user, devices) in (1..).zip(self.plan.devices.clone()) {
+            for device in 1..=devices {
                 let key = DeviceKey { user: UserId(user), device: DeviceId(device) };
                 // Some devices of a world are well-behaved.
                 let its =
@@ -287,7 +287,7 @@ impl World {
         self.parties[at].connect_at_us = None;
         let (sent, arrived) = self.plan.buffers_max;
         let size = |source: &mut Source, most: usize| {
-            if source.chance(200) { source.range(1, most as u64) as usize } else { most }
+            if source.chance(200) { source.number(1, most as u64) } else { most }
         };
         let buffers = Buffers {
             to_server: (size(&mut self.source, sent), size(&mut self.source, arrived)),
@@ -298,7 +298,7 @@ impl World {
             wire.grow();
         }
         let is_there = self.life.as_mut().is_some_and(|life| {
-            let reactor = self.source.below(life.reactors.len() as u32) as usize;
+            let reactor = self.source.index(life.reactors.len());
             life.connect(reactor, wire.clone(), socket)
         });
         let key = self.parties[at].device.key();
@@ -330,8 +330,8 @@ impl World {
             self.generation += 1;
         }
         let start = Start {
-            hubs: self.plan.hubs_max - self.source.below(u32::from(self.plan.hubs_max - self.plan.volumes) + 1) as u16,
-            reactors: self.source.range(1, self.plan.reactors_max.into()) as u16,
+            hubs: self.plan.hubs_max - self.source.number::<u16>(0, u64::from(self.plan.hubs_max - self.plan.volumes)),
+            reactors: self.source.number(1, self.plan.reactors_max.into()),
             generation: self.generation,
             keeps_journal: self.source.chance(self.plan.journals),
         };
@@ -360,7 +360,7 @@ impl World {
             let len = engine.log_len();
             self.written[volume].retain(|written| written.end <= len);
         }
-        let cold = if self.is_calm { 0 } else { self.plan.cold as u16 };
+        let cold = if self.is_calm { 0 } else { self.plan.cold };
         engine.set_cold_share(u64::from(self.lives), cold);
     }
 
@@ -401,11 +401,11 @@ impl World {
         let keep = match self.source.below(4) {
             0 => unsynced,
             1 => 0,
-            _ => self.source.below(unsynced as u32 + 1) as usize,
+            _ => self.source.index(unsynced + 1),
         };
         let hole = (keep > 0 && self.source.chance(400)).then(|| {
-            let begin = self.source.below(keep as u32) as usize;
-            begin..begin + 1 + self.source.below((keep - begin) as u32) as usize
+            let begin = self.source.index(keep);
+            begin..begin + 1 + self.source.index(keep - begin)
         });
         Loss { keep, hole }
     }
@@ -418,24 +418,5 @@ impl World {
         };
         let report = verify_engines(&engines).expect("what was written can be read");
         assert!(report.is_clean(), "the disks are in order {when}: {:#?}", report.findings);
-    }
-
-    /// What is in everybody's inbox, for people.
-    pub(crate) fn inboxes(&self) -> String {
-        let engines = Engines {
-            engines: self.engines.iter().map(|engine| Arc::clone(engine) as Arc<dyn Engine>).collect(),
-            topology: (*topology(&self.plan, self.plan.hubs_max)).clone(),
-        };
-        let mut text = String::new();
-        for user in (1..=self.plan.users).map(UserId) {
-            let page = read_inbox(&engines, user, DeviceId(0), InboxSeq(0), usize::MAX, usize::MAX);
-            for entry in page.map_or_else(|_| Vec::new(), |page| page.entries) {
-                text += &format!(
-                    "inbox of {user}: {} is {} of {:?}, from device {} of {}\n",
-                    entry.inbox_seq, entry.conversation_seq, entry.conversation, entry.sender_device, entry.sender
-                );
-            }
-        }
-        text
     }
 }

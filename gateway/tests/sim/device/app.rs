@@ -167,13 +167,9 @@ impl Device {
     }
 
     fn persist_some(&mut self, source: &mut Source, oracle: &mut Oracle) {
-        let entries = if source.chance(self.nature.late) {
-            source.below(self.unstored.len() as u32 + 1) as usize
-        } else {
-            usize::MAX
-        };
+        let entries = if source.chance(self.nature.late) { source.index(self.unstored.len() + 1) } else { usize::MAX };
         let receipts = if source.chance(self.nature.late_receipts) {
-            source.below(self.unstored_receipts.len() as u32 + 1) as usize
+            source.index(self.unstored_receipts.len() + 1)
         } else {
             usize::MAX
         };
@@ -247,13 +243,13 @@ impl Device {
             choice => {
                 let readable = {
                     let store = self.store.borrow();
-                    let nth = source.below(store.readable.len() as u32) as usize;
+                    let nth = source.index(store.readable.len());
                     store.readable.iter().nth(nth).map(|(conversation, seq)| (*conversation, *seq))
                 };
                 let Some((conversation, last)) = readable else { return };
                 let seq = match choice {
                     2 => u64::MAX,
-                    3 => u64::from(source.below(last as u32)) + 1,
+                    3 => source.range(1, last),
                     _ => last,
                 };
                 Request::MarkRead(proto::MarkRead { conversation: Bytes::copy_from_slice(&conversation.0), seq })

@@ -6,7 +6,7 @@ use culver_protocol::proto;
 
 use super::messages::MessageIndex;
 use super::receipts::Setting;
-use super::{Bits, Oracle, Who, Witness, side_of};
+use super::{Bits, Oracle, Who, Witness, side_of, slot};
 
 /// A user, and what is known of the inbox.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl User {
 
     /// Which message has a place, if that is known.
     pub(super) fn at(&self, place: u64) -> Option<MessageIndex> {
-        self.places.get(place.checked_sub(1)? as usize).copied().flatten()
+        self.places.get((place > 0).then(|| slot(place))?).copied().flatten()
     }
 }
 
@@ -233,7 +233,7 @@ impl Oracle {
         let user = &mut users[witness.at.0];
         let linked = &mut user.devices[witness.at.1];
         for place in linked.claimed + 1..=through {
-            let index = user.places.get(place as usize - 1).copied().flatten();
+            let index = user.places.get(slot(place)).copied().flatten();
             let Some(index) = index.filter(|_| linked.stored.has(place)) else { continue };
             let message = &mut messages[index.0 as usize];
             if message.from.user != user.id {
@@ -330,7 +330,7 @@ impl Oracle {
             return;
         }
         assert!(place > 0, "places count from 1: {id} has 0 in user {of}'s inbox");
-        let at = place as usize - 1;
+        let at = slot(place);
         if user.places.len() <= at {
             assert!(
                 at < message_count,

@@ -9,7 +9,7 @@ use culver_protocol::message::Accepted;
 use culver_protocol::proto;
 
 use super::receipts::Side;
-use super::{How, Oracle, Who, Witness, name};
+use super::{How, Oracle, Who, Witness, name, slot};
 use crate::device::DeviceKey;
 
 /// The number of a message in the oracle.
@@ -97,14 +97,14 @@ impl Oracle {
         now_us: u64,
     ) -> (MessageIndex, ClientMessageId, Bytes) {
         let order = self.next();
-        let index = MessageIndex(self.messages.len() as u32);
+        let index = MessageIndex(u32::try_from(self.messages.len()).expect("a run is short"));
         let key = witness.key();
         let scattered = u64::from(index.0).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
         let high = if random_id { scattered } else { u64::from(index.0) + 1 };
         let mut id = [0; 16];
         id[..8].copy_from_slice(&high.to_be_bytes());
         id[12..].copy_from_slice(&index.0.to_be_bytes());
-        let mut payload = vec![scattered as u8; len.max(INDEX_LEN)];
+        let mut payload = vec![scattered.to_le_bytes()[0]; len.max(INDEX_LEN)];
         payload[..INDEX_LEN].copy_from_slice(&index.0.to_le_bytes());
         let (id, payload) = (ClientMessageId(id), Bytes::from(payload));
         let validity = match conversation.direct_users() {
@@ -285,7 +285,7 @@ impl Oracle {
         let is_simple = self.has_one_device(conversation, from);
         assert!(fact.seq > 0, "conversation seqs count from 1: {id} has 0 by {how}");
         let talk = self.talks.entry(conversation).or_default();
-        let at = fact.seq as usize - 1;
+        let at = slot(fact.seq);
         if talk.by_seq.len() <= at {
             assert!(
                 at < self.messages.len(),

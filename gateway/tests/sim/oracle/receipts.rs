@@ -4,7 +4,7 @@ use culver_protocol::id::{ConversationId, UserId};
 use culver_protocol::message::MarkView;
 use culver_protocol::proto;
 
-use super::{Asked, Oracle, Who, Witness, side_of};
+use super::{Asked, Oracle, Who, Witness, side_of, slot};
 
 /// What concerns one user in a conversation.
 #[derive(Debug, Default)]
@@ -167,7 +167,7 @@ impl Oracle {
         // Of a peer with several devices a later one may have had what an earlier one still lacks.
         while is_simple && own.delivered_checked < own.delivered_told {
             own.delivered_checked += 1;
-            let Some(index) = talk.by_seq.get(own.delivered_checked as usize - 1).copied().flatten() else { continue };
+            let Some(index) = talk.by_seq.get(slot(own.delivered_checked)).copied().flatten() else { continue };
             let message = &messages[index.0 as usize];
             assert!(
                 message.from.user != user || message.persisted,
@@ -188,7 +188,7 @@ impl Oracle {
         };
         assert!(mark.expired_after < mark.expired_through, "what has expired is a range: {who} was told {mark:?}");
         let Some(talk) = self.talks.get(&conversation) else { return };
-        let last = talk.by_seq.get(mark.expired_through as usize - 1).copied().flatten();
+        let last = talk.by_seq.get(slot(mark.expired_through)).copied().flatten();
         let Some(message) = last.map(|index| &self.messages[index.0 as usize]) else { return };
         let age_us = now_us.saturating_sub(message.submitted_us);
         assert!(

@@ -150,12 +150,12 @@ impl Tale {
             last: Some(last),
             ..Default::default()
         };
-        let ann = Known { marks: [(talk(), mark)].into(), list: vec![], devices: vec![device.clone()] };
+        let ann = Known { marks: [(talk(), mark)].into(), list: vec![], devices: vec![device] };
         let bob = Known { marks: [].into(), list: vec![item], devices: vec![device] };
         vec![(key(1, 1), ann), (key(2, 1), bob)]
     }
 
-    fn end(&self) {
+    fn end(&mut self) {
         self.oracle.check_known(&self.known(), LATER_US);
     }
 }
@@ -193,6 +193,14 @@ fn one(tale: &mut Tale) {
 
 fn nothing(_: &mut Tale) {}
 
+fn sends(tale: &mut Tale) {
+    tale.send(ANN);
+}
+
+fn sends_five(tale: &mut Tale) {
+    (0..5).for_each(|_| sends(tale));
+}
+
 #[test]
 fn a_true_story_is_believed() {
     let mut tale = Tale::new(Terms::default());
@@ -224,26 +232,20 @@ fn answers() {
         tale.oracle.accepted(&tale.witnesses[ANN], &other);
     });
     lie("a message is accepted once", one, |tale| tale.accept(ANN, 0, 1));
-    lie(
-        "within a conversation answers come in the order",
-        |tale| drop(tale.send(ANN)),
-        |tale| {
-            let second = tale.send(ANN);
-            tale.accept(ANN, second, 1);
-        },
-    );
-    lie("only who sent is answered", |tale| drop(tale.send(ANN)), |tale| tale.accept(BOB, 0, 1));
+    lie("within a conversation answers come in the order", sends, |tale| {
+        let second = tale.send(ANN);
+        tale.accept(ANN, second, 1);
+    });
+    lie("only who sent is answered", sends, |tale| tale.accept(BOB, 0, 1));
     lie("only what was sent is answered", nothing, |tale| {
         tale.oracle.rejected(&tale.witnesses[ANN], ClientMessageId([7; 16]), 4010);
     });
-    lie(
-        "nothing is refused for good without a reason",
-        |tale| drop(tale.send(ANN)),
-        |tale| {
-            tale.oracle.rejected(&tale.witnesses[ANN], tale.ids[0].0, ErrorCode::NotAMember.number());
-        },
-    );
-    let stray = |tale: &mut Tale| drop(tale.send_in(ANN, ConversationId::direct(UserId(5), UserId(6))));
+    lie("nothing is refused for good without a reason", sends, |tale| {
+        tale.oracle.rejected(&tale.witnesses[ANN], tale.ids[0].0, ErrorCode::NotAMember.number());
+    });
+    let stray = |tale: &mut Tale| {
+        tale.send_in(ANN, ConversationId::direct(UserId(5), UserId(6)));
+    };
     lie("only parties write", stray, |tale| tale.accept(ANN, 0, 1));
     lie(
         "what was refused for good stays refused",
@@ -326,29 +328,24 @@ fn places_and_ids() {
 }
 
 #[test]
-fn deliveries() {
-    let sent = |tale: &mut Tale| {
-        for _ in 0..5 {
-            tale.send(ANN);
-        }
-    };
+fn deliveries_of_what_nobody_sent_so() {
     lie("nothing comes that nobody sent", nothing, |tale| {
         tale.ids.push((ClientMessageId([0; 16]), Bytes::from_static(b"????")));
         tale.deliver(0, 1, 1);
     });
-    lie("a message comes as it was sent", sent, |tale| {
+    lie("a message comes as it was sent", sends_five, |tale| {
         let entry = proto::Entry { payload: Bytes::from_static(&[0, 0, 0, 0, 1]), ..tale.entry(key(1, 1), 0, 1, 1) };
         tale.oracle.delivered(&mut tale.witnesses[BOB], &entry, LATER_US);
     });
-    lie("a message comes as it was sent", sent, |tale| {
+    lie("a message comes as it was sent", sends_five, |tale| {
         let entry = tale.entry(key(1, 2), 0, 1, 1);
         tale.oracle.delivered(&mut tale.witnesses[BOB], &entry, LATER_US);
     });
-    lie("what a device sends does not come back", sent, |tale| {
+    lie("what a device sends does not come back", sends_five, |tale| {
         let entry = tale.entry(key(1, 1), 0, 1, 1);
         tale.oracle.delivered(&mut tale.witnesses[ANN], &entry, LATER_US);
     });
-    lie("nobody gets what is not theirs", sent, |tale| {
+    lie("nobody gets what is not theirs", sends_five, |tale| {
         let mut eve = tale.oracle.launched(key(9, 1), false, None);
         let entry = tale.entry(key(1, 1), 0, 1, 1);
         tale.oracle.delivered(&mut eve, &entry, LATER_US);
@@ -361,10 +358,14 @@ fn deliveries() {
         },
         |tale| tale.deliver(0, 1, 1),
     );
+}
+
+#[test]
+fn deliveries_out_of_order() {
     lie(
         "nothing is delivered twice",
         |tale| {
-            sent(tale);
+            sends_five(tale);
             tale.deliver(0, 1, 1);
         },
         |tale| tale.deliver(0, 1, 1),
@@ -372,7 +373,7 @@ fn deliveries() {
     lie(
         "an inbox comes in its order",
         |tale| {
-            sent(tale);
+            sends_five(tale);
             tale.deliver(1, 2, 2);
         },
         |tale| tale.deliver(0, 1, 1),
@@ -380,7 +381,7 @@ fn deliveries() {
     lie(
         "a conversation comes in its order",
         |tale| {
-            sent(tale);
+            sends_five(tale);
             tale.deliver(1, 2, 1);
         },
         |tale| tale.deliver(0, 1, 2),
@@ -388,7 +389,7 @@ fn deliveries() {
     lie(
         "nothing is left out",
         |tale| {
-            sent(tale);
+            sends_five(tale);
             tale.deliver(0, 1, 1);
             tale.deliver(1, 2, 2);
             // It is killed, having persisted the first alone.
@@ -401,7 +402,7 @@ fn deliveries() {
     lie(
         "no more comes than there is room for",
         |tale| {
-            sent(tale);
+            sends_five(tale);
             (0..3).for_each(|n| tale.deliver(n, n as u64 + 1, n as u64 + 1));
         },
         |tale| tale.deliver(3, 4, 4),
@@ -409,7 +410,7 @@ fn deliveries() {
     lie(
         "a further device gets what comes from its link on",
         |tale| {
-            sent(tale);
+            sends_five(tale);
             tale.deliver(0, 1, 1);
             let other = tale.oracle.launched(key(2, 2), false, None);
             tale.witnesses.push(other);
@@ -657,22 +658,14 @@ fn errors_and_tickets() {
 }
 
 #[test]
-fn the_end() {
-    let check = |tale: &mut Tale| tale.end();
-    let change = |change: fn(&mut Vec<(DeviceKey, Known)>)| {
-        move |tale: &mut Tale| {
-            let mut known = tale.known();
-            change(&mut known);
-            tale.oracle.check_known(&known, LATER_US);
-        }
-    };
+fn in_the_end_everything_is_in_its_place() {
     lie(
         "everything sent is answered",
         |tale| {
             one(tale);
             tale.send(ANN);
         },
-        check,
+        Tale::end,
     );
     lie(
         "messages are accepted in the order they were sent",
@@ -683,7 +676,7 @@ fn the_end() {
             tale.accept(ANN, first, 2);
             tale.accept(ANN, second, 1);
         },
-        check,
+        Tale::end,
     );
     lie(
         "a conversation is dense",
@@ -691,7 +684,7 @@ fn the_end() {
             one(tale);
             tale.oracle.talks.get_mut(&talk()).expect("it is there").by_seq.push(None);
         },
-        check,
+        Tale::end,
     );
     lie(
         "what is accepted is delivered",
@@ -700,7 +693,7 @@ fn the_end() {
             let lost = tale.send(ANN);
             tale.accept(ANN, lost, 2);
         },
-        check,
+        Tale::end,
     );
     lie(
         "an inbox is dense",
@@ -712,7 +705,7 @@ fn the_end() {
             tale.persist(BOB, 2);
             tale.oracle.users[1].places.push(None);
         },
-        check,
+        Tale::end,
     );
     lie(
         "an inbox has the conversations' order",
@@ -720,8 +713,12 @@ fn the_end() {
             let (first, second) = (tale.whole(1), tale.whole(2));
             tale.oracle.users[1].places.swap(first, second);
         },
-        check,
+        Tale::end,
     );
+}
+
+#[test]
+fn in_the_end_every_device_has_everything() {
     lie(
         "what is accepted is delivered to every device",
         |tale| {
@@ -729,7 +726,7 @@ fn the_end() {
             tale.accept(ANN, message, 1);
             tale.deliver(message, 1, 1);
         },
-        check,
+        Tale::end,
     );
     // Bob's second device is linked at the head, and gets nothing of what follows.
     lie(
@@ -742,7 +739,7 @@ fn the_end() {
             tale.oracle.prove_linked(&mut tale.witnesses[3]);
             tale.whole(2);
         },
-        check,
+        Tale::end,
     );
     // Ann's second device gets no copy of what is sent on a session that began when it was linked.
     lie(
@@ -753,8 +750,19 @@ fn the_end() {
             tale.connect(ANN, 0, 0);
             one(tale);
         },
-        check,
+        Tale::end,
     );
+}
+
+#[test]
+fn in_the_end_everything_is_known() {
+    let change = |change: fn(&mut Vec<(DeviceKey, Known)>)| {
+        move |tale: &mut Tale| {
+            let mut known = tale.known();
+            change(&mut known);
+            tale.oracle.check_known(&known, LATER_US);
+        }
+    };
     lie("receipts are complete", one, change(|known| known[0].1.marks.clear()));
     lie(
         "receipts are complete",
@@ -762,7 +770,7 @@ fn the_end() {
             one(tale);
             tale.mark_read(BOB, 1);
         },
-        check,
+        Tale::end,
     );
     lie(
         "receipts are complete",

@@ -57,7 +57,7 @@ impl Sleep {
     }
 
     pub(super) fn plan(&mut self, now_us: u64, wait: Duration) {
-        self.until_us = Some(now_us + wait.as_micros() as u64);
+        self.until_us = Some(now_us + u64::try_from(wait.as_micros()).expect("a thread wakes some time"));
         self.is_short = wait < Duration::from_millis(3);
     }
 }
@@ -122,8 +122,7 @@ impl ReactorThread {
             }
         }
         let more = edges.len() == EVENTS_MAX;
-        let accepts_at =
-            if self.backlog.is_empty() { usize::MAX } else { source.below(edges.len() as u32 + 1) as usize };
+        let accepts_at = if self.backlog.is_empty() { usize::MAX } else { source.index(edges.len() + 1) };
         for at in 0..=edges.len() {
             if at == accepts_at && self.is_listening {
                 for _ in 0..ACCEPTS_A_TURN {
@@ -187,6 +186,7 @@ impl Disk for Asked {
 
 /// The thread of a hub, with its readers.
 pub(crate) struct HubThread {
+    pub(super) id: HubId,
     /// `None`: it has ended.
     pub driver: Option<Driver>,
     pub volume: u16,
@@ -204,6 +204,23 @@ pub(crate) struct HubThread {
 }
 
 impl HubThread {
+    pub(super) fn new(driver: Driver, volume: u16, inbox: Arc<Inbox>, links: Vec<Arc<Link>>, sleep: Sleep) -> Self {
+        Self {
+            id: driver.hub().id(),
+            driver: Some(driver),
+            volume,
+            inbox,
+            links,
+            mail: Vec::new(),
+            sleep,
+            asked: Asked::default(),
+            held: Vec::new(),
+            readers: 1,
+            journal: Vec::new(),
+            sealed: None,
+        }
+    }
+
     pub(crate) fn can_turn(&self, now_us: u64) -> bool {
         self.driver.is_some() && self.sleep.is_awake(now_us)
     }
@@ -214,7 +231,8 @@ impl HubThread {
     }
 
     /// Commands and mail that wait for it.
-    pub(super) fn waiting(&self, own: HubId) -> usize {
+    pub(super) fn waiting(&self) -> usize {
+        let own = self.id;
         let commands: usize = self.links.iter().map(|link| link.commands_len()).sum();
         let others = (0..).map(HubId).zip(&self.mail).filter(|(other, _)| *other != own);
         commands + others.map(|(other, link)| link.mail_len(other, own)).sum::<usize>()
@@ -223,9 +241,8 @@ impl HubThread {
     pub(super) fn turn(&mut self, clocks: &Clocks, metrics: &Metrics, is_stopping: bool) -> u64 {
         let now_us = clocks.mono_us.get();
         let overslept = self.sleep.wake();
-        let Some(own) = self.driver.as_ref().map(|driver| driver.hub().id()) else { return 0 };
-        let before = self.waiting(own);
-        let driver = self.driver.as_mut().expect("looked at above");
+        let (own, before) = (self.id, self.waiting());
+        let Some(driver) = &mut self.driver else { return 0 };
         driver.wake_up();
         let hub = driver.hub();
         assert!(
@@ -243,7 +260,7 @@ impl HubThread {
                 self.sleep.plan(now_us, wait);
             }
         }
-        before.saturating_sub(self.waiting(own)) as u64
+        before.saturating_sub(self.waiting()) as u64
     }
 
     /// What a reader reads next, for people.
@@ -262,7 +279,7 @@ impl HubThread {
     /// A reader tells one of the results that are due.
     pub(super) fn tell_read(&mut self, now_us: u64, source: &mut Source) {
         let due: Vec<usize> = (0..self.held.len()).filter(|at| self.held[*at].0 <= now_us).collect();
-        let at = due[source.below(due.len() as u32) as usize];
+        let at = due[source.index(due.len())];
         let (_, result) = self.held.remove(at);
         self.inbox.post_read(result);
     }
