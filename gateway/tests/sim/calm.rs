@@ -135,16 +135,11 @@ impl World {
         }
         for party in &self.parties {
             if party.may_write {
-                all.push(format!("{:?} may write to {:?}", party.device.key(), party.wire));
+                all.push(format!("{} may write to {:?}", party.device.name(), party.wire));
             }
         }
         for party in self.parties.iter().filter(|party| !party.device.is_settled() || party.device.is_fetch()) {
-            all.push(format!(
-                "{:?} (fetch {}): {:?}",
-                party.device.key(),
-                party.device.is_fetch(),
-                party.device.client
-            ));
+            all.push(format!("{}: {:?}", party.device.name(), party.device.client));
         }
         for (at, wire) in self.wires.iter().enumerate().filter(|(_, wire)| !wire.is_quiet()) {
             all.push(format!("wire {at} is not quiet: {wire:?}"));

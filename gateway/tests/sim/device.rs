@@ -6,6 +6,7 @@
 
 mod app;
 mod store;
+mod words;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use culver_protocol::id::{ConversationId, DeviceId, UserId};
 use culver_protocol::proto;
 
 use self::store::Store;
+pub(crate) use self::words::Name;
 use crate::oracle::{Known, MessageIndex, Oracle, Witness};
 
 /// Which device.
@@ -182,6 +184,11 @@ impl Device {
         self.witness.key()
     }
 
+    /// In words.
+    pub(crate) fn name(&self) -> Name {
+        Name { key: self.key(), fetch: self.fetch }
+    }
+
     pub(crate) fn is_fetch(&self) -> bool {
         self.fetch
     }
@@ -235,7 +242,7 @@ impl Device {
     /// anything was done with the client.
     pub(crate) fn next_want(&mut self, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
         while let Some(event) = self.client.poll_event() {
-            oracle.note(self.key(), || describe(&event));
+            oracle.note(self.name(), || words::event(&event));
             let want = self.handle(event, oracle, now_us);
             if want.is_some() {
                 return want;
@@ -336,21 +343,6 @@ impl Device {
         let is_answered = self.client.in_flight() == 0 && self.calls == 0;
         let is_through = self.last.as_ref().is_none_or(app::LastQuestions::are_answered);
         self.client.is_logged_in() && self.knocked && is_quiet && is_answered && is_through
-    }
-}
-
-/// An event in words, without what differs from run to run.
-fn describe(event: &Event) -> String {
-    match event {
-        Event::LoggedIn(welcome) => format!("logged in, {} entries", welcome.credit_entries),
-        Event::Delivered(entry) => format!(
-            "got {}: {} of {:?}, {:?}",
-            entry.inbox_seq,
-            entry.conversation_seq,
-            entry.conversation,
-            entry.payload.first_chunk::<4>().map(|index| u32::from_le_bytes(*index))
-        ),
-        other => format!("{other:?}"),
     }
 }
 

@@ -33,7 +33,12 @@ impl World {
                 }
                 let at = open[self.source.index(open.len())];
                 let wire = self.parties[at].wire.as_ref().expect("just looked");
-                if fault == Fault::Cut { wire.cut() } else { wire.go_dark() }
+                if fault == Fault::Cut {
+                    wire.cut()
+                } else {
+                    wire.go_dark()
+                }
+                self.trace.event(|| format!("  of the connection of {}", self.parties[at].device.name()));
             }
             Fault::HalfOpen => {
                 let at = self.source.index(self.parties.len());
@@ -41,6 +46,7 @@ impl World {
                 if let Some(wire) = self.parties[at].wire.take() {
                     wire.go_dark();
                     wire.client_close(true);
+                    self.trace.event(|| format!("  of {}", self.parties[at].device.name()));
                     self.parties[at].device.disconnected(&mut self.oracle, now_us);
                     self.after_client(at);
                 }
@@ -50,6 +56,7 @@ impl World {
                 let longest_us = self.source.pick(&[1_000, 100_000, 3_000_000]);
                 let until_us = self.now_us() + u64::from(self.source.below(longest_us));
                 self.parties[at].stalled_until_us = until_us;
+                self.trace.event(|| format!("  of {} until {} ms", self.parties[at].device.name(), until_us / 1000));
             }
             Fault::ClockJump => {
                 let by_ms = self.source.pick(&JUMPS_MS);

@@ -22,7 +22,7 @@ use self::inboxes::User;
 pub(crate) use self::messages::MessageIndex;
 use self::messages::{Message, Talk};
 pub(crate) use self::witness::{Asked, Witness};
-use crate::device::DeviceKey;
+use crate::device::{DeviceKey, Name};
 
 /// What of the promises a world's plan weakens.
 #[derive(Clone, Copy, Debug)]
@@ -95,9 +95,9 @@ impl Oracle {
 
     /// Notes what an application does or sees.
     #[inline]
-    pub(crate) fn note(&mut self, key: DeviceKey, line: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, who: Name, line: impl FnOnce() -> String) {
         if let Some(notes) = &mut self.notes {
-            notes.push(format!("  {}: {}", name(key.user, key.device), line()));
+            notes.push(format!("  {who} {}", line()));
         }
     }
 

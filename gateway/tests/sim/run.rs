@@ -202,7 +202,7 @@ pub(crate) fn explain(seed: u64, failure: &Failure) -> String {
     let last = run(Source::replay(short.clone()), Trace::on());
     line(&format!("shortened from {} choices to {}, and {} events:", first.choices.len(), short.len(), last.events));
     line(&format!("  {}", last.failure.map_or_else(String::new, |failure| failure.message)));
-    line(&last.trace.text(LINES_MAX));
+    line(&last.trace.story(LINES_MAX));
     match keep(seed, &short) {
         Ok(path) => line(&format!("replay the short one:  make sim REPLAY={}", path.display())),
         Err(error) => line(&format!("the short one could not be kept: {error}")),

@@ -19,7 +19,8 @@ const LINES_MAX: usize = 2000;
 /// - `seeds COUNT FIRST`: ends after a few failures, and explains the first: what broke, and a shorter run of it;
 /// - `all COUNT FIRST`: goes on however many fail, and says of each what broke; explains none;
 /// - `soak HOURS FIRST`: seeds for so long, else as `seeds`;
-/// - `seed N` or `replay FILE`: one run and the end of its trace, of `CULVER_SIM_LINES` lines at most.
+/// - `seed N` or `replay FILE`: one run and the end of its trace, of `CULVER_SIM_LINES` lines at most; where
+///   `CULVER_SIM_STEPS` is `no`, without the lines that only say that something moved.
 #[test]
 fn simulate() {
     let asked = std::env::var("CULVER_SIM").unwrap_or_else(|_| format!("seeds {SEEDS} 0"));
@@ -66,7 +67,8 @@ fn tell(summary: &Summary) {
 fn show(source: Source) {
     let Run { events, trace, failure, .. } = run(source, Trace::on());
     let lines = std::env::var("CULVER_SIM_LINES").map_or(LINES_MAX, |lines| number(&lines));
-    println!("{}", trace.text(lines));
+    let is_story = std::env::var("CULVER_SIM_STEPS").is_ok_and(|steps| steps == "no");
+    println!("{}", if is_story { trace.story(lines) } else { trace.text(lines) });
     println!("{events} events");
     if let Some(failure) = failure {
         panic!("{}\n  at {}", failure.message, failure.place);

@@ -155,12 +155,12 @@ impl World {
             Actor::Reactor(at) => {
                 let life = self.life.as_mut().expect("it can move");
                 self.events += life.turn_reactor(at, &self.clocks, &mut self.source);
-                self.trace.event(|| format!("reactor {at} turns"));
+                self.trace.step(|| format!("reactor {at} turns"));
             }
             Actor::Hub(at) => {
                 let life = self.life.as_mut().expect("it can move");
                 self.events += life.turn_hub(at, &self.clocks);
-                self.trace.event(|| format!("hub {at} turns"));
+                self.trace.step(|| format!("hub {at} turns"));
                 if life.has_ended() {
                     self.die(End::Left);
                 }
@@ -169,7 +169,7 @@ impl World {
                 let life = self.life.as_mut().expect("it can move");
                 if life.hubs[at].can_tell_read(now_us) {
                     self.events += life.tell_read(at, now_us, &mut self.source);
-                    self.trace.event(|| format!("a reader tells hub {at}"));
+                    self.trace.step(|| format!("a reader tells hub {at}"));
                 } else {
                     let longest_us = if self.is_calm { 0 } else { self.plan.read_us };
                     let tells_at_us = now_us + u64::from(self.source.below(longest_us + 1));
@@ -186,7 +186,7 @@ impl World {
         let log = &life.logs[at];
         if log.can_tell() {
             self.events += life.tell_synced(at, &mut self.source);
-            self.trace.event(|| format!("a writer of volume {at} tells its hub"));
+            self.trace.step(|| format!("a writer of volume {at} tells its hub"));
         } else if log.can_sync(now_us) {
             self.events += life.sync(at);
             self.trace.event(|| format!("volume {at} is synced"));
@@ -221,11 +221,11 @@ impl World {
         };
         if to_server && (!to_client || self.source.below(2) == 0) {
             wire.carry_to_server(at_most);
-            self.trace.event(|| format!("wire {at} carries to the server"));
+            self.trace.step(|| format!("wire {at} carries to the server"));
         } else {
             let overtakes = self.source.chance(300);
             wire.carry_to_client(at_most, overtakes);
-            self.trace.event(|| format!("wire {at} carries to the client"));
+            self.trace.step(|| format!("wire {at} carries to the client"));
         }
         if self.wires[at].is_over() && !self.wires[at].can_carry() {
             self.wires.swap_remove(at);
@@ -236,13 +236,13 @@ impl World {
     fn move_party(&mut self, at: usize) {
         let now_us = self.now_us();
         let party = &mut self.parties[at];
-        let key = party.device.key();
+        let name = party.device.name();
         if party.connect_at_us.is_some_and(|at_us| at_us <= now_us) {
             self.events += 1;
             return self.connect(at);
         }
         if party.due_us <= now_us {
-            self.trace.event(|| format!("{key:?} is told the time"));
+            self.trace.step(|| format!("{name} is told the time"));
             self.events += 1;
             party.device.client.handle_timeout(now_us);
             return self.after_client(at);
@@ -267,7 +267,7 @@ impl World {
             usize::MAX
         };
         let party = &mut self.parties[at];
-        let key = party.device.key();
+        let name = party.device.name();
         let wire = party.wire.clone().expect("the caller looked");
         let readable = wire.client_readable();
         let room = if party.may_write { wire.client_room() } else { 0 };
@@ -278,7 +278,7 @@ impl World {
                 bytes.len()
             });
             self.events += 1;
-            self.trace.event(|| format!("{key:?} reads {len} of {readable} bytes"));
+            self.trace.step(|| format!("{name} reads {len} of {readable} bytes"));
             if self.is_calm {
                 party.act_at_us = party.act_at_us.min(now_us + 500);
             }
@@ -288,14 +288,14 @@ impl World {
             let (left, len) = (bytes.len(), bytes.len().min(at_most));
             let taken = wire.client_write(&bytes[..len]);
             party.device.client.transmitted(taken);
-            self.trace.event(|| format!("{key:?} writes {taken} of {left} bytes"));
+            self.trace.step(|| format!("{name} writes {taken} of {left} bytes"));
             if left == 0 {
                 party.may_write = false;
             } else {
                 self.after_client(at);
             }
         } else if readable == 0 && wire.client_end() != ClientEnd::Open {
-            self.trace.event(|| format!("{key:?} finds its connection over"));
+            self.trace.event(|| format!("{name} finds its connection over"));
             wire.client_close(false);
             party.wire = None;
             party.device.disconnected(&mut self.oracle, now_us);
@@ -308,9 +308,9 @@ impl World {
 
     fn act_party(&mut self, at: usize) {
         let now_us = self.now_us();
-        let key = self.parties[at].device.key();
+        let name = self.parties[at].device.name();
         self.events += 1;
-        self.trace.event(|| format!("{key:?} acts"));
+        self.trace.step(|| format!("{name} acts"));
         let want = if self.is_calm {
             self.parties[at].act_at_us = now_us + 200_000;
             self.parties[at].device.act_calmly(&mut self.oracle, now_us)
@@ -364,7 +364,7 @@ impl World {
     fn fault(&mut self) {
         let kind = self.source.pick(&self.plan.kinds);
         self.events += 1;
-        self.trace.event(|| format!("fault: {kind:?}"));
+        self.trace.event(|| format!("FAULT: {kind:?}"));
         self.inflict(kind);
     }
 }

@@ -131,7 +131,7 @@ impl World {
         MOVED.set(0);
         world.clocks.wall_base_ms.set(BEGIN_MS);
         world.clocks.mono_us.set(1_000_000);
-        world.trace.event(|| format!("{:?}", world.plan));
+        world.trace.title(|| format!("{:?}", world.plan));
         world.make_parties();
         world
     }
@@ -201,13 +201,13 @@ impl World {
 
     /// A second process of a device, which fetches what waits.
     pub(crate) fn add_fetcher(&mut self, of: usize) {
-        let key = self.parties[of].device.key();
         if self.parties.iter().filter(|party| party.device.is_fetch()).count() >= FETCHERS_MAX {
             return;
         }
         let seed = u64::from(self.source.below(u32::MAX));
         let device = self.parties[of].device.fetching(seed, &mut self.oracle);
-        self.trace.event(|| format!("{key:?} fetches"));
+        let name = device.name();
+        self.trace.event(|| format!("{name} begins"));
         self.add_party(device, Vec::new(), 0);
     }
 
@@ -251,7 +251,7 @@ impl World {
     pub(crate) fn serve_want(&mut self, at: usize, want: Want) {
         let now_us = self.now_us();
         let key = self.parties[at].device.key();
-        self.trace.event(|| format!("{key:?} wants {want:?}"));
+        self.trace.step(|| format!("{} wants {want:?}", self.parties[at].device.name()));
         match want {
             Want::Connect => {
                 let late_us = if self.source.chance(500) { self.source.below(5_000).into() } else { 0 };
@@ -301,8 +301,10 @@ impl World {
             let reactor = self.source.index(life.reactors.len());
             life.connect(reactor, wire.clone(), socket)
         });
-        let key = self.parties[at].device.key();
-        self.trace.event(|| format!("{key:?} connects: {is_there}"));
+        self.trace.event(|| {
+            let how = if is_there { "is connected" } else { "finds nobody who listens" };
+            format!("{} {how}", self.parties[at].device.name())
+        });
         if is_there {
             self.wires.push(wire.clone());
             self.parties[at].wire = Some(wire);
@@ -335,7 +337,10 @@ impl World {
             generation: self.generation,
             keeps_journal: self.source.chance(self.plan.journals),
         };
-        self.trace.event(|| format!("a life begins: {start:?}"));
+        self.trace.event(|| {
+            let Start { hubs, reactors, generation, .. } = start;
+            format!("a life begins: hubs {hubs}, reactors {reactors}, tickets of generation {generation}")
+        });
         if self.lives > 0 && self.source.chance(self.plan.verified) {
             self.verify("after a restart");
         }
@@ -356,7 +361,12 @@ impl World {
                 panic!("a volume is refused only where what had been synced is damaged: volume {volume}: {error}")
             });
             self.events += 1;
-            self.trace.event(|| format!("volume {volume} is open: {cuts:?}"));
+            match &cuts.reason {
+                None => self.trace.step(|| format!("volume {volume} is open, and nothing is cut off its log")),
+                Some(reason) => self
+                    .trace
+                    .event(|| format!("volume {volume} is open, and {} bytes are cut off its log: {reason}", cuts.len)),
+            }
             let len = engine.log_len();
             self.written[volume].retain(|written| written.end <= len);
         }
@@ -389,7 +399,12 @@ impl World {
                 }
                 End::PowerLoss => self.lose(unsynced),
             };
-            self.trace.event(|| format!("volume {volume}, {unsynced} bytes not synced: {loss:?}"));
+            if unsynced > 0 {
+                let (keep, hole) = (loss.keep.min(unsynced), &loss.hole);
+                self.trace.event(|| {
+                    format!("  of {unsynced} bytes not synced volume {volume} keeps {keep}, with a hole: {hole:?}")
+                });
+            }
             engine.crash(&loss);
         }
         let pause_us = self.source.pick(&[1_000, 20_000, 300_000]);

@@ -6,7 +6,7 @@ use culver_protocol::proto;
 use culver_protocol::proto::rpc::Request;
 use culver_protocol::proto::rpc_result::Result as Found;
 
-use super::{Device, Want, client};
+use super::{Device, Want, client, words};
 use crate::oracle::{Known, Oracle};
 use crate::source::Source;
 
@@ -139,7 +139,7 @@ impl Device {
 
     /// A new client over what is persisted.
     fn relaunch(&mut self, oracle: &mut Oracle, now_us: u64) -> Want {
-        oracle.note(self.key(), || format!("begins anew from {}", self.store.borrow().cursor));
+        oracle.note(self.name(), || format!("begins anew from {}", self.store.borrow().cursor));
         self.lives += 1;
         let seed = self.seed ^ self.lives.rotate_left(32);
         let key = self.key();
@@ -201,7 +201,7 @@ impl Device {
         }
         if tells && self.untold > 0 {
             let through = std::mem::take(&mut self.untold);
-            oracle.note(self.key(), || format!("has persisted all up to {through}"));
+            oracle.note(self.name(), || format!("has persisted all up to {through}"));
             self.client.persisted(InboxSeq(through));
             oracle.persisted(&mut self.witness, through);
         }
@@ -228,7 +228,7 @@ impl Device {
     fn submit(&mut self, oracle: &mut Oracle, conversation: ConversationId, len: usize, now_us: u64) {
         let random_id = self.nature.random_ids;
         let (index, id, payload) = oracle.new_message(&self.witness, conversation, len, random_id, now_us);
-        oracle.note(self.key(), || format!("sends {} in {conversation:?}", index.0));
+        oracle.note(self.name(), || format!("sends message {} in {}", index.0, words::talk(&conversation.0)));
         self.store.borrow_mut().outbox.push(index);
         self.client.send(id, conversation, payload, now_us).expect("within the limits, and few");
     }
@@ -262,7 +262,7 @@ impl Device {
     fn call(&mut self, oracle: &mut Oracle, request: Request) -> Option<u64> {
         let id = self.client.call(request.clone()).ok()?;
         self.calls += 1;
-        oracle.note(self.key(), || format!("asks {request:?}, as {id}"));
+        oracle.note(self.name(), || format!("{}, as {id}", words::request(&request)));
         oracle.asked(&mut self.witness, id, &request);
         Some(id)
     }
