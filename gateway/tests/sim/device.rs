@@ -6,6 +6,8 @@
 
 mod app;
 mod store;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::cell::RefCell;
