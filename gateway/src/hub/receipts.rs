@@ -143,7 +143,8 @@ impl Hub {
     pub fn is_void(&mut self, effect: &Effect) -> bool {
         let EffectKind::Receipt { online: index, turn, after, .. } = &effect.kind else { return false };
         let Some(online) = self.directory.get(*index).filter(|online| online.address() == effect.session) else {
-            return false;
+            // Its session is gone, and with it what says whether the one before it found room.
+            return true;
         };
         if online.receipt_turn == *turn {
             return false;

@@ -13,6 +13,7 @@ use rand::Rng;
 
 use self::world::World;
 use super::bounds::Bounds;
+use super::effect::EffectKind;
 
 /// Lives of a hub in one run.
 const LIVES: u64 = 100;
@@ -174,6 +175,39 @@ fn a_page_of_an_earlier_session_says_nothing_about_the_next() {
     world.take_result();
     world.drain();
     world.check_drained(World::device(2));
+}
+
+/// A receipt found no room, and before the next one is posted a newer login takes the session's place: that one would
+/// be told with a hole before it, which a client takes for told.
+#[test]
+fn behind_a_receipt_without_room_nothing_is_told_to_a_session_that_is_gone() {
+    let (mut world, one, two) = two_users();
+    for number in 1..=3 {
+        world.send_to(one, 2, number);
+    }
+    world.settle();
+    world.acknowledge(two, 1);
+    world.settle();
+    // What is known by now is told with the batch itself.
+    world.acknowledge(two, 1);
+    world.take_command();
+    world.pass(30);
+    world.move_hub();
+    world.acknowledge(two, 1);
+    world.take_command();
+    world.pass(30);
+    world.finish_write();
+    world.refusals = 1;
+    world.move_hub();
+    assert_eq!(world.refusals, 0, "the first found no room");
+    world.log_in(World::device(1));
+    world.take_command();
+    world.finish_write();
+    world.move_hub();
+    let told: Vec<_> = world.nodes[0].effects.iter().map(|effect| &effect.kind).collect();
+    assert!(!told.iter().any(|kind| matches!(kind, EffectKind::Receipt { .. })), "{told:?}");
+    world.drain();
+    assert_eq!(world.mark(World::device(1), 2).delivered.0, 3);
 }
 
 #[test]
