@@ -9,9 +9,13 @@ mod device;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod lives;
+#[cfg(test)]
 mod net;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod parties;
 #[cfg(test)]
 mod plan;
 #[cfg(all(test, feature = "planted-bugs"))]

@@ -5,6 +5,7 @@
 //! life: engines, wires, the clocks. A thread sleeps only when it planned to, and is woken only by its bell, by its
 //! sockets, or when its time has come: a wake-up that is lost is found.
 
+mod checks;
 mod threads;
 
 use std::cell::Cell;
@@ -28,7 +29,7 @@ use culver_storage::engine::Engine;
 use culver_storage::filter::Retention;
 use culver_storage::memory::MemoryEngine;
 use culver_storage::reader::{Engines, read};
-use culver_storage::shard::{Shards, replay};
+use culver_storage::shard::Shards;
 use culver_storage::topology::{HubId, Topology};
 
 use self::threads::{HubThread, Log, ReactorThread, Sleep};
@@ -294,80 +295,6 @@ impl Life {
         let held = self.hubs.iter().flat_map(|hub| hub.held.iter().map(|(due_us, _)| *due_us));
         let logs = self.logs.iter().filter(|log| !log.syncing.is_empty()).map(|log| log.sync_due_us);
         reactors.chain(hubs).chain(held).chain(logs).min()
-    }
-
-    // ---- checks ----
-
-    /// What each hub decided gives, applied again to what its disk held at the beginning, the very batches that it wrote:
-    /// so a recovered state is the one that was.
-    pub(crate) fn check_journals(&mut self, plan: &Plan) {
-        let Some((disks, now)) = self.begun_with.take() else { return };
-        for (hub, thread) in (0..).map(HubId).zip(&mut self.hubs) {
-            let journal = match &mut thread.driver {
-                Some(driver) => driver.hub_mut().take_journal(),
-                None => std::mem::take(&mut thread.journal),
-            };
-            let (disk, topology) = (&disks[usize::from(thread.volume)], Arc::clone(&self.topology));
-            let replayed = replay(disk, topology, hub, plan.policy(), now.wall_ms, now.mono_ms(), &journal)
-                .expect("what was written can be read");
-            let sealed = thread.sealed.take().unwrap_or_default();
-            let bytes = |batches: &[Batch]| batches.iter().map(|batch| batch.as_bytes().to_vec()).collect::<Vec<_>>();
-            assert!(
-                bytes(&sealed) == bytes(&replayed),
-                "the same records give the same batches: those of hub {hub} differ from the {}th of {} on",
-                sealed.iter().zip(&replayed).take_while(|(a, b)| a.as_bytes() == b.as_bytes()).count(),
-                sealed.len()
-            );
-        }
-    }
-
-    /// Whether nothing is under way anywhere in the server.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.busy().is_none()
-    }
-
-    /// What is under way, for people.
-    pub(crate) fn busy(&self) -> Option<String> {
-        for (number, thread) in self.reactors.iter().enumerate() {
-            if thread.reactor.as_ref().is_some_and(|reactor| !reactor.is_idle()) || !thread.backlog.is_empty() {
-                return Some(format!("reactor {number} has something under way"));
-            }
-        }
-        for thread in &self.hubs {
-            let Some(driver) = &thread.driver else { continue };
-            let (hub, waiting) = (driver.hub(), thread.waiting());
-            let (reads, held) = (thread.asked.reads.len(), thread.held.len());
-            let is_quiet = hub.is_settled()
-                && !hub.has_untaken()
-                && !hub.is_hungry()
-                && !hub.has_unsent_mail()
-                && driver.notices() == 0
-                && hub.holdings().reads + hub.holdings().effects == 0
-                && waiting + reads + held == 0;
-            if !is_quiet {
-                return Some(format!(
-                    "hub {}: settled {}, untaken {}, hungry {}, unsent mail {}, notices {}, waiting {waiting}, \
-                     reads {reads}, held {held}, parked {}, writing {}",
-                    thread.id,
-                    hub.is_settled(),
-                    hub.untaken(),
-                    hub.is_hungry(),
-                    hub.has_unsent_mail(),
-                    driver.notices(),
-                    hub.parked(),
-                    hub.is_writing()
-                ));
-            }
-        }
-        let log = self.logs.iter().position(|log| log.can_append() || !log.syncing.is_empty() || log.can_tell());
-        log.map(|volume| format!("the log of volume {volume} has something to write"))
-    }
-
-    /// Who sleeps until when, for people.
-    pub(crate) fn sleepers(&self) -> String {
-        let reactors: Vec<_> = self.reactors.iter().map(|thread| thread.sleep.until_us).collect();
-        let hubs: Vec<_> = self.hubs.iter().map(|thread| thread.sleep.until_us).collect();
-        format!("reactors sleep until {reactors:?}, hubs until {hubs:?}")
     }
 }
 

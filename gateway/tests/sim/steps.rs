@@ -1,7 +1,7 @@
 //! The scheduler: who moves next, and what that is. Time passes a little with each step, and jumps to the next deadline
 //! when nothing can move.
 
-use crate::net::{ClientEnd, MOVED};
+use crate::net::MOVED;
 use crate::plan::Worker;
 use crate::server::Life;
 use crate::world::{End, World, Written};
@@ -130,21 +130,6 @@ impl World {
         }
     }
 
-    fn can_party_move(&self, at: usize) -> bool {
-        let (now_us, party) = (self.now_us(), &self.parties[at]);
-        if party.due_us <= now_us || party.connect_at_us.is_some_and(|at_us| at_us <= now_us) {
-            return true;
-        }
-        if party.act_at_us <= now_us && !self.is_closing {
-            return true;
-        }
-        let Some(wire) = &party.wire else { return false };
-        party.stalled_until_us <= now_us
-            && (wire.client_readable() > 0
-                || wire.client_end() != ClientEnd::Open
-                || (party.may_write && wire.client_room() > 0))
-    }
-
     fn act(&mut self, actor: Actor) {
         let now_us = self.now_us();
         match actor {
@@ -230,114 +215,6 @@ impl World {
         if self.wires[at].is_over() && !self.wires[at].can_carry() {
             self.wires.swap_remove(at);
         }
-    }
-
-    /// A device does one of the things that it can do.
-    fn move_party(&mut self, at: usize) {
-        let now_us = self.now_us();
-        let party = &mut self.parties[at];
-        let name = party.device.name();
-        if party.connect_at_us.is_some_and(|at_us| at_us <= now_us) {
-            self.events += 1;
-            return self.connect(at);
-        }
-        if party.due_us <= now_us {
-            self.trace.step(|| format!("{name} is told the time"));
-            self.events += 1;
-            party.device.client.handle_timeout(now_us);
-            return self.after_client(at);
-        }
-        let acts = party.act_at_us <= now_us && !self.is_closing;
-        let talks = party.stalled_until_us <= now_us && party.wire.is_some();
-        if acts && !(talks && self.source.below(2) == 1) {
-            return self.act_party(at);
-        }
-        let is_gone = talks && self.talk(at);
-        if !is_gone && acts {
-            self.act_party(at);
-        }
-    }
-
-    /// Bytes between a client and its wire. Whether there were any.
-    fn talk(&mut self, at: usize) -> bool {
-        let now_us = self.now_us();
-        let at_most = if self.plan.pieces > 0 && !self.is_calm && self.source.chance(self.plan.pieces) {
-            1 + self.source.below(self.plan.piece_max) as usize
-        } else {
-            usize::MAX
-        };
-        let party = &mut self.parties[at];
-        let name = party.device.name();
-        let wire = party.wire.clone().expect("the caller looked");
-        let readable = wire.client_readable();
-        let room = if party.may_write { wire.client_room() } else { 0 };
-        if readable > 0 && (room == 0 || self.source.below(2) == 0) {
-            let client = &mut party.device.client;
-            let len = wire.client_read(at_most, |bytes| {
-                client.handle_bytes(bytes, now_us);
-                bytes.len()
-            });
-            self.events += 1;
-            self.trace.step(|| format!("{name} reads {len} of {readable} bytes"));
-            if self.is_calm {
-                party.act_at_us = party.act_at_us.min(now_us + 500);
-            }
-            self.after_client(at);
-        } else if room > 0 {
-            let bytes = party.device.client.transmit();
-            let (left, len) = (bytes.len(), bytes.len().min(at_most));
-            let taken = wire.client_write(&bytes[..len]);
-            party.device.client.transmitted(taken);
-            self.trace.step(|| format!("{name} writes {taken} of {left} bytes"));
-            if left == 0 {
-                party.may_write = false;
-            } else {
-                self.after_client(at);
-            }
-        } else if readable == 0 && wire.client_end() != ClientEnd::Open {
-            self.trace.event(|| format!("{name} finds its connection over"));
-            wire.client_close(false);
-            party.wire = None;
-            party.device.disconnected(&mut self.oracle, now_us);
-            self.after_client(at);
-        } else {
-            return false;
-        }
-        true
-    }
-
-    fn act_party(&mut self, at: usize) {
-        let now_us = self.now_us();
-        let name = self.parties[at].device.name();
-        self.events += 1;
-        self.trace.step(|| format!("{name} acts"));
-        let want = if self.is_calm {
-            self.parties[at].act_at_us = now_us + 200_000;
-            self.parties[at].device.act_calmly(&mut self.oracle, now_us)
-        } else {
-            let think_us = u64::from(self.source.below(self.plan.think_us + 1));
-            let party = &mut self.parties[at];
-            party.act_at_us = now_us + 1 + think_us;
-            party.device.act(&mut self.source, &mut self.oracle, now_us, &party.peers)
-        };
-        if let Some(want) = want {
-            self.serve_want(at, want);
-        }
-        self.after_client(at);
-        if self.parties[at].device.is_over() {
-            self.drop_party(at);
-        } else if !self.is_calm && !self.parties[at].device.is_fetch() && self.source.chance(self.plan.fetchers / 10) {
-            self.add_fetcher(at);
-        }
-    }
-
-    /// A process is dead.
-    fn drop_party(&mut self, at: usize) {
-        if let Some(wire) = self.parties[at].wire.take() {
-            let rudely = self.source.chance(300);
-            wire.client_close(rudely);
-        }
-        self.parties.swap_remove(at);
     }
 
     /// Nothing can move: time passes until something can.
