@@ -280,8 +280,8 @@ impl Hub {
         }
         if floor > reached {
             online.sent = floor;
-            if online.window == NO_WINDOW {
-                online.acked = floor;
+            if gap || online.window == NO_WINDOW {
+                self.windows.acknowledge(online, floor);
             }
         }
         if sent < online.sent {
@@ -331,8 +331,9 @@ impl Hub {
             }
             let (previous, session, set_backs) = (online.sent, online.address(), online.set_backs);
             online.sent = floor;
-            if online.window == NO_WINDOW {
-                online.acked = floor;
+            // Whoever is told of a gap has acknowledged what precedes it: of what is under way we would never hear.
+            if gap || online.window == NO_WINDOW {
+                self.windows.acknowledge(online, floor);
             }
             online.set(Flag::Behind, true);
             if online.is(Flag::Reading) {

@@ -220,12 +220,7 @@ impl Oracle {
         self.next();
         self.claim(witness, through);
         witness.told = witness.told.max(through);
-        while let Some((place, weight)) = witness.window.front().copied()
-            && place <= through
-        {
-            witness.window.pop_front();
-            witness.window_bytes -= weight;
-        }
+        witness.acknowledged(through);
     }
 
     fn claim(&mut self, witness: &Witness, through: u64) {
@@ -272,6 +267,8 @@ impl Oracle {
         let linked = &mut self.users[user].devices[device];
         linked.gap = linked.gap.max(gap.start);
         witness.position = witness.position.max(gap.start.saturating_sub(1));
+        // It counts as acknowledged.
+        witness.acknowledged(gap.start.saturating_sub(1));
     }
 
     /// SYNC_START.

@@ -89,6 +89,16 @@ impl Witness {
         self.window_bytes = 0;
     }
 
+    /// Everything up to here counts in no window any more.
+    pub(super) fn acknowledged(&mut self, through: u64) {
+        while let Some((place, weight)) = self.window.front().copied()
+            && place <= through
+        {
+            self.window.pop_front();
+            self.window_bytes -= weight;
+        }
+    }
+
     /// In words.
     pub(super) fn name(&self) -> Who {
         Who { key: self.key, fetch: self.fetch }

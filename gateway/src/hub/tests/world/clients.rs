@@ -408,5 +408,7 @@ impl World {
         client.sent = client.sent.max(before);
         client.told = client.told.max(before);
         client.acked = client.acked.max(before);
+        // Its cursor is there: what precedes it is never acknowledged any more.
+        client.under_way.retain(|entry| entry.inbox_seq > before);
     }
 }
