@@ -66,14 +66,20 @@ impl Volumes {
         incarnation: Incarnation,
         config: &Config,
     ) -> Result<Vec<Hub>, Error> {
-        let mut hubs = Vec::new();
-        for hub in (0..topology.hub_count()).map(HubId) {
-            let engine = Arc::clone(self.engine_of(topology, hub));
+        let ids = (0..topology.hub_count()).map(HubId);
+        let mut recovered = Vec::new();
+        for hub in ids.clone() {
+            let engine = self.engine_of(topology, hub);
             let (policy, now) = (policy(config), SystemClock.now());
-            let shards = Shards::recover(&*engine, Arc::clone(topology), hub, policy, now.wall_ms, now.mono_ms())?;
-            hubs.push(Hub::new(engine, shards, incarnation, Arc::clone(topology), hub, Bounds::default()));
+            let (wall_ms, mono_ms) = (now.wall_ms, now.mono_ms());
+            recovered.push(Shards::recover(&**engine, Arc::clone(topology), hub, policy, wall_ms, mono_ms)?);
         }
-        Ok(hubs)
+        Shards::begin_together(&mut recovered);
+        let hubs = recovered.into_iter().zip(ids).map(|(shards, hub)| {
+            let engine = Arc::clone(self.engine_of(topology, hub));
+            Hub::new(engine, shards, incarnation, Arc::clone(topology), hub, Bounds::default())
+        });
+        Ok(hubs.collect())
     }
 
     /// Starts every hub with its writer and readers.

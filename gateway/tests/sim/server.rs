@@ -121,8 +121,7 @@ impl Life {
         let metrics = Arc::new(Metrics::new(start.reactors.into(), start.hubs.into()));
         let now = clocks.now();
         let mut hubs = Vec::new();
-        for id in (0..start.hubs).map(HubId) {
-            let mut hub = recover(plan, &topology, id, engines, now);
+        for mut hub in recover(plan, &topology, engines, now) {
             if start.keeps_journal {
                 hub.keep_journal();
             }
@@ -298,12 +297,22 @@ impl Life {
     }
 }
 
-/// What a hub knows when its process begins: what its disk holds.
-fn recover(plan: &Plan, topology: &Arc<Topology>, id: HubId, engines: &[Arc<MemoryEngine>], now: Now) -> Hub {
-    let engine: Arc<dyn Engine> = Arc::<MemoryEngine>::clone(&engines[usize::from(topology.volume_of_hub(id))]);
-    let shards = Shards::recover(&*engine, Arc::clone(topology), id, plan.policy(), now.wall_ms, now.mono_ms())
-        .expect("what was written can be read");
-    Hub::new(engine, shards, INCARNATION, Arc::clone(topology), id, plan.sizes.of_hubs())
+/// What the hubs know when their process begins: what its disks hold.
+fn recover(plan: &Plan, topology: &Arc<Topology>, engines: &[Arc<MemoryEngine>], now: Now) -> Vec<Hub> {
+    let engine_of = |id| &engines[usize::from(topology.volume_of_hub(id))];
+    let ids = (0..topology.hub_count()).map(HubId);
+    let shards_of = |id| {
+        let topology = Arc::clone(topology);
+        Shards::recover(&**engine_of(id), topology, id, plan.policy(), now.wall_ms, now.mono_ms())
+            .expect("what was written can be read")
+    };
+    let mut shards: Vec<Shards> = ids.clone().map(shards_of).collect();
+    Shards::begin_together(&mut shards);
+    let hub = |(shards, id)| {
+        let engine = Arc::<MemoryEngine>::clone(engine_of(id));
+        Hub::new(engine, shards, INCARNATION, Arc::clone(topology), id, plan.sizes.of_hubs())
+    };
+    shards.into_iter().zip(ids).map(hub).collect()
 }
 
 fn new_inbox(plan: &Plan, woken: &Arc<AtomicBool>) -> Arc<Inbox> {

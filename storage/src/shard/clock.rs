@@ -35,6 +35,18 @@ impl ExpiryClock {
         }
     }
 
+    /// What it went on from; `None`: it was never written.
+    pub(super) fn known_ms(&self) -> Option<u64> {
+        (self.written_ms > 0).then_some(self.written_ms)
+    }
+
+    /// Goes on from here instead, if it was never written.
+    pub(super) fn begin_at(&mut self, ms: u64) {
+        if self.written_ms == 0 {
+            self.ms = ms;
+        }
+    }
+
     /// Goes on. What comes back is to be written.
     pub(super) fn tick(&mut self, now_ms: u64, mono_ms: u64) -> Option<u64> {
         let passed_ms = mono_ms.saturating_sub(self.mono_ms);

@@ -79,6 +79,16 @@ impl Shards {
         })
     }
 
+    /// Lets the expiry clocks of all hubs, just recovered, begin together. Where none was ever written on a volume, it
+    /// goes on from the latest of the others, not from the clock on the wall: that may have gone on by years since
+    /// they sent what is still to arrive there.
+    pub fn begin_together(all: &mut [Self]) {
+        let latest_ms = all.iter().filter_map(|shards| shards.expiry.known_ms()).max();
+        for shards in all {
+            latest_ms.into_iter().for_each(|ms| shards.expiry.begin_at(ms));
+        }
+    }
+
     pub(super) fn batch_key(&self) -> [u8; META_KEY_LEN] {
         batch_key(&self.topology, self.hub)
     }

@@ -200,6 +200,37 @@ fn downtime_is_no_age() {
     assert_eq!(shards.tick(NOW_MS + 400 * DAY_MS + 60_000, 60_000), Some(Record::ClockMoved { ms: NOW_MS + 60_000 }));
 }
 
+/// What is sent there from the others is no older for it.
+#[test]
+fn a_clock_that_was_never_written_begins_at_the_others_and_not_at_the_wall() {
+    let topology = Arc::new(Topology::new(4, vec![0, 1, 0, 1], 2).expect("possible"));
+    let volumes = [MemoryEngine::new(), MemoryEngine::new()];
+    let recover_all = |now_ms| {
+        let recover = |(number, engine): (u16, &MemoryEngine)| {
+            let (topology, hub) = (Arc::clone(&topology), HubId(number));
+            Shards::recover(engine, topology, hub, Policy::default(), now_ms, 0).expect("memory reads")
+        };
+        let mut all: Vec<_> = (0..).zip(&volumes).map(recover).collect();
+        Shards::begin_together(&mut all);
+        all
+    };
+    let clocks = |all: &[Shards]| all.iter().map(|shards| shards.expiry().clock_ms).collect::<Vec<_>>();
+    let mut all = recover_all(NOW_MS);
+    assert_eq!(clocks(&all), [NOW_MS; 2], "there is no other");
+    let record = all[0].tick(NOW_MS, 0).expect("a new clock is written at once");
+    all[0].apply(&record);
+    commit(&mut all[0], &volumes[0]);
+    let later_ms = NOW_MS + 800 * DAY_MS;
+    let mut all = recover_all(later_ms);
+    assert_eq!(clocks(&all), [NOW_MS; 2]);
+    // It is written at once all the same, and then has a past of its own.
+    let record = all[1].tick(later_ms + 5, 5).expect("a new clock is written at once");
+    assert_eq!(record, Record::ClockMoved { ms: NOW_MS + 5 });
+    all[1].apply(&record);
+    commit(&mut all[1], &volumes[1]);
+    assert_eq!(clocks(&recover_all(later_ms)), [NOW_MS, NOW_MS + 5]);
+}
+
 /// Two devices of user 2, of which only the second has been seen for so long, and what the sweep would fold.
 fn with_a_device_away() -> (World, Fold) {
     let mut world = World::new(Policy::default());
