@@ -163,11 +163,15 @@ impl Hub {
                 if online.is(Flag::Reading) {
                     online.set(Flag::Missed, true);
                 }
-                // Who found no room reads when there is some, or would find none again and again.
-                if !self.hungry.contains(&index) {
-                    self.pump(index);
-                }
+                self.pump_unless_hungry(index);
             }
+        }
+    }
+
+    /// Who found no room reads when there is some, or would find none again and again.
+    fn pump_unless_hungry(&mut self, index: u32) {
+        if !self.hungry.contains(&index) {
+            self.pump(index);
         }
     }
 
@@ -227,7 +231,7 @@ impl Hub {
         let before = online.sent;
         if page.after > before || online.is(Flag::Held) {
             // The session was set back meanwhile: the page no longer joins on.
-            self.pump(index);
+            self.pump_unless_hungry(index);
             return Ok(());
         }
         if page.through == page.after && !online.is(Flag::Missed) {

@@ -343,3 +343,47 @@ fn a_hub_sleeps_only_while_nothing_waits_for_it() {
     machine.nodes[0].inbox.stop();
     assert_eq!(woken(&machine), 3);
 }
+
+/// A page found no room in the queue of a slow reactor while the next was being read, which did not join on then.
+#[test]
+fn who_finds_no_room_is_read_for_again_only_when_there_is_some() {
+    let mut machine = Machine::new(Bounds::default(), mailbox::Bounds { deliveries: 2, ..Default::default() }, 1);
+    let notes = |user: u64| ConversationId::direct(UserId(user), UserId(user));
+    let is_alone = |user: &u64| {
+        machine.topology.hub_of_user(UserId(*user)) == HubId(0)
+            && machine.topology.hub_of_conversation(notes(*user)) == HubId(0)
+    };
+    let user = (0..).find(is_alone).expect("there is one");
+    machine.log_in(user, 1);
+    machine.log_in(user, 2);
+    machine.settle();
+    machine.send(0, user, 1);
+    machine.settle();
+    // The reactor takes nothing: answers to what was sent before fill the queue.
+    let work = |machine: &mut Machine| {
+        for _ in 0..50 {
+            machine.clock.pass(2500);
+            machine.turn(0);
+            machine.work_at_desk(0);
+        }
+    };
+    let fill = |machine: &mut Machine| (0..2).for_each(|_| machine.send(0, user, 1));
+    fill(&mut machine);
+    work(&mut machine);
+    machine.send(0, user, 2);
+    work(&mut machine);
+    assert!(machine.nodes[0].driver.hub().is_hungry());
+    // It takes all, and the hub begins to read; then it takes nothing again.
+    machine.take_effects(0);
+    machine.turn(0);
+    assert!(matches!(machine.nodes[0].desk.reads.front(), Some(Read::Inbox { .. })));
+    fill(&mut machine);
+    machine.turn(0);
+    machine.outputs.clear();
+    work(&mut machine);
+    assert!(machine.nodes[0].driver.hub().is_hungry());
+    let pages = machine.outputs.matches("reads Inbox").count();
+    assert!(pages <= 3, "{pages} pages were read for nobody");
+    machine.settle();
+    assert_eq!(machine.sessions[1].1, InboxSeq(2), "it has all when there is room again");
+}
