@@ -16,6 +16,10 @@ const ACTIVE_MAX_US: u64 = 600_000_000;
 /// In calm everything comes to rest in so much virtual time, and so many steps.
 const REST_MAX_US: u64 = 900_000_000;
 const REST_STEPS_MAX: u64 = 100_000;
+/// And so many more for each piece that a reactor reads of what is not answered yet, and so often at most is that sent:
+/// who is told that the recipient is full, or has lost its connection, sends again.
+const STEPS_A_PIECE: u64 = 6;
+const RESENDS_MAX: u64 = 8;
 /// The clients of a server that leaves are gone, and its answers written, within so much virtual time.
 const LEAVE_MAX_US: u64 = (FLUSH_S + 30) * 1_000_000;
 
@@ -105,7 +109,9 @@ impl World {
 
     /// Steps until it is so, within bounds.
     fn until(&mut self, when: &str, is_so: impl Fn(&Self) -> bool) {
-        let (until_us, steps) = (self.now_us() + REST_MAX_US, self.steps + REST_STEPS_MAX);
+        let pieces = (self.oracle.unanswered_len() / self.plan.sizes.read_len) as u64;
+        let most = REST_STEPS_MAX + STEPS_A_PIECE * RESENDS_MAX * pieces;
+        let (until_us, steps) = (self.now_us() + REST_MAX_US, self.steps + most);
         loop {
             for _ in 0..16 {
                 self.step();
@@ -117,7 +123,7 @@ impl World {
             assert!(
                 self.now_us() < until_us && self.steps < steps,
                 "nothing waits for ever: no rest {when} in {} steps: {}",
-                REST_STEPS_MAX + self.steps - steps,
+                most + self.steps - steps,
                 self.stuck()
             );
         }

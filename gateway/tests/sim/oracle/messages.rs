@@ -29,6 +29,9 @@ pub(crate) enum Validity {
 /// Bytes of a payload that say which message it is.
 const INDEX_LEN: usize = 4;
 
+/// Bytes of a SEND beside its payload, about.
+const SEND_LEN: usize = 64;
+
 /// Which message a payload, or the beginning of one, belongs to.
 fn index_of(payload: &[u8]) -> Option<MessageIndex> {
     payload.first_chunk::<INDEX_LEN>().map(|bytes| MessageIndex(u32::from_le_bytes(*bytes)))
@@ -147,6 +150,12 @@ impl Oracle {
             let (key, conversation) = (message.from, message.conversation);
             self.talks.entry(conversation).or_default().queue(key).retain(|waiting| *waiting != index);
         }
+    }
+
+    /// Bytes that clients have to write before all is answered, about.
+    pub(crate) fn unanswered_len(&self) -> usize {
+        let is_open = |message: &&Message| message.answer.is_none() && message.rejected.is_none() && !message.forgotten;
+        self.messages.iter().filter(is_open).map(|message| SEND_LEN + message.payload.len()).sum()
     }
 
     /// A message was answered: it is on disk.
