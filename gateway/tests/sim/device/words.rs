@@ -35,7 +35,10 @@ pub(super) fn talk(conversation: &[u8]) -> String {
 pub(super) fn request(request: &Request) -> String {
     match request {
         Request::ListDevices(_) => "asks for its user's devices".to_owned(),
-        Request::ListConversations(list) => format!("asks for {} conversations from {:x?} on", list.limit, list.page),
+        Request::ListConversations(list) => {
+            let which = if list.page.is_empty() { "the first" } else { "a further page of" };
+            format!("asks for {which} {} conversations", list.limit)
+        }
         Request::MarkRead(mark) => format!("marks {} as read up to {}", talk(&mark.conversation), mark.seq),
         Request::SetReadReceipts(wish) => format!("wants its read receipts {}", if wish.on { "on" } else { "off" }),
     }
