@@ -1,7 +1,7 @@
 //! What clients have persisted: their windows, and the cursors of their devices.
 
 use culver_protocol::id::InboxSeq;
-use culver_storage::command::{Acked, Decision, Load};
+use culver_storage::command::{Acked, Decision, Load, View};
 use culver_storage::error::EngineError;
 use culver_storage::planted::{self, Bug};
 
@@ -25,11 +25,17 @@ impl Hub {
             // Of what the client knew before it was told to forget: not of what is here under the same numbers.
             return Ok(Tried::Done);
         }
+        let known = match self.shards.user(&*self.engine, device.user, device.device)? {
+            // A fetching session of the device may have come further than this one.
+            View::Known(view) => view.cursor,
+            View::Waits(load) => return Ok(Tried::Waits(load)),
+        };
+        let online = self.directory.get(index).expect("found above");
         let mut acked = std::mem::take(&mut self.acked);
         acked.clear();
-        let nothing_beyond = self.windows.collect(online, through, &mut acked);
+        let nothing_beyond = self.windows.collect(online, (known, through), &mut acked);
         if planted::is(Bug::ReceiptForUnpersisted) {
-            self.windows.collect(online, online.sent, &mut acked);
+            self.windows.collect(online, (known, online.sent), &mut acked);
         }
         // What follows the last entry under way, the device sent itself.
         let through = if nothing_beyond { online.sent } else { through };

@@ -255,7 +255,10 @@ impl Hub {
             self.tell(session, EffectKind::DeliverPage { online: index, set_backs, previous: before, entries });
         }
         let sent = self.directory.get(index).expect("found above").sent;
-        if !is_cut && page.through > sent {
+        if is_cut {
+            return Ok(()); // there is an acknowledgement to come, and with it room: until then a read would find the same
+        }
+        if page.through > sent {
             self.step_over(index, sent, page.through, now_ms);
         }
         self.pump(index);

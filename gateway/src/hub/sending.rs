@@ -73,7 +73,10 @@ impl Hub {
             return;
         }
         let Some(rejected) = self.rejected.get_mut(&session) else { return };
-        rejected.retain(|first| first.client_message_id != send.client_message_id);
+        let is_back = |first: &Rejected| {
+            first.client_message_id == send.client_message_id && first.conversation == send.conversation
+        };
+        rejected.retain(|first| !is_back(first));
         if rejected.is_empty() {
             self.rejected.remove(&session);
         }

@@ -56,15 +56,15 @@ impl Windows {
         online.sent = entry.inbox_seq;
     }
 
-    /// Adds to `acked` the last entry of each conversation, up to `through`, that somebody else sent. Returns whether
-    /// nothing beyond `through` is on its way.
-    pub fn collect(&self, online: &Online, through: InboxSeq, acked: &mut Vec<Acked>) -> bool {
+    /// Adds to `acked` the last entry of each conversation that somebody else sent, of those that follow `known`, which
+    /// the device has acknowledged before, up to `through`. Returns whether nothing beyond `through` is on its way.
+    pub fn collect(&self, online: &Online, (known, through): (InboxSeq, InboxSeq), acked: &mut Vec<Acked>) -> bool {
         let Some(list) = self.list(online.window) else { return true };
         for entry in list {
             if entry.seq > through {
                 return false;
             }
-            if !entry.from_others {
+            if !entry.from_others || entry.seq <= known {
                 continue;
             }
             let this = Acked { conversation: entry.conversation, seq: entry.conversation_seq };

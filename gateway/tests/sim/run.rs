@@ -123,7 +123,10 @@ impl Summary {
         self.events += events;
         self.cpu += cpu;
         match failure {
-            Some(failure) => self.failures.push((seed, failure)),
+            Some(failure) => {
+                println!("seed {seed}: {}", failure.message);
+                self.failures.push((seed, failure));
+            }
             None => self.events_min = self.events_min.min(events),
         }
     }
