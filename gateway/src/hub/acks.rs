@@ -30,7 +30,6 @@ impl Hub {
             View::Known(view) => view.cursor,
             View::Waits(load) => return Ok(Tried::Waits(load)),
         };
-        let online = self.directory.get(index).expect("found above");
         let mut acked = std::mem::take(&mut self.acked);
         acked.clear();
         let nothing_beyond = self.windows.collect(online, (known, through), &mut acked);
