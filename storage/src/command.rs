@@ -102,9 +102,9 @@ pub struct UserView {
     pub linked: bool,
     /// Whether other devices are.
     pub siblings: bool,
-    /// The device's cursor was raised because what followed it expired, or is where it was linked, and it has
-    /// acknowledged nothing since.
-    pub expired: bool,
+    /// Up to here the device lacks entries: they expired, or were there before it was linked, and it has acknowledged
+    /// nothing since. 0: it lacks none.
+    pub lost_through: InboxSeq,
     /// No receipt of the user's has a greater version.
     pub receipts_head: u64,
 }

@@ -248,7 +248,7 @@ pub enum Record {
         /// What became of it.
         item: Arrival,
     },
-    /// A device acknowledged everything up to `cursor`.
+    /// A device acknowledged everything up to `cursor`, or stepped over its own.
     CursorMoved {
         /// The user.
         user: UserId,
@@ -256,6 +256,8 @@ pub enum Record {
         device: DeviceId,
         /// Its new cursor, beyond its last.
         cursor: InboxSeq,
+        /// It was a step: the device has acknowledged nothing.
+        step: bool,
         /// What no device of the user had before, from others: the last of each conversation.
         delivered: Vec<Acked>,
     },

@@ -37,13 +37,18 @@ impl Hub {
             self.windows.collect(online, (known, online.sent), &mut acked);
         }
         // What follows the last entry under way, the device sent itself.
-        let through = if nothing_beyond { online.sent } else { through };
-        let waits = self.move_cursor(device, through, &acked, now_ms);
+        let end = if nothing_beyond { online.sent } else { through };
+        // It may have come before the client could know that something is lost to it: then it says nothing of that.
+        let waits = if through > known {
+            self.move_cursor(device, end, &acked, now_ms)
+        } else {
+            self.step_cursor(device, end, now_ms)
+        };
         self.acked = acked;
         if let Some(load) = waits? {
             return Ok(Tried::Waits(load));
         }
-        self.acknowledge(index, through, credit);
+        self.acknowledge(index, end, credit);
         Ok(Tried::Done)
     }
 
@@ -55,15 +60,31 @@ impl Hub {
         acked: &[Acked],
         now_ms: u64,
     ) -> Result<Option<Load>, EngineError> {
-        match self.shards.decide_ack(&*self.engine, device.user, device.device, through, acked, now_ms)? {
+        let decision = self.shards.decide_ack(&*self.engine, device.user, device.device, through, acked, now_ms)?;
+        Ok(self.follow_cursor(decision, now_ms))
+    }
+
+    /// A device has everything up to here, for it sent what follows its cursor itself.
+    pub(super) fn step_cursor(
+        &mut self,
+        device: Device,
+        through: InboxSeq,
+        now_ms: u64,
+    ) -> Result<Option<Load>, EngineError> {
+        let decision = self.shards.decide_step(&*self.engine, device.user, device.device, through)?;
+        Ok(self.follow_cursor(decision, now_ms))
+    }
+
+    fn follow_cursor(&mut self, decision: Decision, now_ms: u64) -> Option<Load> {
+        match decision {
             Decision::Apply(record) => {
                 self.shards.apply(&record);
                 self.cursors_since_ms.get_or_insert(now_ms);
-                Ok(None)
+                None
             }
-            Decision::Waits(load) => Ok(Some(load)),
+            Decision::Waits(load) => Some(load),
             // Sessions let nothing through that was not sent to them.
-            Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => Ok(None),
+            Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => None,
         }
     }
 

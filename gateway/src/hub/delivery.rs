@@ -139,7 +139,7 @@ impl Hub {
             if online.window != NO_WINDOW || online.acked >= through {
                 continue;
             }
-            let waits = self.move_cursor(device, through, &[], now_ms)?;
+            let waits = self.step_cursor(device, through, now_ms)?;
             let online = self.directory.get_mut(index).expect("found above");
             match waits {
                 None => online.acked = through,
@@ -276,7 +276,8 @@ impl Hub {
 
     /// Nothing beyond `sent` has reached the session.
     fn set_back(&mut self, index: u32, sent: InboxSeq) {
-        let (floor, gap) = self.floor_of(index);
+        let (floor, lost_through) = self.floor_of(index);
+        let gap = sent < lost_through;
         let online = self.directory.get_mut(index).expect("the caller found it");
         let reached = sent.max(online.acked);
         self.windows.rewind(online, reached);
@@ -295,7 +296,7 @@ impl Hub {
             let extra = self.extras.get_or_default(&mut self.directory, index);
             let owed = extra.owed.get_or_insert(Owed { from: sent, gap: false });
             owed.from = owed.from.min(sent);
-            owed.gap |= gap && owed.from < floor;
+            owed.gap |= owed.from < lost_through;
         }
         if let Some(extra) = self.extras.get(&self.directory, index)
             && let Sync::Begun { through, told } = &mut extra.sync
@@ -317,22 +318,23 @@ impl Hub {
         self.tell(session, step(index, set_backs, previous, through, gap));
     }
 
-    /// Below what the log does not hold what a session's device would be sent, and whether it has expired: else some
-    /// session of the device has acknowledged it.
-    fn floor_of(&mut self, index: u32) -> (InboxSeq, bool) {
+    /// Up to where the log does not hold what a session's device would be sent, and up to where that is lost to it: the
+    /// rest some session of the device has acknowledged, or the device has sent it.
+    fn floor_of(&mut self, index: u32) -> (InboxSeq, InboxSeq) {
         let device = self.directory.get(index).expect("the caller found it").device();
         match self.shards.user(&*self.engine, device.user, device.device) {
-            Ok(View::Known(view)) => (view.floor, view.expired),
+            Ok(View::Known(view)) => (view.floor, view.lost_through),
             // Who is cold has not changed.
-            Ok(View::Waits(_)) | Err(_) => (InboxSeq(0), false),
+            Ok(View::Waits(_)) | Err(_) => (InboxSeq(0), InboxSeq(0)),
         }
     }
 
     /// The floor of a user has risen: sessions below it are told that they go on there.
     pub(super) fn lift_sessions(&mut self, user: UserId, floor: InboxSeq) {
         for index in self.directory.sorted_of_user(user) {
-            let (_, gap) = self.floor_of(index);
+            let (_, lost_through) = self.floor_of(index);
             let online = self.directory.get_mut(index).expect("just found");
+            let gap = online.sent < lost_through;
             if online.sent >= floor {
                 continue;
             }

@@ -27,11 +27,10 @@ enum Joint {
 /// The device has acknowledged what precedes its cursor, or sent it itself, unless that expired or the device was
 /// linked anew, and it has acknowledged nothing since.
 fn joint(claim: InboxSeq, is_stranger: bool, known: &UserView) -> Joint {
-    let lost_through = if known.expired { known.cursor } else { InboxSeq(0) };
     match claim {
         InboxSeq(0) => Joint::Joins,
         _ if is_stranger || claim > known.head => Joint::Reset,
-        _ if claim < lost_through => Joint::Gap,
+        _ if claim < known.lost_through => Joint::Gap,
         _ => Joint::Joins,
     }
 }

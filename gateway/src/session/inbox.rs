@@ -43,9 +43,9 @@ impl Session {
     /// join on are dropped: they come again from the log. Says how many went out.
     pub fn deliver(&mut self, previous: InboxSeq, entries: &[InboxEntry], unsent: bool, out: &mut Vec<u8>) -> usize {
         let Some(last) = entries.last().map(|entry| entry.inbox_seq) else { return 0 };
-        if self.phase != Phase::Steady || previous != self.sent {
+        if !self.is_steady() || previous != self.sent {
             // The hub was set back to before what came meanwhile: it must know where to go on.
-            self.resume_pending |= self.phase == Phase::Steady && previous < self.sent;
+            self.resume_pending |= self.is_steady() && previous < self.sent;
             return 0;
         }
         let told = self.told();
@@ -67,7 +67,7 @@ impl Session {
 
     /// What comes next the device sent itself: nothing is written.
     pub fn skip(&mut self, previous: InboxSeq, through: InboxSeq) {
-        if self.phase == Phase::Steady && previous == self.sent {
+        if self.is_steady() && previous == self.sent {
             let told = self.told();
             self.ack_pending |= self.ahead > 0;
             self.sent = self.sent.max(through);
@@ -85,7 +85,7 @@ impl Session {
         unsent: bool,
         out: &mut Vec<u8>,
     ) {
-        if self.phase != Phase::Steady || previous != self.sent {
+        if !self.is_steady() || previous != self.sent {
             return;
         }
         let (told, before) = (self.told(), InboxSeq(start.0.saturating_sub(1)));
@@ -110,14 +110,20 @@ impl Session {
         conversations: Vec<ConversationView>,
         out: &mut Vec<u8>,
     ) {
+        if !self.is_steady() {
+            return;
+        }
         let conversations = conversations.into_iter().map(conversation_item).collect();
         let start = proto::SyncStart { entries, through: through.0, conversations };
         self.cipher.seal_message(out, RecordType::SyncStart, &start);
+        self.phase = Phase::Steady { in_sync: true };
     }
 
-    /// The backlog is through. If some of it was dropped on its way it is not: the hub says so again behind that.
+    /// The backlog is through. If some of it was dropped on its way it is not: the hub says so again behind that. It may
+    /// also say so again because it heard late of something that was made up for meanwhile.
     pub fn write_sync_done(&mut self, through: InboxSeq, out: &mut Vec<u8>) {
-        if through <= self.sent {
+        if self.phase == (Phase::Steady { in_sync: true }) && through <= self.sent {
+            self.phase = Phase::Steady { in_sync: false };
             self.cipher.seal_message(out, RecordType::SyncDone, &proto::SyncDone { inbox_seq: through.0 });
         }
     }

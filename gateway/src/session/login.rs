@@ -71,7 +71,7 @@ impl Session {
     /// READY: the session takes over, and delivery starts.
     pub(super) fn become_ready(&mut self, context: &mut Context<'_>) -> Result<(), ErrorCode> {
         let Phase::Greeted { fetch, known } = self.phase else { return Err(ErrorCode::OutOfState) };
-        self.phase = Phase::Steady;
+        self.phase = Phase::Steady { in_sync: false };
         self.epoch = context.address.epoch;
         let incarnation = match known {
             Known::Nothing => Incarnation(0),

@@ -64,7 +64,10 @@ enum Phase {
         fetch: bool,
         known: Known,
     },
-    Steady,
+    Steady {
+        /// The client was told that a backlog begins, and not yet that it is through.
+        in_sync: bool,
+    },
     Over,
 }
 
@@ -178,7 +181,11 @@ impl Session {
     /// Whether a login has been accepted: before that, the login's deadline applies.
     #[must_use]
     pub fn is_greeted(&self) -> bool {
-        matches!(self.phase, Phase::Greeted { .. } | Phase::Steady)
+        matches!(self.phase, Phase::Greeted { .. } | Phase::Steady { .. })
+    }
+
+    fn is_steady(&self) -> bool {
+        matches!(self.phase, Phase::Steady { .. })
     }
 
     /// The session's number; 0 before it has logged in.
@@ -215,7 +222,7 @@ impl Session {
 
     /// Asks the client to go and come back later.
     pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Vec<u8>) {
-        if matches!(self.phase, Phase::Greeted { .. } | Phase::Steady) {
+        if matches!(self.phase, Phase::Greeted { .. } | Phase::Steady { .. }) {
             let goaway = proto::Goaway {
                 reason: proto::goaway::Reason::Shutdown.into(),
                 reconnect_min_ms: 0,
@@ -245,7 +252,7 @@ impl Session {
                 self.log_in(bytes.get(range).expect("split gives a range within"), context)?;
                 Ok(Some(taken))
             }
-            Phase::Greeted { .. } | Phase::Steady => {
+            Phase::Greeted { .. } | Phase::Steady { .. } => {
                 let found = split(bytes, HEADER_LEN, CLIENT_BODY_LEN_MAX).map_err(frame_error)?;
                 let Some(range) = found else {
                     return Ok(None);

@@ -12,7 +12,7 @@ use culver_storage::command::Send;
 use culver_storage::topology::HubId;
 use prost::Message;
 
-use super::{Context, Phase, Session, error_message, frame_error};
+use super::{Context, Session, error_message, frame_error};
 use crate::hub::command::{Address, Command, Credit};
 
 impl Session {
@@ -36,9 +36,9 @@ impl Session {
                 Ok(())
             }
             RecordType::Pong => proto::Pong::decode(record.body).map(drop).map_err(|_| ErrorCode::BadProtobuf),
-            RecordType::Send if self.phase == Phase::Steady => self.handle_send(record.body, context),
-            RecordType::Ack if self.phase == Phase::Steady => self.handle_ack(record.body),
-            RecordType::Rpc if self.phase == Phase::Steady => self.handle_rpc(record.body, context),
+            RecordType::Send if self.is_steady() => self.handle_send(record.body, context),
+            RecordType::Ack if self.is_steady() => self.handle_ack(record.body),
+            RecordType::Rpc if self.is_steady() => self.handle_rpc(record.body, context),
             _ => Err(ErrorCode::OutOfState),
         }
     }

@@ -23,8 +23,8 @@ impl Shards {
         match record {
             Record::Message(message) => self.apply_message(message),
             Record::Arrived { stream, n, item } => self.apply_arrived(*stream, *n, item),
-            Record::CursorMoved { user, device, cursor, delivered } => {
-                self.apply_cursor(*user, *device, *cursor, delivered);
+            Record::CursorMoved { user, device, cursor, step, delivered } => {
+                self.apply_cursor(*user, *device, (*cursor, *step), delivered);
             }
             Record::DeviceLinked { user, device, cursor, day } => self.apply_linked(*user, *device, *cursor, *day),
             Record::DeviceSeen { user, device, day } => self.apply_seen(*user, *device, *day),

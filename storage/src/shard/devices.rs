@@ -66,7 +66,32 @@ impl Shards {
         // The first device counts. What follows the greatest cursor, none has had. What precedes it another has had,
         // unless it was linked after that: only what was told says which.
         let delivered = if is_first { acked.to_vec() } else { known!(self.delivered_first(engine, user, acked)?) };
-        Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, delivered }))
+        Ok(Decision::Apply(Record::CursorMoved { user, device, cursor: through, step: false, delivered }))
+    }
+
+    /// Decides that a device steps over its own up to `through`. It says nothing of what precedes that: a device that is
+    /// to be told of a gap is still to be told.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn decide_step(
+        &mut self,
+        engine: &dyn Engine,
+        user: UserId,
+        device: DeviceId,
+        through: InboxSeq,
+    ) -> Result<Decision, EngineError> {
+        let state = known!(self.user_mut(engine, user)?);
+        match state.device(device) {
+            Some(row) if row.cursor < through && through <= state.head => Ok(Decision::Apply(Record::CursorMoved {
+                user,
+                device,
+                cursor: through,
+                step: true,
+                delivered: Vec::new(),
+            })),
+            _ => Ok(Decision::Unchanged),
+        }
     }
 
     /// Of what a device acknowledged, what no device had before.
@@ -112,8 +137,7 @@ impl Shards {
         let index = user.row.devices.partition_point(|row| row.device < device);
         assert!(user.row.devices.get(index).is_none_or(|row| row.device != device), "`decide` found it not linked");
         // It may have been linked before, and have had less: it is not certain to hear of that at once.
-        let is_raised = cursor > InboxSeq(0);
-        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day, is_raised });
+        user.row.devices.insert(index, DeviceRow { device, cursor, seen_day, lost_through: cursor });
         user.dirty = true;
     }
 
@@ -124,13 +148,22 @@ impl Shards {
         user.dirty = true;
     }
 
-    pub(super) fn apply_cursor(&mut self, id: UserId, device: DeviceId, cursor: InboxSeq, delivered: &[Acked]) {
+    pub(super) fn apply_cursor(
+        &mut self,
+        id: UserId,
+        device: DeviceId,
+        (cursor, step): (InboxSeq, bool),
+        delivered: &[Acked],
+    ) {
         let Self { users, building, folds, .. } = self;
         let user = building.touch(users, id);
         let head = user.head;
         let row = user.row.devices.iter_mut().find(|row| row.device == device).expect("`decide` found it linked");
         assert!(cursor > row.cursor && cursor <= head, "cursors only advance, and not beyond the head");
-        (row.cursor, row.is_raised) = (cursor, false);
+        row.cursor = cursor;
+        if !step {
+            row.lost_through = InboxSeq(0);
+        }
         user.moved = true;
         for acked in delivered {
             user.tick(acked.conversation, acked.seq, ConversationSeq(0));

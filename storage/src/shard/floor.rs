@@ -131,7 +131,7 @@ impl Shards {
         assert!(floor >= user.row.floor && floor <= user.head, "a floor never falls, and no floor is above the head");
         user.row.devices.retain(|row| !unlinked.contains(&row.device));
         for row in user.row.devices.iter_mut().filter(|row| row.cursor < floor) {
-            (row.cursor, row.is_raised) = (floor, true);
+            (row.cursor, row.lost_through) = (floor, floor);
         }
         user.row.floor = floor;
         // Entries from before bytes were counted are freed without having been.

@@ -121,7 +121,7 @@ impl User {
             cursor: linked.map_or_else(|| self.start(), |row| row.cursor),
             linked: linked.is_some(),
             siblings: self.has_others(device),
-            expired: linked.is_some_and(|row| row.is_raised),
+            lost_through: linked.map_or(InboxSeq(0), |row| row.lost_through),
             receipts_head: self.receipts_head,
         }
     }

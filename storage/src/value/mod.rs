@@ -7,7 +7,7 @@
 //! conversation  version 2:1  kind:1  flags:1  last seq:8  last message id:8  last seq by lesser:8  by greater:8    35 bytes
 //! inbox         version:1  class:1  conversation:16  seq:8  message id:8  sender:8  device:2  payload:…            44 + payload
 //! user          version 2:1  flags:1  head:8  floor:8  waiting bytes:8  receipts head:8
-//!               count:2  count × { device:2  cursor:8  seen day:4 }                                                36 + 14 × count
+//!               count:2  count × { device:2  cursor:8  seen day:4, and lost through:8 where it says so }           36 + 14 or 22 a device
 //! dedup         version:1  seq:8  message id:8  inbox seq of the sender's own copy (0: none):8                     25
 //! member by user, by kind:
 //!   list            version:1  seq:8  message id:8  sender:8  device:2  preview:…                                  27 + preview
@@ -26,8 +26,9 @@
 //! ```
 //!
 //! The time of a message is that in its id. The devices of a user row ascend; of its flags, bit 0 says that read
-//! receipts are off; bit 31 of a seen day, that expiry raised the cursor and nothing was acknowledged since. Of an
-//! inbox row, class 1 is a direct message with its payload; the other numbers are kept for references to bodies stored
+//! receipts are off; bit 31 of a seen day, that the device lacks what precedes its cursor, for that expired or was there
+//! before it was linked, and that it has acknowledged nothing since; bit 30, that it lacks what precedes the number that
+//! follows, for it has stepped over its own since. Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for references to bodies stored
 //! once.
 
 mod item;

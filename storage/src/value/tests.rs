@@ -81,8 +81,13 @@ proptest! {
 }
 
 fn device_row(device: u16, cursor: u64, day: u32) -> DeviceRow {
-    let (seen_day, is_raised) = (day & (u32::MAX >> 1), day > u32::MAX >> 1);
-    DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day, is_raised }
+    let lost_through = match day >> 30 {
+        0 | 1 => 0,
+        2 => cursor,
+        _ => cursor / 2,
+    };
+    let (seen_day, lost_through) = (day & (u32::MAX >> 2), InboxSeq(lost_through));
+    DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day, lost_through }
 }
 
 #[test]

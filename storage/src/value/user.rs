@@ -6,8 +6,11 @@ use super::{DecodeError, VERSION, VERSION_2, versioned_2};
 use crate::key::{split_u16, split_u64};
 
 const READ_RECEIPTS_OFF: u8 = 1;
-/// The bit of `seen day` that says so.
-const RAISED: u32 = 1 << 31;
+/// The bit of `seen day` that says that what is lost ends at the cursor.
+const LOST: u32 = 1 << 31;
+/// The bit of `seen day` that says that where it ends follows.
+const LOST_BELOW: u32 = 1 << 30;
+const DAY_MAX: u32 = LOST_BELOW - 1;
 
 /// The value of a `user` row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,9 +38,9 @@ pub struct DeviceRow {
     pub cursor: InboxSeq,
     /// The day it was last seen, in days since 1970; 0: before rows knew it.
     pub seen_day: u32,
-    /// The cursor was raised because what followed it expired, or is where the device was linked, and the device has
-    /// acknowledged nothing since.
-    pub is_raised: bool,
+    /// Up to here the device lacks entries: they expired, or were there before it was linked, and it has acknowledged
+    /// nothing since. It may have stepped over its own, so that the cursor is beyond. 0: it lacks none.
+    pub lost_through: InboxSeq,
 }
 
 impl UserRow {
@@ -52,11 +55,18 @@ impl UserRow {
             out.extend_from_slice(&number.to_be_bytes());
         }
         out.extend_from_slice(&count.to_be_bytes());
-        for DeviceRow { device, cursor, seen_day, is_raised } in &self.devices {
-            let day = seen_day & !RAISED | if *is_raised { RAISED } else { 0 };
+        for DeviceRow { device, cursor, seen_day, lost_through } in &self.devices {
+            let lost = match lost_through {
+                InboxSeq(0) => 0,
+                lost_through if lost_through == cursor => LOST,
+                _ => LOST_BELOW,
+            };
             out.extend_from_slice(&device.0.to_be_bytes());
             out.extend_from_slice(&cursor.0.to_be_bytes());
-            out.extend_from_slice(&day.to_be_bytes());
+            out.extend_from_slice(&(seen_day & DAY_MAX | lost).to_be_bytes());
+            if lost == LOST_BELOW {
+                out.extend_from_slice(&lost_through.0.to_be_bytes());
+            }
         }
     }
 
@@ -91,7 +101,7 @@ impl UserRow {
 
 fn decode_devices(version: u8, count: usize, mut rest: &[u8]) -> Result<Vec<DeviceRow>, DecodeError> {
     let device_len = if version == VERSION { 10 } else { 14 };
-    if rest.len() != count * device_len {
+    if rest.len() < count * device_len {
         return Err(DecodeError::Length);
     }
     let mut devices: Vec<DeviceRow> = Vec::with_capacity(count);
@@ -104,16 +114,21 @@ fn decode_devices(version: u8, count: usize, mut rest: &[u8]) -> Result<Vec<Devi
             let (day, after) = after.split_first_chunk().ok_or(DecodeError::Length)?;
             (u32::from_be_bytes(*day), after)
         };
+        let (lost_through, after) = match day & (LOST | LOST_BELOW) {
+            0 => (0, after),
+            LOST => (cursor, after),
+            _ => split_u64(after).ok_or(DecodeError::Length)?,
+        };
         if devices.last().is_some_and(|last| last.device >= DeviceId(device)) {
             return Err(DecodeError::Order);
         }
         devices.push(DeviceRow {
             device: DeviceId(device),
             cursor: InboxSeq(cursor),
-            seen_day: day & !RAISED,
-            is_raised: day & RAISED != 0,
+            seen_day: day & DAY_MAX,
+            lost_through: InboxSeq(lost_through),
         });
         rest = after;
     }
-    Ok(devices)
+    if rest.is_empty() { Ok(devices) } else { Err(DecodeError::Length) }
 }

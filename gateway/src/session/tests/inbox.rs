@@ -94,6 +94,9 @@ fn a_backlog_is_through_when_all_of_it_was_sent() {
     bench.session.write_sync_done(InboxSeq(12), &mut bench.out);
     let done: proto::SyncDone = bench.last(RecordType::SyncDone);
     assert_eq!(done.inbox_seq, 12);
+    let len = bench.out.len();
+    bench.session.write_sync_done(InboxSeq(12), &mut bench.out);
+    assert_eq!(bench.out.len(), len, "once");
 }
 
 #[test]

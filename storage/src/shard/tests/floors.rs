@@ -126,11 +126,11 @@ fn what_nobody_fetched_expires_and_the_sender_is_told() {
     };
     assert_eq!((user.0, expired.0.0, expired.1.0), (1, 2, 5));
     let view = world.user();
-    assert_eq!((view.floor.0, view.cursor.0, view.expired), (5, 5, true));
+    assert_eq!((view.floor.0, view.cursor.0, view.lost_through.0), (5, 5, 5));
     accept(&mut world.shards, &world.engine, &send(1, 2, 99), NOW_MS + year_ms);
     world.ack(1, 6);
     let view = world.user();
-    assert!(!view.expired, "it has acknowledged since");
+    assert_eq!(view.lost_through.0, 0, "it has acknowledged since");
     world.mail.insert(1, outgoing.into_iter().next().expect("it was looked at"));
     let arrived = deliver(&mut world.shards, &world.engine, &world.mail);
     let [_, Decision::Apply(Record::Arrived { item: Arrival::Receipt { mark, .. }, .. }), _] = arrived.as_slice()
@@ -166,6 +166,29 @@ fn a_clock_a_year_ahead_expires_nothing_and_unlinks_nobody() {
     // Back: ids go on ascending, as `time_never_goes_back_even_if_the_clock_does` has it, and this stops too.
     world.shards.tick(NOW_MS / 2, 3000);
     assert!(world.shards.expiry().stopped);
+}
+
+#[test]
+fn who_steps_over_its_own_has_still_to_hear_what_is_lost() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    world.fill(5, NOW_MS);
+    let year_ms = Policy::default().retention_ms;
+    world.shards.tick(NOW_MS + year_ms + 1, year_ms + 1);
+    let fold = world.fold().expect("there is something to fold");
+    let folded = world.folded(fold);
+    assert!(matches!(world.decide(&folded), Decision::Apply(_)));
+    accept(&mut world.shards, &world.engine, &send(1, 2, 99), NOW_MS + year_ms);
+    let step = world.shards.decide_step(&*world.engine, UserId(2), DeviceId(1), InboxSeq(6)).expect("memory reads");
+    assert!(matches!(&step, Decision::Apply(Record::CursorMoved { step: true, .. })));
+    apply(&mut world.shards, &step);
+    commit(&mut world.shards, &world.engine);
+    world.shards = recover(&world.engine, NOW_MS + year_ms);
+    let view = world.user();
+    assert_eq!((view.cursor.0, view.lost_through.0), (6, 5));
+    accept(&mut world.shards, &world.engine, &send(1, 2, 100), NOW_MS + year_ms);
+    world.ack(1, 7);
+    assert_eq!(world.user().lost_through.0, 0, "an acknowledgement of what follows says that it has heard");
 }
 
 /// Before the jump is noticed, while it lasts, and after a restart that takes the wrong time for the right one.

@@ -101,8 +101,7 @@ impl Model {
             cursor: linked.unwrap_or(start),
             linked: linked.is_some(),
             siblings: self.has_others(user, device),
-            expired: linked
-                .is_some_and(|cursor| cursor > InboxSeq(0) && self.starts.get(&(user, device)) == Some(&cursor)),
+            lost_through: linked.filter(|cursor| self.starts.get(&(user, device)) == Some(cursor)).unwrap_or_default(),
             ..UserView::default()
         }
     }
