@@ -20,6 +20,10 @@ pub struct Holdings {
     pub hungry: usize,
     /// Commands and items that wait for a read, or behind another.
     pub parked: usize,
+    /// Of them, SENDs and RPCs.
+    pub parked_sends: usize,
+    /// Of them, items of streams.
+    pub parked_arrivals: usize,
     /// Things that are being read because something parked waits for them.
     pub loads: usize,
     /// RPCs that wait for a page of conversations.
@@ -69,6 +73,8 @@ impl Hub {
             rejected: self.rejected.len(),
             hungry: self.hungry.len(),
             parked: self.parking.len(),
+            parked_sends: self.parking.sends(),
+            parked_arrivals: self.parking.arrivals(),
             loads: self.loads.len(),
             asking: self.asking.len(),
             reads: self.reads.len() + self.reads_outstanding,

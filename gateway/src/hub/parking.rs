@@ -2,8 +2,8 @@
 //!
 //! Waiting work holds back all later work of the same device, conversation, stream or cold user, so that nothing
 //! overtakes within any of them. What may be refused is refused beyond a bound, and what a stream brings is dropped, for
-//! it comes again; what may not (ACK, Resume, Login, Close) is bounded by the sessions themselves, and floors by how
-//! many are folded at once.
+//! it comes again; what may not is one of a kind (Login, Close, ACK, Resume) for each session, of which the newest counts,
+//! and floors are bounded by how many are folded at once.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -13,7 +13,7 @@ use culver_storage::reader::Folded;
 use culver_storage::record::{Item, Outgoing, Stream};
 
 use super::bounds::Bounds;
-use super::command::{Command, Device};
+use super::command::{Address, Command, Device};
 
 /// What is to be decided.
 #[derive(Debug)]
@@ -37,6 +37,13 @@ enum Key {
     Stream(Stream),
 }
 
+/// What says how far a session is: the later of two says all that the earlier said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Ack,
+    Resume,
+}
+
 /// What is parked, in the order it came.
 pub struct Parking {
     /// SENDs and RPCs, items of all streams, and of one stream that may wait.
@@ -46,6 +53,8 @@ pub struct Parking {
     parked: VecDeque<Parked>,
     /// Keys of all that is parked; rebuilt when it is retried.
     keys: HashSet<Key>,
+    /// Where the ACK and the Resume of a session are.
+    latest: HashMap<(Address, Kind), usize>,
     sends: usize,
     arrivals: HashMap<Stream, usize>,
     arrivals_total: usize,
@@ -77,6 +86,7 @@ impl Parking {
             of_stream_max: parked_of_stream,
             parked: VecDeque::new(),
             keys: HashSet::new(),
+            latest: HashMap::new(),
             sends: 0,
             arrivals: HashMap::new(),
             arrivals_total: 0,
@@ -120,8 +130,28 @@ impl Parking {
         }
     }
 
-    /// Parks something behind what is there.
+    /// SENDs and RPCs that are parked.
+    #[must_use]
+    pub fn sends(&self) -> usize {
+        self.sends
+    }
+
+    /// Items of all streams that are parked.
+    #[must_use]
+    pub fn arrivals(&self) -> usize {
+        self.arrivals_total
+    }
+
+    /// Parks something behind what is there, or in the place of what it makes void.
     pub fn park(&mut self, parked: Parked) {
+        if let Some(latest) = latest_of(&parked.work) {
+            let next = self.parked.len();
+            let place = *self.latest.entry(latest).or_insert(next);
+            if let Some(earlier) = self.parked.get_mut(place) {
+                earlier.work = parked.work;
+                return;
+            }
+        }
         self.keys.extend(keys(&parked.work).into_iter().flatten());
         match &parked.work {
             Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends += 1,
@@ -137,10 +167,19 @@ impl Parking {
     /// Takes everything out, to be retried in order; what must go on waiting is parked again.
     pub fn take(&mut self) -> VecDeque<Parked> {
         self.keys.clear();
+        self.latest.clear();
         self.sends = 0;
         self.arrivals.clear();
         self.arrivals_total = 0;
         std::mem::take(&mut self.parked)
+    }
+}
+
+fn latest_of(work: &Work) -> Option<(Address, Kind)> {
+    match work {
+        Work::Command(Command::Ack { session, .. }) => Some((*session, Kind::Ack)),
+        Work::Command(Command::Resume { session, .. }) => Some((*session, Kind::Resume)),
+        _ => None,
     }
 }
 
@@ -199,6 +238,15 @@ mod tests {
     fn close(user: u64) -> Work {
         let device = Device { user: UserId(user), device: DeviceId(1) };
         Work::Command(Command::Close { session: SESSION, device })
+    }
+
+    fn ack(through: u64) -> Work {
+        Work::Command(Command::Ack {
+            session: SESSION,
+            device: Device { user: UserId(1), device: DeviceId(1) },
+            through: InboxSeq(through),
+            credit: super::super::command::Credit { entries: 1, bytes: 1 },
+        })
     }
 
     fn arrival(from: u16, user: u64) -> Work {
@@ -268,12 +316,23 @@ mod tests {
         }
         assert!(!parking.has_room_for(&send(1, 2)));
         assert!(parking.has_room_for(&close(1)));
-        let ack = Work::Command(Command::Ack {
-            session: SESSION,
-            device: Device { user: UserId(1), device: DeviceId(1) },
-            through: InboxSeq(1),
-            credit: super::super::command::Credit { entries: 1, bytes: 1 },
-        });
-        assert!(parking.has_room_for(&ack));
+        assert!(parking.has_room_for(&ack(1)));
+    }
+
+    #[test]
+    fn of_a_sessions_acknowledgements_the_newest_counts() {
+        let mut parking = Parking::new(&Bounds::default());
+        park(&mut parking, send(1, 2));
+        (1..=1000).for_each(|through| park(&mut parking, ack(through)));
+        park(&mut parking, close(1));
+        let taken = parking.take();
+        let [_, Parked { work: Work::Command(Command::Ack { through, .. }), .. }, _] =
+            taken.iter().collect::<Vec<_>>()[..]
+        else {
+            panic!("{taken:?}")
+        };
+        assert_eq!(*through, InboxSeq(1000));
+        park(&mut parking, ack(7));
+        assert_eq!(parking.len(), 1, "what was taken is not there any more");
     }
 }

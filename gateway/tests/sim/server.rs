@@ -197,6 +197,8 @@ impl Life {
         let volume = usize::from(hub.volume);
         let synced = self.engines[volume].sequence_synced();
         let events = hub.turn(clocks, &self.metrics, self.is_stopping);
+        let reactors = self.reactors.iter().filter_map(|thread| thread.reactor.as_ref());
+        hub.check_bounds(reactors.map(Reactor::connections).sum(), self.topology.shard_count());
         if let Some(batch) = hub.asked.batch.take() {
             if let Some(sealed) = &mut hub.sealed {
                 sealed.push(batch.clone());

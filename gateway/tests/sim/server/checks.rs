@@ -2,12 +2,47 @@
 
 use std::sync::Arc;
 
+use culver::hub::holdings::Holdings;
+use culver_protocol::limits::DEVICES_MAX;
 use culver_storage::batch::Batch;
 use culver_storage::shard::replay;
 use culver_storage::topology::HubId;
 
 use super::Life;
+use super::threads::HubThread;
 use crate::plan::Plan;
+
+/// Notices that a connection may be owed: it was replaced, and devices of its user came and went.
+const NOTICES_MAX: usize = 1 + 2 * DEVICES_MAX;
+/// Reads that a session may want at once: of its inbox or backlog, of receipts, of conversations.
+const READS_MAX: usize = 3;
+/// Lanes of a stream between two shards.
+const LANES: usize = 2;
+/// What a session may have parked and is not refused: a login, a close, an acknowledgement, a resume.
+const PARKED_MAX: usize = 4;
+
+impl HubThread {
+    /// What is parked and what is owed is within its bounds. (Queues have a fixed capacity and cannot exceed it.)
+    pub(super) fn check_bounds(&self, connections: usize, shards: u16) {
+        let Some(driver) = &self.driver else { return };
+        let (bounds, holdings) = (driver.hub().bounds(), driver.hub().holdings());
+        let Holdings { parked, parked_sends, parked_arrivals, .. } = holdings;
+        // One for what is parked for it, one of each kind for a session, one for each stream, one for each floor, a sweep.
+        let streams = LANES * usize::from(shards).pow(2);
+        let reads_max = holdings.loads + READS_MAX * connections + streams + 2 * bounds.folds + 1;
+        let others = parked - parked_sends - parked_arrivals;
+        assert!(
+            parked_sends <= bounds.parked_sends
+                && parked_arrivals <= bounds.parked_arrivals
+                && others <= PARKED_MAX * connections + 2 * bounds.folds
+                && holdings.reads <= reads_max
+                && driver.notices() <= NOTICES_MAX * connections,
+            "hub {} holds no more than it may, with {connections} connections: {holdings:?}, {} notices",
+            self.id,
+            driver.notices()
+        );
+    }
+}
 
 impl Life {
     /// What each hub decided gives, applied again to what its disk held at the beginning, the very batches that it wrote:
