@@ -16,12 +16,13 @@ use culver_storage::planted::{self, Bug};
 use culver_storage::reader::Read;
 use culver_storage::record::InboxEntry;
 
+use super::Hub;
 use super::command::Address;
 use super::directory::{Flag, NO_WINDOW, Online};
 use super::effect::{Effect, EffectKind};
 use super::extra::{Owed, Sync};
+use super::reads::{split_tag, tag_of};
 use super::windows::counted_bytes;
-use super::{Hub, split_tag, tag_of};
 
 /// Effects looked at for the last of the same session: an answer and the deliveries of its message come together.
 const MERGE_DEPTH: usize = 8;
@@ -199,7 +200,7 @@ impl Hub {
         let (device, after) = (online.device(), online.sent);
         let tag = self.begin_read(index);
         let (user, skip_device) = (device.user, device.device);
-        self.reads.push_back(Read::Inbox { tag, user, skip_device, after, entries_max, bytes_max });
+        self.want(Read::Inbox { tag, user, skip_device, after, entries_max, bytes_max });
     }
 
     /// The session's inbox is read from now on. Returns what is to come back with the result.

@@ -22,6 +22,7 @@ pub mod holdings;
 mod login;
 pub mod mail;
 pub mod parking;
+mod reads;
 mod receipts;
 mod rpc;
 mod sending;
@@ -123,9 +124,10 @@ pub struct Hub {
     building: Consequences,
     under_way: Option<(BatchNumber, Consequences)>,
     released: Vec<Effect>,
-    /// Reads wanted, of which `next_read` gives out as many as may be under way. At most two a session and its RPCs,
-    /// one a stream, one a thing that parked commands wait for, and those of the upkeep.
+    /// Reads wanted, of which `next_read` gives out as many as may be under way.
     reads: VecDeque<Read>,
+    /// With so many, those that nobody waits for any more are forgotten.
+    reads_looked_at: usize,
     reads_outstanding: usize,
     /// The number of the last read that has one. Never 0.
     read_number: u32,
@@ -186,6 +188,7 @@ impl Hub {
             under_way: None,
             released: Vec::new(),
             reads: VecDeque::new(),
+            reads_looked_at: bounds.reads_outstanding,
             reads_outstanding: 0,
             read_number: 0,
             loads: HashSet::new(),
@@ -376,16 +379,6 @@ impl Hub {
         std::mem::take(&mut self.released)
     }
 
-    /// The next read to be made, as long as not too many are under way.
-    pub fn next_read(&mut self) -> Option<Read> {
-        if self.reads_outstanding >= self.bounds.reads_outstanding {
-            return None;
-        }
-        let read = self.reads.pop_front()?;
-        self.reads_outstanding += 1;
-        Some(read)
-    }
-
     /// Counts since they were last taken.
     pub fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
@@ -493,26 +486,9 @@ impl Hub {
     /// Asks the readers once for what several commands may wait for.
     fn request(&mut self, load: Load) {
         if self.loads.insert(load) {
-            self.reads.push_back(Read::Load(load));
+            self.want(Read::Load(load));
         }
     }
-
-    /// Reads are numbered, for a session that comes to be at the same index is not to take another's for its own.
-    fn number_read(&mut self) -> u32 {
-        self.read_number = self.read_number.wrapping_add(1).max(1);
-        self.read_number
-    }
-}
-
-/// What comes back with a read for a session.
-fn tag_of(read: u32, index: u32) -> u64 {
-    u64::from(read) << 32 | u64::from(index)
-}
-
-/// The number of the read and the index of the session.
-fn split_tag(tag: u64) -> (u32, u32) {
-    let half = |half: u64| u32::try_from(half & u64::from(u32::MAX)).expect("masked to 32 bits");
-    (half(tag >> 32), half(tag))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::command::Address;
 use super::directory::Flag;
 use super::effect::{Effect, EffectKind};
 use super::extra::Untold;
-use super::{split_tag, tag_of};
+use super::reads::{split_tag, tag_of};
 
 /// Effects looked at for an earlier receipt of the same session to add to.
 const MERGE_DEPTH: usize = 8;
@@ -97,7 +97,7 @@ impl Hub {
         }
     }
 
-    fn untold(&mut self, index: u32) -> Option<&mut Untold> {
+    pub(super) fn untold(&mut self, index: u32) -> Option<&mut Untold> {
         self.extras.get(&self.directory, index)?.receipts.as_mut()
     }
 
@@ -111,7 +111,7 @@ impl Hub {
         (untold.reading, untold.missed) = (read, false);
         let after_version = untold.told;
         let user = self.directory.get(index).expect("it has more about it").user();
-        self.reads.push_back(Read::Receipts { tag: tag_of(read, index), user, after_version });
+        self.want(Read::Receipts { tag: tag_of(read, index), user, after_version });
     }
 
     /// What a session was not told has been read.

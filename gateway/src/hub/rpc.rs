@@ -12,7 +12,8 @@ use culver_storage::shard::DAY_MS;
 
 use super::command::{Address, Command, Device, Request};
 use super::effect::{Answer, DeviceInfo, EffectKind};
-use super::{Hub, Tried, split_tag, tag_of};
+use super::reads::{split_tag, tag_of};
+use super::{Hub, Tried};
 
 /// Who waits for a page of conversations.
 pub(super) struct Asking {
@@ -65,7 +66,7 @@ impl Hub {
                 let read = self.number_read();
                 self.asking.insert(read, Asking { session, device, id });
                 let (tag, limit, page) = (tag_of(read, 0), *limit, page.clone());
-                self.reads.push_back(Read::Conversations { tag, user, limit, page });
+                self.want(Read::Conversations { tag, user, limit, page });
                 return Ok(Tried::Done);
             }
             Request::MarkRead { conversation, seq } => {

@@ -186,7 +186,7 @@ impl Hub {
         outflow.reading = true;
         let (after, through) = (outflow.pushed, outflow.durable.min(outflow.taken + window));
         let limit = self.bounds.read_items;
-        self.reads.push_back(Read::Outbox { stream, after, through, limit });
+        self.want(Read::Outbox { stream, after, through, limit });
     }
 
     /// Drives streams again that have not got on for a while.

@@ -66,7 +66,7 @@ impl Hub {
                 if !online.is(Flag::Reading) && online.is(Flag::Behind) {
                     let device = online.device();
                     let tag = self.begin_read(index);
-                    self.reads.push_back(Read::Sync { tag, user: device.user, device: device.device, after });
+                    self.want(Read::Sync { tag, user: device.user, device: device.device, after });
                 }
             }
             Sync::Refused(kind) => {

@@ -91,7 +91,7 @@ impl Hub {
         }
         for fold in self.shards.fold_due(now_ms) {
             self.upkeep.folds += 1;
-            self.reads.push_back(Read::Fold(fold));
+            self.want(Read::Fold(fold));
         }
     }
 
@@ -117,7 +117,7 @@ impl Hub {
         }
         match self.shards.fold_user(&*self.engine, user, now_ms)? {
             View::Waits(load) => return Ok(Tried::Waits(load)),
-            View::Known(Some(fold)) => self.reads.push_back(Read::Fold(fold)),
+            View::Known(Some(fold)) => self.want(Read::Fold(fold)),
             View::Known(None) => self.upkeep.folds -= 1,
         }
         Ok(Tried::Done)
@@ -177,7 +177,7 @@ impl Hub {
         let ExpiryState { today, expire_before_ms, .. } = self.shards.expiry();
         let unlink_days = self.shards.policy().unlink_days;
         let limit = self.bounds.sweep_users;
-        self.reads.push_back(Read::Sweep { shard, after, limit, today, expire_before_ms, unlink_days });
+        self.want(Read::Sweep { shard, after, limit, today, expire_before_ms, unlink_days });
     }
 
     /// A sweep has found users whose floor may have to rise. It goes on when they are seen to.

@@ -90,6 +90,8 @@ pub(crate) struct Life {
     is_stopping: bool,
     /// What its disks held when it began, and when that was; only where its journal is kept.
     begun_with: Option<(Vec<MemoryEngine>, Now)>,
+    /// The most connections that it had at once.
+    connections_peak: usize,
 }
 
 /// What a life starts with, beside its disks.
@@ -175,6 +177,7 @@ impl Life {
             leaving_since_us: None,
             is_stopping: false,
             begun_with,
+            connections_peak: 0,
         })
     }
 
@@ -198,7 +201,9 @@ impl Life {
         let synced = self.engines[volume].sequence_synced();
         let events = hub.turn(clocks, &self.metrics, self.is_stopping);
         let reactors = self.reactors.iter().filter_map(|thread| thread.reactor.as_ref());
-        hub.check_bounds(reactors.map(Reactor::connections).sum(), self.topology.shard_count());
+        // What hubs know of goes later than its connection.
+        self.connections_peak = self.connections_peak.max(reactors.map(Reactor::connections).sum());
+        hub.check_bounds(self.connections_peak, self.topology.shard_count());
         if let Some(batch) = hub.asked.batch.take() {
             if let Some(sealed) = &mut hub.sealed {
                 sealed.push(batch.clone());

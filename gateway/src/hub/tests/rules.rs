@@ -325,6 +325,23 @@ fn whoever_was_away_is_told_what_became_of_the_messages() {
 }
 
 #[test]
+fn reads_of_sessions_that_are_gone_are_forgotten() {
+    let mut world = calm(1, 1);
+    let one = world.log_in(World::device(1));
+    let sender = world.log_in(World::device(2));
+    world.settle();
+    world.close(one);
+    world.send_to(sender, 1, 1);
+    world.settle();
+    let outstanding_max = world.nodes[0].hub.bounds().reads_outstanding;
+    for _ in 0..4 * outstanding_max {
+        logged_in(&answer_to(&mut world, 1, 0, INCARNATION));
+    }
+    let reads = world.nodes[0].hub.holdings().reads;
+    assert!(reads <= 2 * outstanding_max + 1, "nothing is read, and devices come again and again: {reads}");
+}
+
+#[test]
 fn requests_are_answered_once_and_few_at_a_time() {
     let mut world = calm(1, 1);
     let one = world.log_in(World::device(1));

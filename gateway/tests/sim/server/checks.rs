@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use culver::hub::holdings::Holdings;
-use culver_protocol::limits::DEVICES_MAX;
+use culver_protocol::limits::{DEVICES_MAX, RPCS_IN_FLIGHT_MAX};
 use culver_storage::batch::Batch;
 use culver_storage::shard::replay;
 use culver_storage::topology::HubId;
@@ -14,8 +14,8 @@ use crate::plan::Plan;
 
 /// Notices that a connection may be owed: it was replaced, and devices of its user came and went.
 const NOTICES_MAX: usize = 1 + 2 * DEVICES_MAX;
-/// Reads that a session may want at once: of its inbox or backlog, of receipts, of conversations.
-const READS_MAX: usize = 3;
+/// Reads that a session may want at once: of its inbox or backlog, of receipts, and of conversations.
+const READS_MAX: usize = 2 + RPCS_IN_FLIGHT_MAX;
 /// Lanes of a stream between two shards.
 const LANES: usize = 2;
 /// What a session may have parked and is not refused: a login, a close, an acknowledgement, a resume.
@@ -29,7 +29,8 @@ impl HubThread {
         let Holdings { parked, parked_sends, parked_arrivals, .. } = holdings;
         // One for what is parked for it, one of each kind for a session, one for each stream, one for each floor, a sweep.
         let streams = LANES * usize::from(shards).pow(2);
-        let reads_max = holdings.loads + READS_MAX * connections + streams + 2 * bounds.folds + 1;
+        let wanted_max = holdings.loads + READS_MAX * connections + streams + 2 * bounds.folds + 1;
+        let reads_max = bounds.reads_outstanding + bounds.reads_outstanding.max(2 * wanted_max);
         let others = parked - parked_sends - parked_arrivals;
         assert!(
             parked_sends <= bounds.parked_sends
