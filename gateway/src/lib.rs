@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod crash_point;
 pub mod hub;
 pub mod logging;
 pub mod mailbox;

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     culver::logging::abort_on_panic();
     // Messages and keys are for their owner: what this process makes is for no other user of the machine.
     umask(Mode::RWXG | Mode::RWXO);
-    match command::Culver::parse().run() {
+    match culver::crash_point::set_up().and_then(|()| command::Culver::parse().run()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("culver: {}", explain(&error));

@@ -10,12 +10,15 @@ use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::error::EngineError;
 use culver_storage::filter::Retention;
 use culver_storage::reader::{Read, ReadResult};
+use culver_storage::record::Item;
 use culver_storage::topology::HubId;
 
 use super::effect::{Effect, EffectKind};
 use super::gathering::Gathering;
+use super::mail::HubMail;
 use super::{Counts, Hub};
 use crate::clock::Clock;
+use crate::crash_point::{self, CrashPoint};
 use crate::mailbox::{Doorbell, HubLink, Link};
 use crate::metrics::Counters;
 
@@ -123,6 +126,8 @@ pub struct Driver {
     /// Effects that must not be lost and found no room.
     notices: Vec<Effect>,
     gathering: Gathering,
+    /// The batch under way moves cursors.
+    moves_cursors: bool,
 }
 
 /// The numbers of hubs, ascending.
@@ -145,7 +150,8 @@ impl Driver {
         retention: Arc<Retention>,
     ) -> Self {
         assert!(inbox.reads.capacity() >= hub.bounds().reads_outstanding, "there is room for what readers say");
-        Self { hub, inbox, reactors, hubs, retention, notices: Vec::new(), gathering: Gathering::default() }
+        let (notices, gathering) = (Vec::new(), Gathering::default());
+        Self { hub, inbox, reactors, hubs, retention, notices, gathering, moves_cursors: false }
     }
 
     /// The hub.
@@ -182,9 +188,11 @@ impl Driver {
             disk.read(read);
         }
         let now_us = clock.mono_us();
+        let waited = self.hub.cursors_since_ms.is_some();
         if self.gathering.left_us(now_us).is_none()
             && let Some(batch) = self.hub.next_batch(now_ms)?
         {
+            self.moves_cursors = waited && self.hub.cursors_since_ms.is_none();
             self.gathering.submitted(now_us);
             disk.write(batch);
         }
@@ -272,6 +280,9 @@ impl Driver {
             let gathers = self.gathering.durable(clock.mono_us());
             self.reactors.iter().for_each(|port| port.link.set_gathering(gathers));
             counters.batches.add(1);
+            if std::mem::take(&mut self.moves_cursors) {
+                crash_point::reached(CrashPoint::CursorSaved);
+            }
             busy = true;
         }
         let mut read = false;
@@ -311,10 +322,14 @@ impl Driver {
         for (to, mail) in self.hub.take_mail() {
             let port = self.hubs.get(to.index()).expect("the topology names hubs");
             let bit = 1 << to.0;
+            let point = crash_point_of(&mail);
             // What comes behind something that found no room must not overtake it.
             let posted = if full & bit == 0 { port.link.post(own, to, mail) } else { Err(mail) };
             match posted {
-                Ok(()) => touched |= bit,
+                Ok(()) => {
+                    touched |= bit;
+                    point.into_iter().for_each(crash_point::reached);
+                }
                 Err(mail) => {
                     full |= bit;
                     self.hub.refused_mail(to, mail);
@@ -370,11 +385,15 @@ impl Driver {
                 EffectKind::SyncStart { online, .. } => Some((online, effect.session)),
                 _ => None,
             };
+            let is_receipt = matches!(effect.kind, EffectKind::Receipt { .. });
             // Notices keep their order: none overtakes one that waits.
             let waits = effect.kind.is_notice() && !self.notices.is_empty();
             match if waits { Err(effect) } else { port.link.post_delivery(effect) } {
                 Ok(()) => {
                     touch();
+                    if is_receipt {
+                        crash_point::reached(CrashPoint::ReceiptHanded);
+                    }
                     begins.into_iter().for_each(|(online, session)| self.hub.handle_posted_sync(online, session));
                 }
                 Err(notice) if notice.kind.is_notice() => self.notices.push(notice),
@@ -405,5 +424,16 @@ impl Driver {
     fn has_mail(&self) -> bool {
         let own = self.hub.id();
         hub_ids().zip(&self.hubs).any(|(other, port)| other != own && port.link.has_mail(other, own))
+    }
+}
+
+/// Where the process can be made to die once this is handed over.
+fn crash_point_of(mail: &HubMail) -> Option<CrashPoint> {
+    match mail {
+        HubMail::Push { outgoing } => Some(match outgoing.item {
+            Item::Entry { .. } => CrashPoint::OutboxHanded,
+            Item::Receipt { .. } => CrashPoint::ReceiptHanded,
+        }),
+        HubMail::Taken { .. } | HubMail::Behind { .. } | HubMail::Full { .. } => None,
     }
 }

@@ -10,6 +10,7 @@ use culver_storage::record::{InboxEntry, MessageRecord, Place, Record};
 use super::command::Address;
 use super::effect::{Effect, EffectKind};
 use super::{Hub, Tried};
+use crate::crash_point::{self, CrashPoint};
 
 /// A send that was refused with a retryable error and has not returned.
 pub(super) struct Rejected {
@@ -39,6 +40,7 @@ impl Hub {
                     self.counts.accepted += 1;
                     self.tell(session, EffectKind::Accepted { accepted: message.accepted(), skips: false });
                     self.deliver_message(message, now_ms);
+                    crash_point::reached(CrashPoint::Decided);
                 }
             }
             Decision::Duplicate(accepted) => {

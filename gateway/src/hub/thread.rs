@@ -12,6 +12,7 @@ use culver_storage::writer::Writer;
 use super::bounds::Bounds;
 use super::driver::{Disk, Driver, Inbox};
 use crate::clock::SystemClock;
+use crate::crash_point::{self, CrashPoint};
 use crate::metrics::Counters;
 
 /// Wakes the thread of a hub. Before that runs it cannot sleep, and nobody needs to wake it.
@@ -38,6 +39,7 @@ pub struct Threads {
 impl Disk for Threads {
     fn write(&mut self, batch: Batch) {
         self.writer.submit(batch);
+        crash_point::reached(CrashPoint::Submitted);
     }
 
     fn read(&mut self, read: Read) {

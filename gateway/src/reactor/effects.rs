@@ -9,6 +9,7 @@ use super::Reactor;
 use super::buffers::NO_BUFFER;
 use super::connection::Life;
 use super::socket::Socket;
+use crate::crash_point::{self, CrashPoint};
 use crate::hub::command::Command;
 use crate::hub::effect::{Effect, EffectKind};
 use crate::session::Session;
@@ -31,8 +32,12 @@ impl<S: Socket> Reactor<S> {
     pub(super) fn post_commands(&mut self) {
         for (hub, command) in self.commands.drain(..) {
             let is_ack = matches!(command, Command::Ack { .. });
+            let is_send = matches!(command, Command::Send { .. });
             self.around.metrics.reactor(usize::from(self.number)).acks.add(u64::from(is_ack));
             self.hubs.post(hub, command);
+            if is_send {
+                crash_point::reached(CrashPoint::Received);
+            }
         }
     }
 
@@ -126,10 +131,17 @@ impl<S: Socket> Reactor<S> {
         let blocked = connection.blocked;
         let mut out = self.buffers.take(&mut connection.outgoing);
         let before = out.len();
+        let is_accepted = matches!(effect.kind, EffectKind::Accepted { .. });
         let told = tell(&mut connection.session, effect.kind, blocked, self.around.incarnation, &mut out);
         // What a client that does not read did not ask for goes into its log; what it is owed adds up here.
         let is_slow = blocked && out.len() > before && out.len() > self.around.bounds.unsent_len;
         self.buffers.put(&mut connection.outgoing, out);
+        if is_accepted {
+            self.unwritten.add(slot, CrashPoint::Answered);
+        }
+        if told.entries > 0 {
+            self.unwritten.add(slot, CrashPoint::Delivered);
+        }
         let counters = self.counters();
         counters.entries_delivered.add(told.entries as u64);
         counters.receipts_written.add(u64::from(told.receipt));

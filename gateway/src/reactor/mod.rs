@@ -32,6 +32,7 @@ use self::timer::Wheel;
 use crate::auth::Authenticator;
 use crate::clock::Now;
 use crate::config::{Config, KeepAlive};
+use crate::crash_point::Unwritten;
 use crate::hub::command::Command;
 use crate::metrics::{Counters, Metrics};
 use crate::session::UNFINISHED_LEN_MAX;
@@ -143,6 +144,8 @@ pub struct Reactor<S> {
     to_flush: Vec<u32>,
     /// Connections with nothing to write but receipts, with their generations, and until when those wait.
     to_flush_soon: VecDeque<(u64, u32, u32)>,
+    /// Nothing in ordinary builds.
+    unwritten: Unwritten,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
     to_read: VecDeque<u32>,
     /// Connections whose time has come.
@@ -183,6 +186,7 @@ impl<S: Socket> Reactor<S> {
             commands: Vec::new(),
             to_flush: Vec::new(),
             to_flush_soon: VecDeque::new(),
+            unwritten: Unwritten::default(),
             to_read: VecDeque::new(),
             due: VecDeque::new(),
             looked_at_due_us: 0,

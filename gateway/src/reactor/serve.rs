@@ -184,6 +184,7 @@ impl<S: Socket> Reactor<S> {
             return self.gone(slot);
         }
         if connection.outgoing == NO_BUFFER {
+            self.unwritten.written(slot);
             if connection.life == Life::Ending {
                 connection.finish();
             }
@@ -268,6 +269,7 @@ impl<S: Socket> Reactor<S> {
             connection.tell_hubs();
         }
         connection.close(&mut self.buffers);
+        self.unwritten.forget(slot);
         self.wheel.remove(&mut self.connections, slot);
         self.counters().connections.sub(1);
         let connection = self.connections.get_mut(slot).expect("looked at above");

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
+use crate::crash_point::{self, CrashPoint};
 use crate::hub::Hub;
 use crate::hub::bounds::Bounds;
 use crate::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
@@ -100,7 +101,13 @@ impl Volumes {
             let volume = topology.volume_of_hub(id);
             let to_hub = Arc::clone(inbox);
             let engine = Arc::clone(self.engine_of(topology, id));
-            let writer = Writer::spawn(engine, Box::new(move |number| to_hub.post_durable(number)));
+            let writer = Writer::spawn(
+                engine,
+                Box::new(move |number| {
+                    crash_point::reached(CrashPoint::Durable);
+                    to_hub.post_durable(number);
+                }),
+            );
             let to_hub = Arc::clone(inbox);
             let done = Arc::new(move |result| to_hub.post_read(result));
             let engines = Engines { engines: self.engines.clone(), topology: topology.clone() };
