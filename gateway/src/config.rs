@@ -35,6 +35,8 @@ pub const DAYS_MAX: u32 = 3660;
 pub const QUOTA_BYTES_MIN: u64 = 256 * 1024;
 /// Widest quota of an inbox, in entries as in bytes.
 pub const QUOTA_MAX: u64 = 1 << 40;
+/// Widest reserve of a disk, in MiB: a pebibyte, more than there is on any.
+pub const RESERVE_MIB_MAX: u64 = 1 << 30;
 /// Longest span of a shutdown's reconnects, and longest flush.
 pub const SHUTDOWN_S_MAX: u64 = 3600;
 
@@ -102,6 +104,8 @@ pub struct Config {
     pub login_timeout_s: u64,
     /// What inboxes keep.
     pub inbox: Inbox,
+    /// The disks that hold the data.
+    pub disk: Disk,
     /// Keep-alives.
     pub keep_alive: KeepAlive,
     /// Resume tickets.
@@ -128,6 +132,14 @@ pub struct Inbox {
     pub quota_bytes: u64,
     /// Senders are told what was delivered and read.
     pub receipts: bool,
+}
+
+/// The disks that hold the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disk {
+    /// Room that stays free on each: with less, no new message is accepted. 0: no reserve.
+    pub reserve_mib: u64,
 }
 
 /// Bounds of the agreed keep-alive.
@@ -240,6 +252,7 @@ impl Config {
         within("inbox.device_days", device_days.into(), 1, DAYS_MAX.into())?;
         within("inbox.quota_entries", quota_entries, 1, QUOTA_MAX)?;
         within("inbox.quota_bytes", quota_bytes, QUOTA_BYTES_MIN, QUOTA_MAX)?;
+        within("disk.reserve_mib", self.disk.reserve_mib, 0, RESERVE_MIB_MAX)?;
         within("connections_max", self.connections_max.into(), 0, CONNECTIONS_MAX.into())?;
         within("login_timeout_s", self.login_timeout_s, 1, LOGIN_TIMEOUT_S_MAX)?;
         within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
@@ -314,6 +327,7 @@ impl Default for Config {
             connections_max: 0,
             login_timeout_s: 10,
             inbox: Inbox::default(),
+            disk: Disk::default(),
             keep_alive: KeepAlive::default(),
             ticket: Ticket::default(),
             token: Token::default(),
@@ -327,6 +341,12 @@ impl Default for Inbox {
     fn default() -> Self {
         let (retention_days, device_days) = (365, 90);
         Self { retention_days, device_days, quota_entries: 100_000, quota_bytes: 256 << 20, receipts: true }
+    }
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { reserve_mib: 1024 }
     }
 }
 

@@ -18,4 +18,5 @@ pub mod reactor;
 pub mod server;
 pub mod session;
 pub mod slab;
+pub mod space;
 pub mod sys;

@@ -1,7 +1,7 @@
 //! Puts the threads together, and takes them apart in the opposite order.
 //!
 //! ```text
-//! reactors (R) ⇄ hubs (H) ⇄ writers (one a hub)      readers (a few a volume)      ops (1)
+//! reactors (R) ⇄ hubs (H) ⇄ writers (one a hub)      readers (a few a volume)      ops (1)      disks (1)
 //! ```
 //!
 //! Every reactor has a link to every hub, and every hub one to every other. The end: reactors stop when every answer
@@ -12,6 +12,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use culver_storage::topology::Topology;
 use socket2::Socket;
 use tracing::{debug, info};
 
+use self::disks::{Disks, Watch};
 use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
 use crate::config::Config;
@@ -39,6 +41,7 @@ use crate::reactor::thread::{ReactorThread, Stage};
 use crate::reactor::{Bounds, Surroundings};
 use crate::sys::return_free_memory;
 
+mod disks;
 mod hubs;
 
 /// How often memory that nobody uses any more is looked for.
@@ -69,6 +72,7 @@ pub struct Setup {
 struct Visible {
     engines: OnceLock<Vec<Weak<dyn Engine>>>,
     bells: OnceLock<Vec<Arc<Doorbell>>>,
+    disks: OnceLock<Arc<Disks>>,
     stage: Arc<Stage>,
     readiness: Readiness,
 }
@@ -84,7 +88,9 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     let visible = Arc::new(Visible::default());
     let ops = spawn_ops(ports.ops, &visible, &metrics, &topology, config.reactor_count())?;
 
-    let volumes = Volumes::open(&data_dir)?;
+    let watch = Watch::spawn(&data_dir, config.disk.reserve_mib)?;
+    visible.disks.get_or_init(|| Arc::clone(watch.disks()));
+    let volumes = Volumes::open(&data_dir, Arc::clone(&watch.disks().space))?;
     visible.engines.get_or_init(|| volumes.engines().iter().map(Arc::downgrade).collect());
     let hubs = volumes.recover_hubs(&topology, data_dir.incarnation(), &config)?;
     let sleepers: Vec<Sleeper> = hubs.iter().map(|_| Sleeper::default()).collect();
@@ -126,6 +132,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     }
     debug!("every answer is written");
     drop(ops);
+    drop(watch);
     drop(volumes);
     drop(data_dir);
     Ok(())
@@ -216,6 +223,8 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
     let (visible, metrics) = (Arc::clone(visible), Arc::clone(metrics));
     Arc::new(move || {
         let totals = metrics.totals();
+        let disks = visible.disks.get();
+        let free = |(path, bytes): (&Path, u64)| (path.display().to_string(), bytes);
         let engines = visible.engines.get().into_iter().flatten().filter_map(Weak::upgrade);
         let memory = engines.map(|engine| engine.memory()).fold(EngineMemory::default(), |sum, of| EngineMemory {
             memtable_bytes: sum.memtable_bytes + of.memtable_bytes,
@@ -248,7 +257,9 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             floors_moved: totals.floors_moved,
             expiry_clock_ms: metrics.expiry_clock_ms(),
             expiry_stopped: totals.expiry_stopped,
-            ..threads
+            sends_refused: disks.map_or(0, |disks| u64::from(disks.space.is_low())),
+            free_bytes: disks.into_iter().flat_map(|disks| disks.free_bytes()).map(free).collect(),
+            ..threads.clone()
         }
     })
 }

@@ -53,11 +53,13 @@ pub enum Bug {
     CopyForgotten,
     /// A device that missed entries is not told so.
     GapUntold,
+    /// Messages are accepted though a disk has no room for them.
+    SpaceForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -82,6 +84,7 @@ impl Bug {
         Self::PausedSocketForgotten,
         Self::CopyForgotten,
         Self::GapUntold,
+        Self::SpaceForgotten,
     ];
 }
 

@@ -34,6 +34,10 @@ fn defaults_are_valid() {
 fn unknown_settings_are_refused() {
     let error = Config::parse("listne = \"127.0.0.1:1\"").expect_err("unknown");
     assert!(error.contains("listne"), "{error}");
+    for nonsense in ["-1", "1.5", "\"1 GiB\""] {
+        let error = Config::parse(&format!("[disk]\nreserve_mib = {nonsense}")).expect_err("no number of MiB");
+        assert!(error.contains("reserve_mib") && error.contains("line 2"), "{error}");
+    }
     assert!(Config::parse("[ticket]\nlife = 3").is_err());
 }
 
@@ -56,6 +60,9 @@ fn values_out_of_bounds_are_named() {
     assert!(refused(|config| config.readers = 0).contains("readers = 0"));
     assert!(refused(|config| config.inbox.retention_days = 29).contains("choose 30 to"));
     assert!(refused(|config| config.inbox.quota_bytes = 1).contains("inbox.quota_bytes"));
+    assert!(
+        refused(|config| config.disk.reserve_mib = 1 << 31).contains("disk.reserve_mib = 2147483648 is not possible")
+    );
     assert!(refused(|config| config.keep_alive.max_s = 1).contains("keep_alive.max_s = 1"));
     assert!(refused(|config| config.ticket.life_s = 0).contains("ticket.life_s"));
     assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));

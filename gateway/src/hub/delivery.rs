@@ -171,7 +171,8 @@ impl Hub {
 
     /// Who found no room reads when there is some, or would find none again and again.
     fn pump_unless_hungry(&mut self, index: u32) {
-        if !self.hungry.contains(&index) {
+        let Some(online) = self.directory.get(index) else { return };
+        if !self.hungry.contains(&(online.address().reactor, index)) {
             self.pump(index);
         }
     }
@@ -380,16 +381,19 @@ impl Hub {
         // One from before the session was set back would not have joined on, and is made up for already.
         if of == online.set_backs && previous < online.sent {
             self.set_back(index, previous);
-            self.hungry.insert(index);
+            self.hungry.insert((session.reactor, index));
         }
     }
 
-    /// There is room again: sessions whose deliveries found none read from the log.
-    pub fn feed_hungry(&mut self) {
-        for index in std::mem::take(&mut self.hungry) {
-            self.pump(index);
-            self.pump_receipts(index);
+    /// There is room at a reactor: its sessions whose deliveries found none read from the log. Whether there were any.
+    pub fn feed_hungry(&mut self, reactor: u16) -> bool {
+        let of_reactor = (reactor, 0)..=(reactor, u32::MAX);
+        let fed: Vec<(u16, u32)> = self.hungry.extract_if(of_reactor, |_| true).collect();
+        for (_, index) in &fed {
+            self.pump(*index);
+            self.pump_receipts(*index);
         }
+        !fed.is_empty()
     }
 
     /// Whether deliveries were refused and not made up for.

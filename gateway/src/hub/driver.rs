@@ -1,6 +1,8 @@
 //! What a hub does in a turn: moves things between its queues and the pure [`Hub`], and says when it may sleep. Has no
 //! thread and no clock of its own, and never waits.
 
+mod posting;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,17 +12,16 @@ use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::error::EngineError;
 use culver_storage::filter::Retention;
 use culver_storage::reader::{Read, ReadResult};
-use culver_storage::record::Item;
 use culver_storage::topology::HubId;
 
-use super::effect::{Effect, EffectKind};
+use super::effect::Effect;
 use super::gathering::Gathering;
-use super::mail::HubMail;
 use super::{Counts, Hub};
 use crate::clock::Clock;
 use crate::crash_point::{self, CrashPoint};
 use crate::mailbox::{Doorbell, HubLink, Link};
 use crate::metrics::Counters;
+use crate::space::Space;
 
 /// Longest sleep while a batch waits for company, so that cursors are written in time; or while something is to be
 /// posted that found no room.
@@ -123,6 +124,8 @@ pub struct Driver {
     hubs: Vec<HubPort>,
     /// What the volume's compaction goes by.
     retention: Arc<Retention>,
+    /// Whether there is room on the disks.
+    space: Arc<Space>,
     /// Effects that must not be lost and found no room.
     notices: Vec<Effect>,
     gathering: Gathering,
@@ -137,7 +140,7 @@ fn hub_ids() -> impl Iterator<Item = HubId> {
 
 impl Driver {
     /// A hub with its inbox, the reactors and the hubs by number (its own place is never used), and what its volume's
-    /// compaction goes by.
+    /// compaction goes by, and what says whether there is room on the disks.
     ///
     /// # Panics
     /// If the inbox does not hold the results of all reads that the hub may have under way.
@@ -148,10 +151,11 @@ impl Driver {
         reactors: Vec<ReactorPort>,
         hubs: Vec<HubPort>,
         retention: Arc<Retention>,
+        space: Arc<Space>,
     ) -> Self {
         assert!(inbox.reads.capacity() >= hub.bounds().reads_outstanding, "there is room for what readers say");
         let (notices, gathering) = (Vec::new(), Gathering::default());
-        Self { hub, inbox, reactors, hubs, retention, notices, gathering, moves_cursors: false }
+        Self { hub, inbox, reactors, hubs, retention, space, notices, gathering, moves_cursors: false }
     }
 
     /// The hub.
@@ -179,6 +183,7 @@ impl Driver {
         let now = clock.now();
         let now_ms = now.wall_ms;
         counters.turns.add(1);
+        self.hub.set_space_low(self.space.is_low());
         let mut busy = self.take_in(now_ms, clock, counters)?;
         busy |= self.take_mail(now_ms)?;
         busy |= self.take_commands(now_ms)?;
@@ -313,35 +318,6 @@ impl Driver {
         Ok(busy)
     }
 
-    /// What is to be said to other hubs. A full queue blocks nobody: the hub keeps what must arrive for its next turn,
-    /// and the other hub has been rung for what is in the queue.
-    fn post_mail(&mut self) -> bool {
-        let own = self.hub.id();
-        let mut touched: u64 = 0;
-        let mut full: u64 = 0;
-        for (to, mail) in self.hub.take_mail() {
-            let port = self.hubs.get(to.index()).expect("the topology names hubs");
-            let bit = 1 << to.0;
-            let point = crash_point_of(&mail);
-            // What comes behind something that found no room must not overtake it.
-            let posted = if full & bit == 0 { port.link.post(own, to, mail) } else { Err(mail) };
-            match posted {
-                Ok(()) => {
-                    touched |= bit;
-                    point.into_iter().for_each(crash_point::reached);
-                }
-                Err(mail) => {
-                    full |= bit;
-                    self.hub.refused_mail(to, mail);
-                }
-            }
-        }
-        for (_, port) in hub_ids().zip(&self.hubs).filter(|(to, _)| touched & (1 << to.0) != 0) {
-            (port.bell)();
-        }
-        touched != 0
-    }
-
     fn take_commands(&mut self, now_ms: u64) -> Result<bool, EngineError> {
         let most = self.hub.bounds().commands_a_turn;
         let mut busy = false;
@@ -362,59 +338,6 @@ impl Driver {
         Ok(busy)
     }
 
-    fn post_effects(&mut self, counters: &Counters) -> bool {
-        let released = self.hub.take_released();
-        if released.is_empty() && self.notices.is_empty() && !self.hub.is_hungry() {
-            return false;
-        }
-        let mut touched = vec![false; self.reactors.len()];
-        let earlier = std::mem::take(&mut self.notices);
-        for effect in earlier.into_iter().chain(released) {
-            let reactor = usize::from(effect.session.reactor);
-            let port = self.reactors.get(reactor).expect("addresses name reactors");
-            let mut touch = || touched.get_mut(reactor).into_iter().for_each(|touched| *touched = true);
-            if effect.kind.is_reply() {
-                port.link.post_reply(effect);
-                touch();
-                continue;
-            }
-            if self.hub.is_void(&effect) {
-                continue;
-            }
-            let begins = match effect.kind {
-                EffectKind::SyncStart { online, .. } => Some((online, effect.session)),
-                _ => None,
-            };
-            let is_receipt = matches!(effect.kind, EffectKind::Receipt { .. });
-            // Notices keep their order: none overtakes one that waits.
-            let waits = effect.kind.is_notice() && !self.notices.is_empty();
-            match if waits { Err(effect) } else { port.link.post_delivery(effect) } {
-                Ok(()) => {
-                    touch();
-                    if is_receipt {
-                        crash_point::reached(CrashPoint::ReceiptHanded);
-                    }
-                    begins.into_iter().for_each(|(online, session)| self.hub.handle_posted_sync(online, session));
-                }
-                Err(notice) if notice.kind.is_notice() => self.notices.push(notice),
-                Err(refused) => self.hub.handle_refused(refused),
-            }
-        }
-        let mut busy = false;
-        for (port, touched) in self.reactors.iter().zip(touched) {
-            if touched {
-                busy = true;
-                counters.wakeups.add(u64::from(port.bell.ring()));
-            }
-        }
-        if self.hub.is_hungry() && self.reactors.iter().all(|port| port.link.has_room_for_deliveries()) {
-            self.hub.feed_hungry();
-            // There may be reads to be made.
-            busy = true;
-        }
-        busy
-    }
-
     fn has_work(&self) -> bool {
         !self.inbox.durable.is_empty()
             || !self.inbox.reads.is_empty()
@@ -424,16 +347,5 @@ impl Driver {
     fn has_mail(&self) -> bool {
         let own = self.hub.id();
         hub_ids().zip(&self.hubs).any(|(other, port)| other != own && port.link.has_mail(other, own))
-    }
-}
-
-/// Where the process can be made to die once this is handed over.
-fn crash_point_of(mail: &HubMail) -> Option<CrashPoint> {
-    match mail {
-        HubMail::Push { outgoing } => Some(match outgoing.item {
-            Item::Entry { .. } => CrashPoint::OutboxHanded,
-            Item::Receipt { .. } => CrashPoint::ReceiptHanded,
-        }),
-        HubMail::Taken { .. } | HubMail::Behind { .. } | HubMail::Full { .. } => None,
     }
 }

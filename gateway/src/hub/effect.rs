@@ -47,6 +47,8 @@ pub enum EffectKind {
         client_message_id: ClientMessageId,
         /// Why.
         code: ErrorCode,
+        /// How long to wait before it is sent again; 0: as the client likes.
+        retry_after_ms: u32,
     },
     /// Reply: what became of an RPC.
     Answer {

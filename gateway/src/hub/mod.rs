@@ -132,8 +132,8 @@ pub struct Hub {
     /// The number of the last read that has one. Never 0.
     read_number: u32,
     loads: HashSet<Load>,
-    /// Sessions whose deliveries found no room: they read from the log when there is.
-    hungry: BTreeSet<u32>,
+    /// Sessions whose deliveries found no room, each with its reactor: they read from the log when there is.
+    hungry: BTreeSet<(u16, u32)>,
     /// Sessions that have stepped over what their device sent, whose cursors have not followed.
     stepped: Vec<u32>,
     /// An empty list kept for `deliver_live`.
@@ -145,6 +145,8 @@ pub struct Hub {
     /// When the first other thing changed that waits for company.
     others_since_ms: Option<u64>,
     counts: Counts,
+    /// A disk has no room for what is new.
+    is_space_low: bool,
 }
 
 /// Longest wait of a cursor or a receipt for the batch that writes it: meanwhile further ones only move it on.
@@ -199,6 +201,7 @@ impl Hub {
             cursors_since_ms: None,
             others_since_ms: None,
             counts: Counts::default(),
+            is_space_low: false,
         }
     }
 
@@ -212,6 +215,12 @@ impl Hub {
     #[must_use]
     pub fn bounds(&self) -> &Bounds {
         &self.bounds
+    }
+
+    /// Whether a disk has no room for what is new, from now on. Then no message is accepted; all else goes on, for it is
+    /// what the reserve is for: cursors, receipts, logins, and what other hubs have accepted.
+    pub fn set_space_low(&mut self, is_low: bool) {
+        self.is_space_low = is_low;
     }
 
     /// Takes a command.

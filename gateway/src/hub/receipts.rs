@@ -158,7 +158,7 @@ impl Hub {
         let Some(online) = self.directory.get_mut(index).filter(|online| online.address() == session) else { return };
         assert!(online.receipt_turn == turn, "what is void is not posted");
         self.lose_receipts(index, after);
-        self.hungry.insert(index);
+        self.hungry.insert((session.reactor, index));
     }
 
     /// A session was told everything up to `after`, and what follows that is lost: it is read from there again.

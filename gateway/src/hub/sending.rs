@@ -12,6 +12,11 @@ use super::effect::{Effect, EffectKind};
 use super::{Hub, Tried};
 use crate::crash_point::{self, CrashPoint};
 
+/// How long who is refused for want of room on a disk is to wait: that lasts until somebody makes some.
+const WITHOUT_SPACE_MS: u32 = 2000;
+/// And who is refused for want of room in a queue.
+const BUSY_MS: u32 = 200;
+
 /// A send that was refused with a retryable error and has not returned.
 pub(super) struct Rejected {
     conversation: ConversationId,
@@ -34,6 +39,10 @@ impl Hub {
             return Ok(Tried::Done);
         }
         match self.shards.decide_send(&*self.engine, send, now_ms)? {
+            // What was accepted before is answered all the same, and what can never be accepted is told so.
+            Decision::Apply(_) if self.is_space_low && !planted::is(Bug::SpaceForgotten) => {
+                self.reject(session, arrival, send, ErrorCode::Busy);
+            }
             Decision::Apply(record) => {
                 self.shards.apply(&record);
                 if let Record::Message(message) = &record {
@@ -111,6 +120,12 @@ impl Hub {
                 Some(_) => {}
             }
         }
-        self.tell(session, EffectKind::Rejected { client_message_id: send.client_message_id, code });
+        let retry_after_ms = match code {
+            ErrorCode::Busy if self.is_space_low => WITHOUT_SPACE_MS,
+            ErrorCode::Busy => BUSY_MS,
+            _ => 0,
+        };
+        let client_message_id = send.client_message_id;
+        self.tell(session, EffectKind::Rejected { client_message_id, code, retry_after_ms });
     }
 }

@@ -51,7 +51,7 @@ impl Hub {
             (Sync::Begun { told, .. }, EffectKind::SyncDone { .. }) => *told = false,
             _ => return,
         }
-        self.hungry.insert(index);
+        self.hungry.insert((session.reactor, index));
     }
 
     /// Goes on with the story, if that is due.

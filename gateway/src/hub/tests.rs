@@ -3,6 +3,7 @@
 mod drivers;
 mod retention;
 mod rules;
+mod space;
 mod world;
 
 use std::ops::RangeInclusive;

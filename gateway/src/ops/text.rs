@@ -3,6 +3,7 @@
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode as encode_registry;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -13,9 +14,11 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 macro_rules! snapshot {
     ($($kind:ident $name:literal $field:ident $help:literal;)*) => {
         /// The gateway's numbers of one moment; the process's own are added at the scrape.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Snapshot {
             $(#[doc = $help] pub $field: u64,)*
+            /// Free bytes on the disk of each volume, and of the data directory, with its folder.
+            pub free_bytes: Vec<(String, u64)>,
         }
 
         impl Snapshot {
@@ -56,13 +59,14 @@ snapshot! {
     counter "culver_mail_refused" mail_refused "Mail between hubs that found no room and comes again";
     counter "culver_floors_moved" floors_moved "Floors of inboxes that rose";
     gauge "culver_expiry_clock_ms" expiry_clock_ms "The clock that entries expire by, in milliseconds since 1970";
+    gauge "culver_sends_refused" sends_refused "1 where no message is accepted, for a disk has less room than its reserve";
     gauge "culver_expiry_stopped" expiry_stopped "Hubs that expire nothing, for the machine's clock has jumped";
 }
 
 /// The whole page.
 pub(super) fn encode(snapshot: &Snapshot, cpu_seconds: f64, resident_bytes: u64) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Page { snapshot: *snapshot, cpu_seconds, resident_bytes }));
+    registry.register_collector(Box::new(Page { snapshot: snapshot.clone(), cpu_seconds, resident_bytes }));
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("a String takes everything");
     text
@@ -78,6 +82,13 @@ struct Page {
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         self.snapshot.encode(&mut encoder)?;
+        let help = "Bytes that are free for the data on the disk of this folder";
+        let mut disks = encoder.encode_descriptor("culver_disk_free_bytes", help, None, MetricType::Gauge)?;
+        // A label stands between quotation marks.
+        for (path, bytes) in &self.snapshot.free_bytes {
+            let path = path.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+            ConstGauge::new(*bytes).encode(disks.encode_family(&[("path", path)])?)?;
+        }
         gauge(&mut encoder, "culver_process_resident_bytes", "Resident memory of the process", self.resident_bytes)?;
         let help = "CPU time of the process, user and system, all threads";
         write(&mut encoder, "culver_process_cpu_seconds", help, &ConstCounter::new(self.cpu_seconds))
@@ -102,7 +113,8 @@ mod tests {
 
     #[test]
     fn names_are_as_documented() {
-        let snapshot = Snapshot { connections: 3, messages_accepted: 5, ..Snapshot::default() };
+        let free_bytes = vec![("/disk1/culver".to_owned(), 7), ("a \"b\"".to_owned(), 8)];
+        let snapshot = Snapshot { connections: 3, messages_accepted: 5, free_bytes, ..Snapshot::default() };
         let text = encode(&snapshot, 1.25, 4096);
         for line in [
             "culver_connections 3",
@@ -135,6 +147,9 @@ mod tests {
             "culver_floors_moved_total 0",
             "culver_expiry_clock_ms 0",
             "culver_expiry_stopped 0",
+            "culver_sends_refused 0",
+            r#"culver_disk_free_bytes{path="/disk1/culver"} 7"#,
+            r#"culver_disk_free_bytes{path="a \"b\""} 8"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }

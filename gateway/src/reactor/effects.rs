@@ -182,7 +182,9 @@ fn tell(session: &mut Session, kind: EffectKind, unsent: bool, incarnation: Inca
             told.over = true;
         }
         EffectKind::Accepted { accepted, skips } => session.write_accepted(&accepted, skips, out),
-        EffectKind::Rejected { client_message_id, code } => session.write_rejected(client_message_id, code, out),
+        EffectKind::Rejected { client_message_id, code, retry_after_ms } => {
+            session.write_rejected(client_message_id, code, retry_after_ms, out);
+        }
         EffectKind::Answer { id, result } => {
             session.write_answer(id, result, out);
             told.answer = true;

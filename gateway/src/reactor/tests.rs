@@ -17,7 +17,7 @@ mod world;
 fn take_send(world: &mut World, hub: HubId) -> Option<u8> {
     let Command::Send { session, send } = world.links[hub.index()].take_command()? else { panic!("no SEND") };
     let client_message_id = send.client_message_id;
-    world.reply(hub, session, EffectKind::Rejected { client_message_id, code: ErrorCode::Busy });
+    world.reply(hub, session, EffectKind::Rejected { client_message_id, code: ErrorCode::Busy, retry_after_ms: 1 });
     Some(client_message_id.0[0])
 }
 

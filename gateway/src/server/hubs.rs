@@ -25,6 +25,7 @@ use crate::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
 use crate::hub::thread::{self as hub_thread, Sleeper, Threads};
 use crate::mailbox::HubLink;
 use crate::metrics::Metrics;
+use crate::space::Space;
 
 /// What writers, readers and other hubs tell each hub, by number.
 pub(super) type Inboxes = Vec<Arc<Inbox>>;
@@ -34,11 +35,13 @@ pub(super) struct Volumes {
     engines: Vec<Arc<dyn Engine>>,
     /// What their compactions go by.
     retention: Arc<Retention>,
+    /// Whether there is room on their disks.
+    space: Arc<Space>,
 }
 
 impl Volumes {
     /// Opens all volumes of a data directory.
-    pub(super) fn open(data_dir: &DataDir) -> Result<Self, OpenError> {
+    pub(super) fn open(data_dir: &DataDir, space: Arc<Space>) -> Result<Self, OpenError> {
         let retention = Arc::<Retention>::default();
         let paths = data_dir.volume_paths();
         let all = RocksOptions::default();
@@ -53,7 +56,7 @@ impl Volumes {
             }
             engines.push(Arc::new(rocks));
         }
-        Ok(Self { engines, retention })
+        Ok(Self { engines, retention, space })
     }
 
     pub(super) fn engines(&self) -> &[Arc<dyn Engine>] {
@@ -114,7 +117,8 @@ impl Volumes {
             let share = readers_of(topology, id, config.readers);
             let readers = Arc::new(Readers::spawn(engines, volume, share, hub.bounds().reads_outstanding, done));
             let hubs = links.into_iter().zip(inboxes).map(|(link, other)| HubPort::new(link, other)).collect();
-            let driver = Driver::new(hub, Arc::clone(inbox), reactors, hubs, Arc::clone(&self.retention));
+            let (retention, space) = (Arc::clone(&self.retention), Arc::clone(&self.space));
+            let driver = Driver::new(hub, Arc::clone(inbox), reactors, hubs, retention, space);
             let disk = Threads { writer, readers };
             let metrics = Arc::clone(metrics);
             threads.push(thread::Builder::new().name(format!("hub-{id}")).spawn(move || {

@@ -50,11 +50,11 @@ impl Session {
             return Ok(());
         };
         let Ok(conversation) = ConversationId::try_from(view.conversation) else {
-            self.write_rejected(client_message_id, ErrorCode::ConversationInvalid, context.out);
+            self.write_rejected(client_message_id, ErrorCode::ConversationInvalid, 0, context.out);
             return Ok(());
         };
         if view.payload.len() > PAYLOAD_LEN_MAX {
-            self.write_rejected(client_message_id, ErrorCode::PayloadTooLong, context.out);
+            self.write_rejected(client_message_id, ErrorCode::PayloadTooLong, 0, context.out);
             return Ok(());
         }
         let payload = Bytes::copy_from_slice(view.payload);
@@ -107,10 +107,16 @@ impl Session {
     }
 
     /// Tells the sender that its message was not accepted.
-    pub fn write_rejected(&mut self, client_message_id: ClientMessageId, code: ErrorCode, out: &mut Vec<u8>) {
+    pub fn write_rejected(
+        &mut self,
+        client_message_id: ClientMessageId,
+        code: ErrorCode,
+        retry_after_ms: u32,
+        out: &mut Vec<u8>,
+    ) {
         let id = Bytes::copy_from_slice(&client_message_id.0);
         let scope = if code == ErrorCode::AfterRejected { Scope::Conversation } else { Scope::Request };
-        let error = error_message(code, scope, &[]);
+        let error = proto::Error { retry_after_ms, ..error_message(code, scope, &[]) };
         let result = proto::SendResult { client_message_id: id, error: Some(error), ..Default::default() };
         self.cipher.seal_message(out, RecordType::SendResult, &result);
     }

@@ -71,6 +71,7 @@ impl World {
     fn calm_down(&mut self) {
         self.trace.event(|| "calm".to_owned());
         self.is_calm = true;
+        self.make_room();
         self.engines.iter().for_each(|engine| engine.set_cold_share(0, 0));
         self.wires.iter().for_each(Wire::grow);
         // Who has too few connections for all gets more.

@@ -51,19 +51,14 @@ impl World {
                     self.after_client(at);
                 }
             }
-            Fault::Stall => {
-                let at = self.source.index(self.parties.len());
-                let longest_us = self.source.pick(&[1_000, 100_000, 3_000_000]);
-                let until_us = self.now_us() + u64::from(self.source.below(longest_us));
-                self.parties[at].stalled_until_us = until_us;
-                self.trace.event(|| format!("  of {} until {} ms", self.parties[at].device.name(), until_us / 1000));
-            }
+            Fault::Stall => self.stall(),
             Fault::ClockJump => {
                 let by_ms = self.source.pick(&JUMPS_MS);
                 let base = &self.clocks.wall_base_ms;
                 base.set(base.get().saturating_add_signed(by_ms));
                 self.trace.event(|| format!("the clock jumps by {by_ms} ms"));
             }
+            Fault::SpaceLow => self.take_room(),
             Fault::Cold => {
                 let share = self.source.pick(&[0, 100, 500, 1000]);
                 let seed = self.steps;
@@ -88,6 +83,26 @@ impl World {
             Fault::Probe if self.life.is_some() => self.probe(),
             _ => {}
         }
+    }
+
+    fn stall(&mut self) {
+        let at = self.source.index(self.parties.len());
+        let until_us = self.until_soon();
+        self.parties[at].stalled_until_us = until_us;
+        self.trace.event(|| format!("  of {} until {} ms", self.parties[at].device.name(), until_us / 1000));
+    }
+
+    fn take_room(&mut self) {
+        // Not over at once: somebody may look.
+        let until_us = self.until_soon() + 1;
+        self.space.set_low(true);
+        self.space_low_until_us = Some(until_us);
+        self.trace.event(|| format!("  until {} ms", until_us / 1000));
+    }
+
+    fn until_soon(&mut self) -> u64 {
+        let longest_us = self.source.pick(&[1_000, 100_000, 3_000_000]);
+        self.now_us() + u64::from(self.source.below(longest_us))
     }
 
     /// A write or a sync of a log fails: nobody is told of what was on its way, and the process ends. How much of it

@@ -41,7 +41,7 @@ impl World {
         }
         let source = &mut self.source;
         let survives = |_: &mut culver::hub::Hub| !(may_die && source.chance(50));
-        self.life = Life::new(&self.plan, start, &self.engines, &self.clocks, survives);
+        self.life = Life::new(&self.plan, start, &self.engines, &self.space, &self.clocks, survives);
         self.lives += 1;
         if self.life.is_none() {
             self.trace.event(|| "the process is killed while it recovers".to_owned());

@@ -45,11 +45,13 @@ pub(crate) enum Fault {
     Compact,
     /// Damage to a copy of a disk: it must be refused if, and only if, what was damaged had been synced.
     Probe,
+    /// A disk has no room for what is new for a while.
+    SpaceLow,
 }
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Kill,
         Self::PowerLoss,
         Self::Leave,
@@ -65,6 +67,7 @@ impl Fault {
         Self::Flush,
         Self::Compact,
         Self::Probe,
+        Self::SpaceLow,
     ];
 
     /// How dear it is to a run's progress: the dearer, the rarer.
@@ -72,7 +75,7 @@ impl Fault {
         match self {
             Self::Kill | Self::PowerLoss | Self::Leave | Self::WriteFails | Self::SyncFails => 1,
             Self::ClockJump | Self::Probe => 2,
-            Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact => 4,
+            Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact | Self::SpaceLow => 4,
             Self::Cut | Self::Stall | Self::AppKilled => 8,
         }
     }

@@ -23,6 +23,7 @@ use culver::mailbox::{self, Doorbell, HubLink};
 use culver::metrics::Metrics;
 use culver::reactor::hubs::ToHub;
 use culver::reactor::{Epochs, Reactor, Surroundings};
+use culver::space::Space;
 use culver_protocol::id::Incarnation;
 use culver_storage::batch::Batch;
 use culver_storage::engine::Engine;
@@ -84,6 +85,7 @@ pub(crate) struct Life {
     pub engines: Vec<Arc<MemoryEngine>>,
     /// For readers.
     readable: Engines,
+    space: Arc<Space>,
     metrics: Arc<Metrics>,
     /// Since when it leaves.
     pub leaving_since_us: Option<u64>,
@@ -116,6 +118,7 @@ impl Life {
         plan: &Plan,
         start: Start,
         engines: &[Arc<MemoryEngine>],
+        space: &Arc<Space>,
         clocks: &Clocks,
         mut recovered: impl FnMut(&mut Hub) -> bool,
     ) -> Option<Self> {
@@ -152,7 +155,7 @@ impl Life {
         let retention: Vec<_> = engines.iter().map(|engine| engine.retention()).collect();
         let new_hub = |(at, hub): (usize, Hub)| {
             let volume = topology.volume_of_hub(hub.id());
-            let driver = new_driver(hub, &inboxes, &reactors, &mail[at], &retention[usize::from(volume)]);
+            let driver = new_driver(hub, &inboxes, &reactors, &mail[at], &retention[usize::from(volume)], space);
             let links = reactors.iter().map(|thread| Arc::clone(&thread.links[at])).collect();
             let sleep = Sleep::new(Arc::clone(&woken[at]));
             let mut thread = HubThread::new(driver, volume, Arc::clone(&inboxes[at]), links, sleep);
@@ -173,6 +176,7 @@ impl Life {
             logs: engines.iter().map(|engine| Log { sequence: engine.sequence_synced(), ..Log::default() }).collect(),
             engines: engines.to_vec(),
             readable,
+            space: Arc::clone(space),
             metrics,
             leaving_since_us: None,
             is_stopping: false,
@@ -199,7 +203,14 @@ impl Life {
         let hub = &mut self.hubs[at];
         let volume = usize::from(hub.volume);
         let synced = self.engines[volume].sequence_synced();
+        let accepted = || self.metrics.hub(at).messages_accepted.get();
+        let before = accepted();
         let events = hub.turn(clocks, &self.metrics, self.is_stopping);
+        let new = accepted() - before;
+        assert!(
+            new == 0 || !self.space.is_low(),
+            "nothing new is accepted while a disk has no room for it: hub {at} has accepted {new} messages"
+        );
         let reactors = self.reactors.iter().filter_map(|thread| thread.reactor.as_ref());
         // What hubs know of goes later than its connection.
         self.connections_peak = self.connections_peak.max(reactors.map(Reactor::connections).sum());
@@ -334,6 +345,7 @@ fn new_driver(
     reactors: &[ReactorThread],
     mail: &[Arc<HubLink>],
     retention: &Arc<Retention>,
+    space: &Arc<Space>,
 ) -> Driver {
     let at = hub.id().index();
     let port =
@@ -341,7 +353,7 @@ fn new_driver(
     let ports = reactors.iter().map(port).collect();
     let others = mail.iter().zip(inboxes);
     let others = others.map(|(link, inbox)| HubPort { link: Arc::clone(link), bell: bell_of(inbox) }).collect();
-    Driver::new(hub, Arc::clone(&inboxes[at]), ports, others, Arc::clone(retention))
+    Driver::new(hub, Arc::clone(&inboxes[at]), ports, others, Arc::clone(retention), Arc::clone(space))
 }
 
 fn new_reactor(number: u16, inboxes: &[Arc<Inbox>], bounds: mailbox::Bounds, around: &Surroundings) -> ReactorThread {

@@ -231,7 +231,8 @@ impl World {
             let acts = (!is_closing).then_some(party.act_at_us);
             [Some(party.due_us), party.connect_at_us, stalled, acts]
         });
-        let due_us = parties.flatten().chain(life).min().expect("something is due some time");
+        let due_us =
+            parties.flatten().chain(life).chain(self.space_low_until_us).min().expect("something is due some time");
         assert!(due_us > now_us, "the scheduler knows who can move: something was due at {due_us}, and it is {now_us}");
         assert!(due_us < u64::MAX, "something is due some time");
         self.set_time(due_us);

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use culver::space::Space;
 use culver_protocol::id::UserId;
 use culver_storage::memory::MemoryEngine;
 
@@ -75,6 +76,9 @@ pub(crate) struct World {
     pub(crate) restart_at_us: u64,
     /// There was a process before.
     pub(crate) has_crashed: bool,
+    /// What the machine says of room on its disks, and until when it says that there is too little.
+    pub(crate) space: Arc<Space>,
+    pub(crate) space_low_until_us: Option<u64>,
     pub(crate) generation: u32,
     pub(crate) wires: Vec<Wire>,
     pub(crate) parties: Vec<Party>,
@@ -108,6 +112,8 @@ impl World {
             life: None,
             restart_at_us: 0,
             has_crashed: false,
+            space: Arc::default(),
+            space_low_until_us: None,
             generation: 1,
             wires: Vec::new(),
             parties: Vec::new(),
@@ -134,5 +140,16 @@ impl World {
     pub(crate) fn set_time(&mut self, now_us: u64) {
         self.clocks.mono_us.set(now_us);
         self.trace.now_us = now_us;
+        if self.space_low_until_us.is_some_and(|until_us| until_us <= now_us) {
+            self.make_room();
+        }
+    }
+
+    /// There is room on all disks.
+    pub(crate) fn make_room(&mut self) {
+        if self.space_low_until_us.take().is_some() {
+            self.space.set_low(false);
+            self.trace.event(|| "there is room on the disks again".to_owned());
+        }
     }
 }

@@ -78,12 +78,16 @@ impl Home {
         let output = init.output().expect("the binary runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let credentials = DevCredentials::read(&data_dir.join(CREDENTIALS_FILE)).expect("made by init");
-        Self { _scratch: scratch, data_dir, layout, credentials }
+        let home = Self { _scratch: scratch, data_dir, layout, credentials };
+        home.configure("");
+        home
     }
 
-    /// From the next start on, these are the settings.
+    /// From the next start on, these are the settings. How full the disk is that tests run on means nothing, where they
+    /// do not say otherwise.
     pub(crate) fn configure(&self, settings: &str) {
-        std::fs::write(self.data_dir.join("culver.toml"), settings).expect("written");
+        let no_reserve = if settings.contains("[disk]") { "" } else { "\n[disk]\nreserve_mib = 0\n" };
+        std::fs::write(self.data_dir.join("culver.toml"), format!("{settings}{no_reserve}")).expect("written");
     }
 
     pub(crate) fn token(&self, user: u64) -> Credential {

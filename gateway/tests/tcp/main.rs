@@ -25,4 +25,6 @@ mod requests;
 #[cfg(test)]
 mod sending;
 #[cfg(test)]
+mod space;
+#[cfg(test)]
 mod topology;

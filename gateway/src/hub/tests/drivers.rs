@@ -27,6 +27,7 @@ use crate::hub::effect::{Effect, EffectKind};
 use crate::hub::holdings::Holdings;
 use crate::mailbox::{self, Doorbell, HubLink, Link};
 use crate::metrics::Counters;
+use crate::space::Space;
 
 const HUBS: u16 = 2;
 const USERS: usize = 12;
@@ -73,6 +74,8 @@ struct Node {
     desk: Desk,
     inbox: Arc<Inbox>,
     link: Arc<Link>,
+    /// To a reactor that takes nothing.
+    slow: Arc<Link>,
     woken: Arc<AtomicUsize>,
     /// The bytes of all its batches.
     written: Vec<Vec<u8>>,
@@ -83,6 +86,7 @@ struct Machine {
     engine: Arc<MemoryEngine>,
     topology: Arc<Topology>,
     clock: Hand,
+    space: Arc<Space>,
     nodes: Vec<Node>,
     counters: Counters,
     /// Who has which slot, and what it was sent.
@@ -98,6 +102,7 @@ impl Machine {
         let clock = Hand(Cell::new(BEGAN_US));
         let between = Arc::new(HubLink::new(mail));
         let mut nodes: Vec<Node> = Vec::new();
+        let space = Arc::<Space>::default();
         let woken: Vec<Arc<AtomicUsize>> = (0..HUBS).map(|_| Arc::default()).collect();
         let inboxes: Vec<Arc<Inbox>> = woken
             .iter()
@@ -118,19 +123,29 @@ impl Machine {
             hub.keep_journal();
             let link = Arc::new(Link::new(links));
             let reactor = ReactorPort { link: Arc::clone(&link), bell: Arc::new(Doorbell::new(|| ())) };
+            let slow = Arc::new(Link::new(links));
+            let slow_reactor = ReactorPort { link: Arc::clone(&slow), bell: Arc::new(Doorbell::new(|| ())) };
             let hubs = inboxes.iter().map(|other| HubPort::new(Arc::clone(&between), other)).collect();
-            let driver = Driver::new(hub, Arc::clone(inbox), vec![reactor], hubs, Arc::default());
+            let driver = Driver::new(
+                hub,
+                Arc::clone(inbox),
+                vec![reactor, slow_reactor],
+                hubs,
+                Arc::default(),
+                Arc::clone(&space),
+            );
             nodes.push(Node {
                 driver,
                 desk: Desk::default(),
                 inbox: Arc::clone(inbox),
                 link,
+                slow,
                 woken,
                 written: Vec::new(),
             });
         }
         let (counters, sessions, outputs) = (Counters::default(), Vec::new(), String::new());
-        Self { engine, topology, clock, nodes, counters, sessions, outputs }
+        Self { engine, topology, clock, space, nodes, counters, sessions, outputs }
     }
 
     fn address(slot: usize) -> Address {
@@ -344,16 +359,21 @@ fn a_hub_sleeps_only_while_nothing_waits_for_it() {
     assert_eq!(woken(&machine), 3);
 }
 
-/// A page found no room in the queue of a slow reactor while the next was being read, which did not join on then.
-#[test]
-fn who_finds_no_room_is_read_for_again_only_when_there_is_some() {
-    let mut machine = Machine::new(Bounds::default(), mailbox::Bounds { deliveries: 2, ..Default::default() }, 1);
+/// A user whose notes go to the same hub, the first, as all else of the user.
+fn user_of_one_hub(machine: &Machine) -> u64 {
     let notes = |user: u64| ConversationId::direct(UserId(user), UserId(user));
     let is_alone = |user: &u64| {
         machine.topology.hub_of_user(UserId(*user)) == HubId(0)
             && machine.topology.hub_of_conversation(notes(*user)) == HubId(0)
     };
-    let user = (0..).find(is_alone).expect("there is one");
+    (0..).find(is_alone).expect("there is one")
+}
+
+/// A page found no room in the queue of a slow reactor while the next was being read, which did not join on then.
+#[test]
+fn who_finds_no_room_is_read_for_again_only_when_there_is_some() {
+    let mut machine = Machine::new(Bounds::default(), mailbox::Bounds { deliveries: 2, ..Default::default() }, 1);
+    let user = user_of_one_hub(&machine);
     machine.log_in(user, 1);
     machine.log_in(user, 2);
     machine.settle();
@@ -386,4 +406,50 @@ fn who_finds_no_room_is_read_for_again_only_when_there_is_some() {
     assert!(pages <= 3, "{pages} pages were read for nobody");
     machine.settle();
     assert_eq!(machine.sessions[1].1, InboxSeq(2), "it has all when there is room again");
+}
+
+/// The reactor of one of the user's devices takes nothing; that of the others only takes its time.
+#[test]
+fn a_slow_reactor_holds_nobody_elses_deliveries_up() {
+    let mut machine = Machine::new(Bounds::default(), mailbox::Bounds { deliveries: 2, ..Default::default() }, 1);
+    let user = user_of_one_hub(&machine);
+    machine.log_in(user, 1);
+    machine.log_in(user, 2);
+    machine.settle();
+    let session = Address { reactor: 1, ..Machine::address(2) };
+    let device = Device { user: UserId(user), device: DeviceId(3) };
+    let (cursor, incarnation) = (InboxSeq(0), Incarnation(0));
+    let login = Command::Login { session, device, cursor, incarnation, credit: CREDIT, fetch: false, receipts: 0 };
+    machine.post(HubId(0), login);
+    machine.settle();
+    for number in 1..=3 {
+        machine.send(0, user, number);
+        machine.settle();
+    }
+    let node = &machine.nodes[0];
+    assert!(!node.slow.has_room_for_deliveries() && node.driver.hub().is_hungry(), "who is slow has missed some");
+    // The others had no room either for a while: answers to what was sent before fill their queue.
+    (1..=2).for_each(|number| machine.send(0, user, number));
+    machine.send(0, user, 4);
+    machine.turn(0);
+    machine.work_at_desk(0);
+    machine.turn(0);
+    machine.settle();
+    assert_eq!(machine.sessions[1].1, InboxSeq(4), "it has all when there is room again");
+}
+
+/// The hub's driver looks at the disks' room once a turn.
+#[test]
+fn room_on_the_disks_counts_from_the_next_turn_on() {
+    let mut machine = Machine::new(Bounds::default(), mailbox::Bounds::default(), 1);
+    let user = user_of_one_hub(&machine);
+    machine.log_in(user, 1);
+    machine.settle();
+    for (is_low, told) in [(true, "Rejected"), (false, "Accepted"), (true, "Rejected")] {
+        machine.outputs.clear();
+        machine.space.set_low(is_low);
+        machine.send(0, user, 1 + machine.counters.messages_accepted.get());
+        machine.settle();
+        assert!(machine.outputs.contains(told), "{}", machine.outputs);
+    }
 }

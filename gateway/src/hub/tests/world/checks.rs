@@ -41,7 +41,7 @@ impl World {
                     self.skip(slot, InboxSeq(accepted.inbox_seq.0 - 1), accepted.inbox_seq);
                 }
             }
-            EffectKind::Rejected { client_message_id, code } => {
+            EffectKind::Rejected { client_message_id, code, .. } => {
                 self.settle_debt(at, device, effect.session, Owed::Result(client_message_id));
                 panic!("nothing is wrong with it: {code:?}");
             }
@@ -190,7 +190,7 @@ impl World {
     pub(in crate::hub::tests) fn outcomes(&mut self) -> Vec<(u128, Option<ErrorCode>)> {
         let outcome = |effect: Effect| match effect.kind {
             EffectKind::Accepted { accepted, .. } => Some((u128::from_be_bytes(accepted.client_message_id.0), None)),
-            EffectKind::Rejected { client_message_id: id, code } => Some((u128::from_be_bytes(id.0), Some(code))),
+            EffectKind::Rejected { client_message_id: id, code, .. } => Some((u128::from_be_bytes(id.0), Some(code))),
             _ => None,
         };
         self.nodes.iter_mut().flat_map(|node| node.effects.drain(..)).filter_map(outcome).collect()

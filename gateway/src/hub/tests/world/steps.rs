@@ -141,8 +141,7 @@ impl World {
         let feeds = self.calm || self.random.random_bool(0.5);
         let node = &mut self.nodes[at];
         if node.hub.is_hungry() && feeds {
-            node.hub.feed_hungry();
-            moved = true;
+            moved |= node.hub.feed_hungry(0) | node.hub.feed_hungry(1);
         }
         moved
     }

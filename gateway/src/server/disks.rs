@@ -1,0 +1,139 @@
+//! The thread that looks at how much room is left on the disks. What follows from it is [`Space`]'s and the hubs' to say.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{self, RecvTimeoutError, Sender};
+use culver_storage::layout::DataDir;
+use rustix::fs::statvfs;
+use tracing::{info, warn};
+
+use crate::space::{Reserve, Space};
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+const MIB: u64 = 1 << 20;
+
+/// What was last seen of the disks.
+pub(super) struct Disks {
+    places: Vec<Place>,
+    /// What hubs go by.
+    pub(super) space: Arc<Space>,
+}
+
+/// A folder whose disk is looked at.
+struct Place {
+    path: PathBuf,
+    free_bytes: AtomicU64,
+}
+
+impl Disks {
+    /// The folder and the free bytes of every volume, and of the data directory.
+    pub(super) fn free_bytes(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.places.iter().map(|place| (place.path.as_path(), place.free_bytes.load(Ordering::Relaxed)))
+    }
+}
+
+/// The thread. Dropping it ends it.
+pub(super) struct Watch {
+    disks: Arc<Disks>,
+    stop: Option<Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Looks once, and from then on until it is dropped.
+    pub(super) fn spawn(data_dir: &DataDir, reserve_mib: u64) -> io::Result<Self> {
+        let paths = data_dir.volume_paths().iter().cloned().chain([data_dir.path().to_owned()]);
+        let places: Vec<Place> = paths.map(|path| Place { path, free_bytes: AtomicU64::new(0) }).collect();
+        let reserve = Reserve::new(reserve_mib.saturating_mul(MIB));
+        let disks = Arc::new(Disks { places, space: Arc::default() });
+        let mut look = Look { reserves: vec![reserve; disks.places.len()], disks: Arc::clone(&disks), failed: false };
+        look.look();
+        let (stop, stopped) = channel::bounded(0);
+        let thread = thread::Builder::new().name("disks".to_owned()).spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(LOOK_EVERY) {
+                look.look();
+            }
+        })?;
+        Ok(Self { disks, stop: Some(stop), thread: Some(thread) })
+    }
+
+    pub(super) fn disks(&self) -> &Arc<Disks> {
+        &self.disks
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("a panic ends the process");
+        }
+    }
+}
+
+/// What is remembered from one look to the next.
+struct Look {
+    disks: Arc<Disks>,
+    /// By place.
+    reserves: Vec<Reserve>,
+    /// The last look saw nothing.
+    failed: bool,
+}
+
+/// One place, as it was just seen.
+struct Seen<'a> {
+    path: &'a Path,
+    free: u64,
+    total: u64,
+}
+
+impl Look {
+    fn look(&mut self) {
+        let disks = Arc::clone(&self.disks);
+        // The place that is short of most, if any is.
+        let mut lowest: Option<Seen<'_>> = None;
+        for (place, reserve) in disks.places.iter().zip(&mut self.reserves) {
+            let seen = match statvfs(&place.path) {
+                Ok(found) => Seen {
+                    path: &place.path,
+                    free: found.f_bavail * found.f_frsize,
+                    total: found.f_blocks * found.f_frsize,
+                },
+                Err(error) => {
+                    // Whether anything can be written there the next write will tell: the last look holds until then.
+                    if !std::mem::replace(&mut self.failed, true) {
+                        warn!(path = %place.path.display(), %error, "cannot see how much room is left on the disk");
+                    }
+                    return;
+                }
+            };
+            place.free_bytes.store(seen.free, Ordering::Relaxed);
+            if reserve.judge(seen.free) && lowest.as_ref().is_none_or(|lowest| seen.free < lowest.free) {
+                lowest = Some(seen);
+            }
+        }
+        self.failed = false;
+        if disks.space.set_low(lowest.is_some()) {
+            self.tell(lowest.as_ref());
+        }
+    }
+
+    fn tell(&self, lowest: Option<&Seen<'_>>) {
+        let Some(Seen { path, free, total }) = lowest else {
+            info!("there is room on every disk again: messages are accepted");
+            return;
+        };
+        let reserve = self.reserves.first().copied().unwrap_or(Reserve::new(0));
+        warn!(path = %path.display(), free_mib = free / MIB, total_mib = total / MIB, enough_mib = reserve.enough() / MIB,
+            "the disk has less room than the reserve ([disk] reserve_mib): senders are told to try again later, and what \
+             was accepted goes on. Make room; it goes on by itself as soon as there is enough.");
+    }
+}
