@@ -15,7 +15,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match arguments(std::env::args().skip(1)) {
-        Ok((at, seed)) => cutdisk::run(&at, seed, std::io::stdin().lock(), std::io::stdout().lock()),
+        Ok((at, seed)) => ExitCode::from(cutdisk::run(&at, seed, std::io::stdin().lock(), std::io::stdout().lock())),
         Err(reason) => {
             eprintln!("cutdisk: {reason}; usage: cutdisk MOUNTPOINT [--seed N]");
             ExitCode::from(USAGE)

@@ -123,3 +123,83 @@ fn one_of<T: Copy>(what: impl Display, word: &str, known: &[(&str, T)]) -> Resul
 fn number(what: &str, word: &str) -> Result<u64, String> {
     word.parse().map_err(|_| format!("{what} is a whole number, not `{word}`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::time::SystemTime;
+
+    use super::super::model::{Attributes, NodeId};
+    use super::*;
+
+    fn disk() -> Disk {
+        let now = SystemTime::UNIX_EPOCH;
+        let of = Attributes { permissions: 0o755, user: 0, group: 0, accessed: now, modified: now, changed: now };
+        Disk::new(Model::new(1, of))
+    }
+
+    #[test]
+    fn commands_are_obeyed() {
+        let disk = disk();
+        for line in [
+            "arm torn synced log 3",
+            "disarm",
+            "fail sync table once",
+            "fail sync any always",
+            "fail write log enospc",
+            "fail none",
+            "free 4096",
+            "free any",
+            "short on",
+            "short off",
+            "slow 5",
+        ] {
+            assert_eq!(disk.obey(line), "ok", "{line}");
+        }
+        assert_eq!(disk.obey("state"), "ok on");
+        assert_eq!(disk.obey("cut subset"), "ok");
+        assert_eq!(disk.obey("state"), "ok off");
+        assert!(disk.obey("cut drop").starts_with("error the power is off"));
+        assert_eq!(disk.obey("on"), "ok");
+        assert_eq!(*disk.lock().faults(), super::super::model::Faults::default());
+        assert!(disk.obey("on").starts_with("error the power is on"));
+        assert!(disk.obey("stat").starts_with("ok {\"writes\":0,\"syncs\":0,\"cuts\":1,"), "{}", disk.obey("stat"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_is_known() {
+        let disk = disk();
+        for (line, named) in [
+            ("", "no command"),
+            ("cut", "no command"),
+            ("cut down", "drop, subset, torn"),
+            ("arm drop later log 1", "write, sync, synced"),
+            ("arm drop write logs 1", "log, table, any"),
+            ("arm drop write log 0", "counts from 1"),
+            ("arm drop write log x", "a whole number"),
+            ("fail sync log twice", "once, always"),
+            ("fail write log erofs", "eio, enospc"),
+            ("free -1", "a whole number"),
+        ] {
+            let said = disk.obey(line);
+            assert!(said.starts_with("error ") && said.contains(named), "{line}: {said}");
+        }
+        assert!(disk.lock().faults().armed.is_none());
+    }
+
+    #[test]
+    fn a_cut_ends_a_slow_sync() {
+        let disk = disk();
+        let root = disk.lock().open(NodeId::ROOT).expect("it is there");
+        assert_eq!(disk.obey("slow 3600000"), "ok");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| disk.sync(root));
+            while disk.lock().counts().syncs == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(disk.lock().lookup(NodeId::ROOT, OsStr::new("x")).err(), Some(Errno::NOENT), "others go on");
+            assert_eq!(disk.obey("cut drop"), "ok");
+            assert_eq!(waiting.join().ok(), Some(Err(Errno::IO)));
+        });
+    }
+}

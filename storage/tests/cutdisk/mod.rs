@@ -24,7 +24,7 @@ mod mount;
 
 use std::io::{self, BufRead, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -34,13 +34,13 @@ use model::{Attributes, Model};
 /// A directory to mount on is missing, or the kernel's side broke.
 const FAILED: u8 = 1;
 /// Nothing can be mounted on this machine.
-const NO_FUSE: u8 = 4;
+pub(crate) const NO_FUSE: u8 = 4;
 
-/// Mounts a disk, obeys `input` to its end, and unmounts.
-pub(crate) fn run(at: &Path, seed: u64, input: impl BufRead, mut output: impl Write) -> ExitCode {
+/// Mounts a disk, obeys `input` to its end, and unmounts. Returns the exit code.
+pub(crate) fn run(at: &Path, seed: u64, input: impl BufRead, mut output: impl Write) -> u8 {
     if !at.is_dir() {
         eprintln!("cutdisk: {} is no directory: make it first", at.display());
-        return ExitCode::from(FAILED);
+        return FAILED;
     }
     let disk = Arc::new(Disk::new(Model::new(seed, root())));
     let mounted = missing().map_or_else(|| mount::mount(Arc::clone(&disk), at).map_err(|error| error.to_string()), Err);
@@ -51,7 +51,7 @@ pub(crate) fn run(at: &Path, seed: u64, input: impl BufRead, mut output: impl Wr
                 "cutdisk: cannot mount on {}: {reason}: it needs /dev/fuse, fusermount3 and the right to mount",
                 at.display()
             );
-            return ExitCode::from(NO_FUSE);
+            return NO_FUSE;
         }
     };
     let served = serve(&disk, input, &mut output);
@@ -59,10 +59,10 @@ pub(crate) fn run(at: &Path, seed: u64, input: impl BufRead, mut output: impl Wr
     // Whoever still holds a file of it is not waited for.
     std::mem::forget(session);
     match served {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("cutdisk: the one who commands is gone: {error}");
-            ExitCode::from(FAILED)
+            FAILED
         }
     }
 }
