@@ -24,7 +24,12 @@ const THREADS: usize = 4;
 /// How long the kernel may believe an answer.
 const TTL: Duration = Duration::ZERO;
 /// Longest name.
-const NAME_LEN_MAX: usize = 255;
+const NAME_LEN_MAX: u32 = 255;
+/// The unit of the disk, as the kernel wants it.
+const BLOCK_LEN: u32 = 4096;
+
+const _: () = assert!(BLOCK_LEN as usize == PAGE_LEN);
+
 /// `fallocate` that leaves the length as it is.
 const KEEP_SIZE: i32 = 1;
 
@@ -69,7 +74,7 @@ fn attributes_of(status: &Status) -> FileAttr {
         uid: of.user,
         gid: of.group,
         rdev: 0,
-        blksize: PAGE_LEN as u32,
+        blksize: BLOCK_LEN,
         flags: 0,
     }
 }
@@ -124,10 +129,9 @@ fn opened(reply: ReplyOpen, result: Result<HandleId, Errno>, flags: FopenFlags) 
 }
 
 fn named(name: &OsStr) -> Result<&OsStr, Errno> {
-    if name.len() > NAME_LEN_MAX { Err(Errno::NAMETOOLONG) } else { Ok(name) }
+    if name.len() > NAME_LEN_MAX as usize { Err(Errno::NAMETOOLONG) } else { Ok(name) }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the functions are the kernel's requests")]
 impl Filesystem for Mounted {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         entry(reply, self.0.lock().lookup(node(parent), name));
@@ -328,8 +332,7 @@ impl Filesystem for Mounted {
         let room = self.0.lock().room();
         match room {
             Ok((used, free)) => {
-                let (page, name) = (PAGE_LEN as u32, NAME_LEN_MAX as u32);
-                reply.statfs(used + free, free, free, 1 << 32, 1 << 32, page, name, page);
+                reply.statfs(used + free, free, free, 1 << 32, 1 << 32, BLOCK_LEN, NAME_LEN_MAX, BLOCK_LEN);
             }
             Err(error) => reply.error(errno(error)),
         }

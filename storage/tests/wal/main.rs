@@ -3,6 +3,8 @@
 
 #[path = "../batches/mod.rs"]
 mod batches;
+// Its helpers index, which the lints allow in tests alone.
+#[cfg(test)]
 mod random;
 mod volume;
 
