@@ -5,6 +5,7 @@ pub(crate) mod machine;
 pub(crate) mod progress;
 pub(crate) mod table;
 
+use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +93,18 @@ impl Document {
             eprintln!("missed: {miss}");
         }
         Ok(())
+    }
+}
+
+/// What no server may do, as an error: a scenario tells it as a miss.
+#[derive(Debug)]
+pub(crate) struct Broken(pub(crate) String);
+
+impl std::error::Error for Broken {}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

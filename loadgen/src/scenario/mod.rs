@@ -10,3 +10,4 @@ pub(crate) mod hostile;
 pub(crate) mod idle;
 pub(crate) mod pairs;
 pub(crate) mod report;
+pub(crate) mod restarts;

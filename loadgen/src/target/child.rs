@@ -11,6 +11,7 @@ use rand::Rng;
 
 use super::culver::{Culver, Ops};
 use crate::plan;
+use crate::report::Broken;
 
 /// How often a starting server is asked whether it is ready.
 const READY_STEP: Duration = Duration::from_millis(5);
@@ -35,12 +36,21 @@ pub(crate) struct ServerChild {
     ops: SocketAddr,
     /// Where its standard error goes: beside the data, not into it.
     log: PathBuf,
+    /// Where in it begins what the running process says.
+    log_from: u64,
     child: Option<Child>,
 }
 
 impl ServerChild {
     /// Initialises a data directory, with so many volumes beside it, and chooses ports. Nothing runs yet.
-    pub(crate) fn prepare(program: &Path, data_dir: &Path, volumes: u8, args: &[String], seed: u64) -> Result<Self> {
+    pub(crate) fn prepare(
+        program: &Path,
+        data_dir: &Path,
+        log: PathBuf,
+        volumes: u8,
+        args: &[String],
+        seed: u64,
+    ) -> Result<Self> {
         let volumes: Vec<_> = (0..volumes).map(|number| data_dir.with_extension(format!("volume-{number}"))).collect();
         let mut command = Command::new(program);
         command.arg("init").arg("--data-dir").arg(data_dir).stdout(Stdio::null());
@@ -58,7 +68,8 @@ impl ServerChild {
             args: args.to_vec(),
             listen,
             ops,
-            log: data_dir.with_extension("log"),
+            log,
+            log_from: 0,
             child: None,
         })
     }
@@ -81,13 +92,14 @@ impl ServerChild {
         command.arg("--listen").arg(self.listen.to_string()).arg("--ops").arg(self.ops.to_string());
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
+        self.log_from = log.metadata().with_context(|| format!("cannot look at {}", self.log.display()))?.len();
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?);
         let ops = Ops::new(self.ops);
         while !ops.is_ready() {
             self.check_alive()?;
             if began.elapsed() > max {
-                bail!("the server was not ready within {max:?}");
+                bail!(Broken(format!("the server was not ready within {max:?}; {}", self.last_words())));
             }
             std::thread::sleep(READY_STEP);
         }
@@ -99,15 +111,22 @@ impl ServerChild {
         let child = self.child.as_mut().context("the server is not running")?;
         match child.try_wait().context("asking for the server's state")? {
             None => Ok(()),
-            Some(status) => bail!("the server ended by itself: {status}; it said last:\n{}", self.last_words()),
+            Some(status) => bail!(Broken(format!("the server ended by itself: {status}; {}", self.last_words()))),
         }
     }
 
+    /// What the process that was started last has said.
+    fn said(&self) -> String {
+        let bytes = std::fs::read(&self.log).unwrap_or_default();
+        let from = usize::try_from(self.log_from).unwrap_or(usize::MAX);
+        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
+    }
+
     fn last_words(&self) -> String {
-        let text = std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        let text = text.unwrap_or_default();
+        let text = self.said();
         let lines: Vec<&str> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default().join("\n")
+        let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
+        if last.is_empty() { "it said nothing".to_owned() } else { format!("it said last:\n{}", last.join("\n")) }
     }
 
     /// SIGKILL, and waits for the end.
@@ -126,7 +145,7 @@ impl ServerChild {
         let output = output.context("cannot run verify")?;
         if !output.status.success() {
             let told = [output.stdout, output.stderr].concat();
-            bail!("verify: {}\n{}", output.status, String::from_utf8_lossy(&told));
+            bail!(Broken(format!("verify: {}\n{}", output.status, String::from_utf8_lossy(&told))));
         }
         Ok(())
     }

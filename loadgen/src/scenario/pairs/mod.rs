@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::links::{LinkCounts, raise_descriptor_limit};
 use crate::plan::{self, DEVICE, Devices, PairPlan, Payloads, RunId};
+use crate::report::Broken;
 use crate::report::histogram::Latencies;
 use crate::report::progress::Progress;
 use crate::target::{Target, client_config};
@@ -222,7 +223,7 @@ impl PairRun {
             bail!("a worker ended before its time");
         }
         if let Some(why) = self.shared.refused() {
-            bail!("the server refuses the clients: {why}");
+            bail!(Broken(format!("the server refuses the clients: {why}")));
         }
         Ok(())
     }
