@@ -20,13 +20,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::report::{Document, JsonTo};
+use crate::target::cutdisk::NoFuse;
 
 #[derive(Parser)]
 #[command(
     name = "culver-loadgen",
     version,
     about = "Load generator and checker for the Culver messaging gateway",
-    after_help = "Exit codes: 0 all promises kept · 1 failure · 2 bad usage · 3 a promise or threshold missed\n\n\
+    after_help = "Exit codes: 0 all promises kept · 1 failure · 2 bad usage · 3 a promise or threshold missed · \
+        4 no FUSE here\n\n\
         Examples:\n  culver-loadgen chat --pairs 64 --duration 10s\n  culver-loadgen crash --culver ./culver --rounds 20\n  \
         culver-loadgen density --connections 15000 --json density.json"
 )]
@@ -57,6 +59,11 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen crash --culver target/release/culver --rounds 20 --kill-after 200ms..2s\n  culver-loadgen crash --culver ./culver --verify-each-round -- --reactors 2"
     )]
     Crash(Box<scenario::crash::CrashOptions>),
+    /// Cuts the power of the server's disk again and again, and lets it fail: nothing acknowledged may be lost
+    #[command(
+        after_help = "Examples:\n  culver-loadgen powercut --culver ./culver --disk target/release/examples/cutdisk --rounds 30\n  culver-loadgen powercut --culver ./culver --disk ./cutdisk --devices 1..3 --verify-each-round -- --hubs 2\n\nEvery kind of round comes in turn, and with it every kind of cut: `drop` loses all that was not synced, `subset`\nkeeps some of its pages, `torn` the first of them and a part of the next."
+    )]
+    Powercut(Box<scenario::powercut::PowercutOptions>),
     /// Fills the inboxes of users who are away, then all of them come
     #[command(
         after_help = "Examples:\n  culver-loadgen drain --users 100 --messages 1000 --entries-per-cpu-s-min 100000"
@@ -91,7 +98,7 @@ fn main() -> ExitCode {
         Ok(passed) => ExitCode::from(if passed { 0 } else { 3 }),
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(if error.is::<NoFuse>() { 4 } else { 1 })
         }
     }
 }
@@ -113,6 +120,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Crash(options) => {
             let to = options.json_to();
             publish(&scenario::crash::run(*options)?, &to)
+        }
+        Scenario::Powercut(options) => {
+            let to = options.json_to();
+            publish(&scenario::powercut::run(*options)?, &to)
         }
         Scenario::Drain(options) => {
             let to = options.json_to();

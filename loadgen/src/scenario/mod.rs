@@ -9,5 +9,6 @@ pub(crate) mod floor;
 pub(crate) mod hostile;
 pub(crate) mod idle;
 pub(crate) mod pairs;
+pub(crate) mod powercut;
 pub(crate) mod report;
 pub(crate) mod restarts;

@@ -22,7 +22,7 @@ use crate::plan;
 use crate::report::Broken;
 use crate::report::histogram::Latencies;
 use crate::report::progress::Progress;
-use crate::target::child::ServerChild;
+use crate::target::child::{ServerChild, Started};
 use crate::verify::Findings;
 
 /// Where a run's files go: removed at the end, unless they are to stay.
@@ -108,6 +108,11 @@ impl<'a> Restarts<'a> {
     pub(crate) fn live(&mut self) -> Result<()> {
         let range = self.options.kill_after;
         let life = Duration::from_micros(self.lives.random_range(range.from.us()..=range.to.us()));
+        self.live_for(life)
+    }
+
+    /// Lets the server live for so long.
+    pub(crate) fn live_for(&mut self, life: Duration) -> Result<()> {
         self.wait_until(life, |restarts| {
             restarts.server.check_alive()?;
             Ok(false)
@@ -136,9 +141,21 @@ impl<'a> Restarts<'a> {
 
     /// Starts the server again and waits until it is ready.
     pub(crate) fn start(&mut self) -> Result<()> {
+        match self.start_unless(|| Ok(false))? {
+            Started::Ready(_) => Ok(()),
+            Started::Ended(status) => bail!(self.server.ended_by_itself(status)),
+            Started::Stopped => unreachable!("nobody stops it"),
+        }
+    }
+
+    /// Starts the server again and waits until it is ready, has ended, or `stop` says that nobody waits any more.
+    pub(crate) fn start_unless(&mut self, stop: impl FnMut() -> Result<bool>) -> Result<Started> {
         self.server.set_hubs(self.options.draw_hubs(&mut self.hubs));
-        self.times.record(micros(self.server.start(self.options.restart_max.0)?));
-        Ok(())
+        let started = self.server.start_unless(self.options.restart_max.0, stop)?;
+        if let Started::Ready(time) = started {
+            self.times.record(micros(time));
+        }
+        Ok(started)
     }
 
     /// Ends sending, waits until everything has arrived, and adds everything up; at once where a promise is broken.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +22,16 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const LAST_LINES: usize = 10;
 /// Ports tried before giving up.
 const PORT_TRIES_MAX: usize = 100;
+
+/// What became of a start.
+pub(crate) enum Started {
+    /// It is ready, after so long.
+    Ready(Duration),
+    /// It ended before it was.
+    Ended(ExitStatus),
+    /// Nobody waits any more: it runs.
+    Stopped,
+}
 
 /// A server process of our own. Dropping it kills it.
 pub(crate) struct ServerChild {
@@ -81,6 +91,15 @@ impl ServerChild {
 
     /// Starts the server and waits until it is ready; returns how long that took.
     pub(crate) fn start(&mut self, max: Duration) -> Result<Duration> {
+        match self.start_unless(max, || Ok(false))? {
+            Started::Ready(time) => Ok(time),
+            Started::Ended(status) => bail!(self.ended_by_itself(status)),
+            Started::Stopped => unreachable!("nobody stops it"),
+        }
+    }
+
+    /// Starts the server and waits until it is ready, has ended, or `stop` says that nobody waits any more.
+    pub(crate) fn start_unless(&mut self, max: Duration, mut stop: impl FnMut() -> Result<bool>) -> Result<Started> {
         assert!(self.child.is_none(), "one process at a time");
         let began = Instant::now();
         let mut command = Command::new(&self.program);
@@ -97,39 +116,55 @@ impl ServerChild {
         self.child = Some(command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?);
         let ops = Ops::new(self.ops);
         while !ops.is_ready() {
-            self.check_alive()?;
+            if let Some(status) = self.ended()? {
+                return Ok(Started::Ended(status));
+            }
+            if stop()? {
+                return Ok(Started::Stopped);
+            }
             if began.elapsed() > max {
                 bail!(Broken(format!("the server was not ready within {max:?}; {}", self.last_words())));
             }
             std::thread::sleep(READY_STEP);
         }
-        Ok(began.elapsed())
+        Ok(Started::Ready(began.elapsed()))
     }
 
     /// An error if the process ended by itself.
     pub(crate) fn check_alive(&mut self) -> Result<()> {
-        let child = self.child.as_mut().context("the server is not running")?;
-        match child.try_wait().context("asking for the server's state")? {
+        match self.ended()? {
             None => Ok(()),
-            Some(status) => bail!(Broken(format!("the server ended by itself: {status}; {}", self.last_words()))),
+            Some(status) => bail!(self.ended_by_itself(status)),
         }
     }
 
+    /// How the process ended, if it did.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let child = self.child.as_mut().context("the server is not running")?;
+        child.try_wait().context("asking for the server's state")
+    }
+
+    /// It should not have.
+    pub(crate) fn ended_by_itself(&self, status: ExitStatus) -> Broken {
+        Broken(format!("the server ended by itself: {status}; {}", self.last_words()))
+    }
+
     /// What the process that was started last has said.
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         let from = usize::try_from(self.log_from).unwrap_or(usize::MAX);
         String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
     }
 
-    fn last_words(&self) -> String {
+    /// Its last lines, as a clause.
+    pub(crate) fn last_words(&self) -> String {
         let text = self.said();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
         if last.is_empty() { "it said nothing".to_owned() } else { format!("it said last:\n{}", last.join("\n")) }
     }
 
-    /// SIGKILL, and waits for the end.
+    /// SIGKILL, if it has not ended by itself, and waits for the end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             child.kill().context("cannot kill the server")?;

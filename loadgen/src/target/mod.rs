@@ -3,6 +3,7 @@
 pub(crate) mod child;
 pub(crate) mod credentials;
 pub(crate) mod culver;
+pub(crate) mod cutdisk;
 pub(crate) mod floor;
 pub(crate) mod relay;
 pub(crate) mod tap;

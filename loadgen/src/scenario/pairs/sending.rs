@@ -1,6 +1,7 @@
 //! The sending half of a pair: how messages are paced, and their answers.
 
 use culver_protocol::client::{Client, ClientError};
+use culver_protocol::error::ErrorCode;
 use culver_protocol::id::ClientMessageId;
 use culver_protocol::message::Accepted;
 
@@ -113,6 +114,7 @@ impl PairDriver {
         now_us: u64,
     ) {
         *self.errors.entry(code).or_default() += 1;
+        self.turn.busy += u64::from(code == ErrorCode::Busy.number());
         let index = plan::message_index(self.settings.run, &id.0).filter(|_| !retry);
         if let (Some(index), Some(pair)) = (index, self.user(who.user).sends) {
             self.note(pair, Note::Rejected { index });

@@ -15,6 +15,7 @@ pub(crate) struct Shared {
     acked: AtomicU64,
     delivered: AtomicU64,
     marks: AtomicU64,
+    busy: AtomicU64,
     /// The code of an error after which clients do not come back; 0: none.
     refused: AtomicU64,
 }
@@ -27,6 +28,8 @@ pub(crate) struct Counters {
     pub(crate) delivered: u64,
     /// Marks of receipts.
     pub(crate) marks: u64,
+    /// Messages answered `busy`: they come again.
+    pub(crate) busy: u64,
 }
 
 impl fmt::Display for Counters {
@@ -86,6 +89,7 @@ impl Shared {
         self.acked.fetch_add(turn.acked, Ordering::Relaxed);
         self.delivered.fetch_add(turn.delivered, Ordering::Relaxed);
         self.marks.fetch_add(turn.marks, Ordering::Relaxed);
+        self.busy.fetch_add(turn.busy, Ordering::Relaxed);
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -94,6 +98,7 @@ impl Shared {
             acked: self.acked.load(Ordering::Relaxed),
             delivered: self.delivered.load(Ordering::Relaxed),
             marks: self.marks.load(Ordering::Relaxed),
+            busy: self.busy.load(Ordering::Relaxed),
         }
     }
 
