@@ -56,7 +56,7 @@ enum Scenario {
     Cost(Box<scenario::cost::CostOptions>),
     /// Kills the server under load again and again: nothing acknowledged may be lost
     #[command(
-        after_help = "Examples:\n  culver-loadgen crash --culver target/release/culver --rounds 20 --kill-after 200ms..2s\n  culver-loadgen crash --culver ./culver --verify-each-round -- --reactors 2"
+        after_help = "Examples:\n  culver-loadgen crash --culver target/release/culver --rounds 20 --kill-after 200ms..2s\n  culver-loadgen crash --culver ./culver --verify-each-round -- --reactors 2\n  culver-loadgen crash --culver ./culver-crash-points --at all --rounds 27 --hubs 2 --devices 1..3 --reads"
     )]
     Crash(Box<scenario::crash::CrashOptions>),
     /// Cuts the power of the server's disk again and again, and lets it fail: nothing acknowledged may be lost

@@ -20,6 +20,8 @@ const READY_STEP: Duration = Duration::from_millis(5);
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// Lines of its log that are shown when a server ends by itself.
 const LAST_LINES: usize = 10;
+/// The variable that tells a server with crash points where to kill itself.
+const FAIL_POINTS: &str = "FAILPOINTS";
 /// Ports tried before giving up.
 const PORT_TRIES_MAX: usize = 100;
 
@@ -42,6 +44,8 @@ pub(crate) struct ServerChild {
     /// Hubs of the next start; `None`: as its arguments say.
     hubs: Option<u8>,
     args: Vec<String>,
+    /// Where the next start kills itself, as its environment says it.
+    fail_points: Option<String>,
     listen: SocketAddr,
     ops: SocketAddr,
     /// Where its standard error goes: beside the data, not into it.
@@ -76,6 +80,7 @@ impl ServerChild {
             volumes,
             hubs: None,
             args: args.to_vec(),
+            fail_points: None,
             listen,
             ops,
             log,
@@ -87,6 +92,11 @@ impl ServerChild {
     /// How many hubs the next start has; `None`: what its arguments say.
     pub(crate) fn set_hubs(&mut self, hubs: Option<u8>) {
         self.hubs = hubs;
+    }
+
+    /// Where the next start kills itself, if it has crash points.
+    pub(crate) fn set_fail_points(&mut self, fail_points: Option<String>) {
+        self.fail_points = fail_points;
     }
 
     /// Starts the server and waits until it is ready; returns how long that took.
@@ -109,6 +119,10 @@ impl ServerChild {
             command.arg("--hubs").arg(hubs.to_string());
         }
         command.arg("--listen").arg(self.listen.to_string()).arg("--ops").arg(self.ops.to_string());
+        match &self.fail_points {
+            Some(fail_points) => command.env(FAIL_POINTS, fail_points),
+            None => command.env_remove(FAIL_POINTS),
+        };
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
         self.log_from = log.metadata().with_context(|| format!("cannot look at {}", self.log.display()))?.len();

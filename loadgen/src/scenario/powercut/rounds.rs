@@ -17,6 +17,8 @@ use crate::target::cutdisk::{Cutdisk, DiskStat, Kind, Order};
 
 /// Longest wait for the event that an armed cut waits for.
 const REACH_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for a merge of tables, which may come now or after many a start.
+const MERGE_MAX: Duration = Duration::from_secs(2);
 /// Longest wait until a server whose log has failed has ended.
 const ABORT_MAX: Duration = Duration::from_secs(20);
 /// What it says before it does.
@@ -164,7 +166,7 @@ impl Power {
             Started::Ended(_) if !self.disk.is_on()? => true,
             Started::Ended(status) => bail!(restarts.server.ended_by_itself(status)),
             // Tables are written later too, when there are many.
-            Started::Ready(_) => round.when == When::Table && self.wait_for_cut(restarts, REACH_MAX)?,
+            Started::Ready(_) => round.when == When::Table && self.wait_for_cut(restarts, MERGE_MAX)?,
         };
         if !is_hit {
             return self.cut_unreached(restarts, round);
