@@ -9,14 +9,16 @@ FROM ?= 0
 SEED ?=
 REPLAY ?=
 HOURS ?= 1
+ROUNDS ?= 300
+ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test demo bench fuzz sim soak env
+.PHONY: help run test demo bench fuzz sim soak powercut crash-points env
 
 help: ## this list
 	@echo 'Culver, a messaging gateway. The first build compiles RocksDB: 12 to 30 minutes on two cores, once.'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: ## build and start the server on loopback (DATA=data is its directory)
 	@scripts/run '$(DATA)'
@@ -41,6 +43,14 @@ sim: ## the simulated world: SEEDS=2000 FROM=0, or SEED=17 with its trace, or RE
 soak: ## the simulated world for HOURS=1, from seed FROM=0 on
 	@scripts/setup test
 	@scripts/sim soak '$(HOURS)' '$(FROM)'
+
+powercut: ## the power of a server's disk cut ROUNDS=300 times; ARGS='--faults off' go to the load generator
+	@scripts/setup test
+	@scripts/powercut '$(ROUNDS)' $(ARGS)
+
+crash-points: ## a server that kills itself between any two steps, ROUNDS=300 times; ARGS='--at durable' likewise
+	@scripts/setup test
+	@scripts/crash-points '$(ROUNDS)' $(ARGS)
 
 env: ## the environment of builds: eval "$$(make -s env)"
 	@scripts/env

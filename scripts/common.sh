@@ -45,6 +45,12 @@ build_faulty() {
   printf '%s\n' "$to"
 }
 
+# Prints a command of the load generator, and gives way to it.
+run_loadgen() {
+  echo "\$ culver-loadgen $*"
+  exec "$binaries/culver-loadgen" "$@"
+}
+
 # Prints COUNT TCP ports on loopback, ascending from FROM, on which nobody listens.
 free_ports() {
   local count=$1 port=$2

@@ -56,11 +56,13 @@ enum Scenario {
     Cost(Box<scenario::cost::CostOptions>),
     /// Kills the server under load again and again: nothing acknowledged may be lost
     #[command(
+        args_override_self = true,
         after_help = "Examples:\n  culver-loadgen crash --culver target/release/culver --rounds 20 --kill-after 200ms..2s\n  culver-loadgen crash --culver ./culver --verify-each-round -- --reactors 2\n  culver-loadgen crash --culver ./culver-crash-points --at all --rounds 27 --hubs 2 --devices 1..3 --reads"
     )]
     Crash(Box<scenario::crash::CrashOptions>),
     /// Cuts the power of the server's disk again and again, and lets it fail: nothing acknowledged may be lost
     #[command(
+        args_override_self = true,
         after_help = "Examples:\n  culver-loadgen powercut --culver ./culver --disk target/release/examples/cutdisk --rounds 30\n  culver-loadgen powercut --culver ./culver --disk ./cutdisk --devices 1..3 --verify-each-round -- --hubs 2\n\nEvery kind of round comes in turn, and with it every kind of cut: `drop` loses all that was not synced, `subset`\nkeeps some of its pages, `torn` the first of them and a part of the next."
     )]
     Powercut(Box<scenario::powercut::PowercutOptions>),

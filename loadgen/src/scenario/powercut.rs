@@ -19,6 +19,9 @@ use super::restarts::{Folder, RestartOptions, Restarts};
 use crate::report::{Document, JsonTo};
 use crate::target::cutdisk::Cutdisk;
 
+/// Where the disk's content goes at the end, if the files of the run are to stay.
+const DISK_AT_END: &str = "disk-at-end";
+
 /// Options of `powercut`.
 #[derive(Args, Clone, Debug, Serialize)]
 pub(crate) struct PowercutOptions {
@@ -61,6 +64,9 @@ pub(crate) fn run(mut options: PowercutOptions) -> Result<Document> {
     let broken = restarts.run_rounds(|restarts, number| power.round(restarts, plan::round(&whens, number)))?;
     let busy = restarts.counters().busy;
     let result = restarts.finish(broken)?;
+    if let Some(kept) = folder.kept() {
+        power.copy_to(&kept.join(DISK_AT_END))?;
+    }
     let (tallies, disk, delivered_short_of_space) = power.into_parts()?;
     let result = PowercutResult::new(result, tallies, disk, busy, delivered_short_of_space);
     let missed = result.check();

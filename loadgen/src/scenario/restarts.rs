@@ -28,21 +28,26 @@ use crate::verify::Findings;
 /// Where a run's files go: removed at the end, unless they are to stay.
 pub(crate) struct Folder {
     path: PathBuf,
-    _scratch: Option<TempDir>,
+    scratch: Option<TempDir>,
 }
 
 impl Folder {
     pub(crate) fn make(options: &RestartOptions) -> Result<Self> {
         if let Some(path) = options.keep.clone() {
             std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-            return Ok(Self { path, _scratch: None });
+            return Ok(Self { path, scratch: None });
         }
         let scratch = tempfile::tempdir().context("no temporary directory")?;
-        Ok(Self { path: scratch.path().to_owned(), _scratch: Some(scratch) })
+        Ok(Self { path: scratch.path().to_owned(), scratch: Some(scratch) })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same, if it stays.
+    pub(crate) fn kept(&self) -> Option<&Path> {
+        self.scratch.is_none().then_some(&*self.path)
     }
 }
 

@@ -102,8 +102,8 @@ mod tests {
         let mut rng = plan::rng(3, "hits");
         let drawn: Vec<u32> = (0..3000).map(|_| draw_hits(999, &mut rng)).collect();
         assert!(drawn.iter().all(|hits| *hits <= 999));
-        for decade in [0..9, 9..99, 99..999] {
-            let count = drawn.iter().filter(|hits| decade.contains(hits)).count();
+        for decade in [0..9_u32, 9..99, 99..999] {
+            let count = drawn.iter().filter(|hits| decade.contains(*hits)).count();
             assert!((800..1200).contains(&count), "{count} within {decade:?}");
         }
         assert!((0..100).all(|_| draw_hits(0, &mut rng) == 0));

@@ -11,7 +11,7 @@ use crate::target::cutdisk::{Event, Files, Kind, Order};
 /// A cut that is armed under load comes at one of so many events.
 const LOG_EVENTS_MAX: u32 = 16;
 /// Tables that a start writes are few and small; merges write more, but seldom.
-const TABLE_EVENTS_MAX: u32 = 8;
+const TABLE_EVENTS_MAX: u32 = 20;
 
 /// When the power goes off in a round, or what fails before it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -74,8 +74,13 @@ impl RestartResult {
         receipts.row(told.into_iter().map(grouped).collect());
         let mut times = Table::new(LATENCY_HEAD);
         times.row(latency_row("restart", &self.restart_us));
+        let early = if self.ended_early {
+            "The rounds ended early: what was still due is counted as neither lost nor missing.\n"
+        } else {
+            ""
+        };
         format!(
-            "{}\n{}\n{}\n{} devices, {} reconnects, {} connections cut by clients, {} leaves, {} fetch logins, settled in {:.1} s\n",
+            "{}\n{}\n{}\n{early}{} devices, {} reconnects, {} connections cut by clients, {} leaves, {} fetch logins, settled in {:.1} s\n",
             checks.render(),
             receipts.render(),
             times.render(),
