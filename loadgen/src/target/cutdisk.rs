@@ -311,12 +311,14 @@ mod tests {
         }
     }
 
-    /// A shell script in the place of the disk.
+    /// A shell script in the place of the disk. A shell writes it: what this process has open for writing while another
+    /// test starts a program cannot be started itself.
     fn stand_in(dir: &Path, script: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
         let path = dir.join("stand-in");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a disk with room");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a file of our own");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg("printf '#!/bin/sh\n%s\n' \"$1\" >\"$2\" && chmod +x \"$2\"").arg("sh");
+        let status = shell.arg(script).arg(&path).status();
+        assert!(status.expect("a shell").success());
         path
     }
 
