@@ -67,8 +67,8 @@ pub(crate) fn run(mut options: PowercutOptions) -> Result<Document> {
     if let Some(kept) = folder.kept() {
         power.copy_to(&kept.join(DISK_AT_END))?;
     }
-    let (tallies, disk, delivered_short_of_space) = power.into_parts()?;
-    let result = PowercutResult::new(result, tallies, disk, busy, delivered_short_of_space);
+    let (tallies, disk, short) = power.into_parts()?;
+    let result = PowercutResult::new(result, tallies, disk, busy, short);
     let missed = result.check();
     let text = result.render();
     Document::new("powercut", seed, &options, &result, text, missed)

@@ -50,8 +50,10 @@ const LATENCIES: [Figure; 6] = [
     ("/receipt_us/p50", "receipt p50", Shown::Duration),
     ("/receipt_us/p99", "receipt p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 33] = [
+const FIGURES: [Figure; 35] = [
     ("/rounds", "rounds", Shown::Count),
+    ("/disk/cuts", "power cuts", Shown::Count),
+    ("/busy", "answers busy", Shown::Count),
     ("/redelivered", "redelivered before dedup", Shown::Count),
     ("/restart_us/p50", "restart p50", Shown::Duration),
     ("/restart_us/max", "restart max", Shown::Duration),

@@ -58,13 +58,28 @@ pub(super) struct PowercutResult {
     pub(super) disk: DiskStat,
     /// Messages that were answered `busy`, and came again.
     pub(super) busy: u64,
-    /// Entries that reached an application while sends were refused for want of space.
+    #[serde(flatten)]
+    pub(super) short: ShortOfSpace,
+}
+
+/// What went on while sends were refused for want of space.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct ShortOfSpace {
+    /// Entries that reached an application.
     pub(super) delivered_short_of_space: u64,
+    /// Messages that were acknowledged: decided before, or resends of such.
+    pub(super) acked_short_of_space: u64,
 }
 
 impl PowercutResult {
-    pub(super) fn new(restarts: RestartResult, tallies: Tallies, disk: DiskStat, busy: u64, short: u64) -> Self {
-        Self { restarts, by_when: tallies.0, disk, busy, delivered_short_of_space: short }
+    pub(super) fn new(
+        restarts: RestartResult,
+        tallies: Tallies,
+        disk: DiskStat,
+        busy: u64,
+        short: ShortOfSpace,
+    ) -> Self {
+        Self { restarts, by_when: tallies.0, disk, busy, short }
     }
 
     pub(super) fn check(&self) -> Vec<String> {
@@ -96,12 +111,13 @@ impl PowercutResult {
         let cells = [writes, syncs, cuts, pages_dropped, pages_kept, pages_torn, entries_dropped].map(grouped);
         disk.row([String::new()].into_iter().chain(cells).collect());
         format!(
-            "{}\n{}\n{}{} answers `busy`, {} entries delivered while space was short\n",
+            "{}\n{}\n{}{} answers `busy`; while space was short {} entries were delivered, {} messages acknowledged\n",
             rounds.render(),
             disk.render(),
             self.restarts.render(),
             grouped(self.busy),
-            grouped(self.delivered_short_of_space)
+            grouped(self.short.delivered_short_of_space),
+            grouped(self.short.acked_short_of_space)
         )
     }
 }

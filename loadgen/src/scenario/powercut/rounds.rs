@@ -9,7 +9,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::plan::{self, Round, Starting, When};
-use super::result::Tallies;
+use super::result::{ShortOfSpace, Tallies};
 use crate::plan::rng;
 use crate::report::Broken;
 use crate::scenario::restarts::Restarts;
@@ -39,13 +39,13 @@ pub(super) struct Power {
     rng: SmallRng,
     tallies: Tallies,
     starting: Starting,
-    delivered_short_of_space: u64,
+    short: ShortOfSpace,
 }
 
 impl Power {
     pub(super) fn new(disk: Cutdisk, seed: u64) -> Self {
         let (tallies, starting) = (Tallies::default(), Starting::default());
-        Self { disk, rng: rng(seed, "power cuts"), tallies, starting, delivered_short_of_space: 0 }
+        Self { disk, rng: rng(seed, "power cuts"), tallies, starting, short: ShortOfSpace::default() }
     }
 
     /// Copies what is on the disk now: it is gone with the disk. Powered off, it comes back for that.
@@ -56,9 +56,9 @@ impl Power {
         copy_folder(self.disk.mountpoint(), folder)
     }
 
-    pub(super) fn into_parts(mut self) -> Result<(Tallies, DiskStat, u64)> {
+    pub(super) fn into_parts(mut self) -> Result<(Tallies, DiskStat, ShortOfSpace)> {
         let stat = self.disk.stat()?;
-        Ok((self.tallies, stat, self.delivered_short_of_space))
+        Ok((self.tallies, stat, self.short))
     }
 
     /// From a running server to a running server.
@@ -214,7 +214,8 @@ impl Power {
         let moment = self.rng.random_range(SHORT_MS);
         restarts.live_for(Duration::from_millis(moment))?;
         let after = restarts.counters();
-        self.delivered_short_of_space += after.delivered - short.delivered;
+        self.short.delivered_short_of_space += after.delivered - short.delivered;
+        self.short.acked_short_of_space += after.acked - short.acked;
         self.disk.tell(Order::Free(None))?;
         let goes_on = restarts.wait_until(NOTICE_MAX, |restarts| {
             restarts.server.check_alive()?;
