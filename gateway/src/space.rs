@@ -44,6 +44,12 @@ impl Reserve {
         self.is_low
     }
 
+    /// So many bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// So many bytes have to be free once there were too few: an eighth more.
     #[must_use]
     pub fn enough(&self) -> u64 {

@@ -132,8 +132,11 @@ impl Look {
             return;
         };
         let reserve = self.reserves.first().copied().unwrap_or(Reserve::new(0));
-        warn!(path = %path.display(), free_mib = free / MIB, total_mib = total / MIB, enough_mib = reserve.enough() / MIB,
+        let (reserve_mib, enough_mib) = (reserve.bytes() / MIB, reserve.enough() / MIB);
+        warn!(
+            path = %path.display(), free_mib = free / MIB, total_mib = total / MIB, reserve_mib, enough_mib,
             "the disk has less room than the reserve ([disk] reserve_mib): senders are told to try again later, and what \
-             was accepted goes on. Make room; it goes on by itself as soon as there is enough.");
+             was accepted goes on. Make room; messages are accepted again by themselves once there is enough."
+        );
     }
 }
