@@ -44,6 +44,12 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory is a backup.
+    #[error("{} is a backup: make a data directory of it with `culver restore --from {} --data-dir NEW`", path.display(), path.display())]
+    Backup {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory belongs to something else.
     #[error("{} is not empty and is no data directory of Culver (it has no file `CULVER`): name another directory", path.display())]
     Foreign {

@@ -34,6 +34,8 @@ pub const VOLUMES_MAX: usize = crate::topology::HUBS_MAX as usize;
 
 const MARKER: &str = "CULVER";
 const LOCK: &str = "LOCK";
+/// What a backup has in the place of the marker: see [`crate::backup`], where there is an engine to take one of.
+pub(crate) const BACKUP: &str = "BACKUP";
 const VOLUME_0: &str = "volume-0";
 const MARKER_LEN_MAX: u64 = 64 * 1024;
 
@@ -81,24 +83,14 @@ impl DataDir {
         fs::create_dir_all(path).map_err(unwritable("create", path))?;
         match content(path, volumes)? {
             Content::Marked => return Err(OpenError::Exists { path: path.to_owned() }),
+            Content::Backup => return Err(OpenError::Backup { path: path.to_owned() }),
             Content::Foreign => return Err(OpenError::Foreign { path: path.to_owned() }),
             Content::Unmarked => {}
         }
         let default = [path.join(VOLUME_0)];
-        let volumes = volume::make_folders(if volumes.is_empty() { &default } else { volumes })?;
-        let names = volumes.iter().map(|volume| volume::named(path, volume)).collect::<Result<_, _>>()?;
-        for (index, volume) in (0..).zip(&volumes) {
-            volume::mark(volume, incarnation, index)?;
-        }
-        let count = u16::try_from(volumes.len()).expect("there are at most `VOLUMES_MAX`");
-        let marker = Marker {
-            format: FORMAT,
-            incarnation: hexadecimal(incarnation),
-            shard_count: SHARD_COUNT,
-            volumes: names,
-            volume_of_shard: (0..SHARD_COUNT).map(|shard| shard % count).collect(),
-        };
-        marker.write(path)
+        let folders = Folders::make(path, if volumes.is_empty() { &default } else { volumes })?;
+        let count = u16::try_from(folders.volumes.len()).expect("there are at most `VOLUMES_MAX`");
+        folders.mark(incarnation, SHARD_COUNT, (0..SHARD_COUNT).map(|shard| shard % count).collect())
     }
 
     /// Opens and locks a data directory, whichever volumes it has.
@@ -124,6 +116,7 @@ impl DataDir {
         }
         match content(path, volumes)? {
             Content::Marked => {}
+            Content::Backup => return Err(OpenError::Backup { path: path.to_owned() }),
             Content::Foreign => return Err(OpenError::Foreign { path: path.to_owned() }),
             Content::Unmarked => return Err(OpenError::Empty { path: path.to_owned() }),
         }
@@ -200,6 +193,44 @@ impl DataDir {
     }
 }
 
+/// The empty folders of a data directory that has no marker yet.
+#[derive(Debug)]
+pub(crate) struct Folders {
+    path: PathBuf,
+    pub(crate) volumes: Vec<PathBuf>,
+    names: Vec<String>,
+}
+
+impl Folders {
+    /// Makes the folders of a directory that is there and of its volumes.
+    pub(crate) fn make(path: &Path, volumes: &[PathBuf]) -> Result<Self, OpenError> {
+        let volumes = volume::make_folders(volumes)?;
+        let names = volumes.iter().map(|volume| volume::named(path, volume)).collect::<Result<_, _>>()?;
+        Ok(Self { path: path.to_owned(), volumes, names })
+    }
+
+    /// Makes it a data directory: each volume gets its marker, and last of all the directory.
+    pub(crate) fn mark(
+        self,
+        incarnation: Incarnation,
+        shard_count: u16,
+        volume_of_shard: Vec<u16>,
+    ) -> Result<(), OpenError> {
+        for (index, volume) in (0..).zip(&self.volumes) {
+            volume::mark(volume, incarnation, index)?;
+        }
+        let incarnation = hexadecimal(incarnation);
+        Marker { format: FORMAT, incarnation, shard_count, volumes: self.names, volume_of_shard }.write(&self.path)
+    }
+}
+
+/// Whether every shard lies on one of so many volumes, and no volume is without.
+pub(crate) fn is_spread(shard_count: u16, volume_of_shard: &[u16], volumes: usize) -> bool {
+    volume_of_shard.len() == usize::from(shard_count)
+        && volume_of_shard.iter().all(|volume| usize::from(*volume) < volumes)
+        && (0..volumes).all(|volume| volume_of_shard.iter().any(|of| usize::from(*of) == volume))
+}
+
 impl Marker {
     fn read(path: &Path) -> Result<(Self, Incarnation), OpenError> {
         let marker_path = path.join(MARKER);
@@ -216,9 +247,7 @@ impl Marker {
         if marker.shard_count == 0 || count == 0 || count > VOLUMES_MAX {
             return Err(damaged("no shards, or none or too many volumes".to_owned()));
         }
-        let is_spread = marker.volume_of_shard.len() == usize::from(marker.shard_count)
-            && marker.volume_of_shard.iter().all(|volume| usize::from(*volume) < count)
-            && (0..count).all(|volume| marker.volume_of_shard.iter().any(|of| usize::from(*of) == volume));
+        let is_spread = is_spread(marker.shard_count, &marker.volume_of_shard, count);
         if marker.format == FORMAT && !is_spread {
             return Err(damaged("`volume_of_shard` does not spread the shards over the volumes".to_owned()));
         }
@@ -249,6 +278,8 @@ enum Content {
     Marked,
     /// Nothing, or nothing but what `culver init` puts beside the marker.
     Unmarked,
+    /// A backup, or something of one.
+    Backup,
     /// Something else.
     Foreign,
 }
@@ -265,6 +296,9 @@ fn content(path: &Path, volumes: &[PathBuf]) -> Result<Content, OpenError> {
         let name = entry.file_name();
         if name == MARKER {
             return Ok(Content::Marked);
+        }
+        if name == BACKUP {
+            return Ok(Content::Backup);
         }
         let is_known = BESIDE_MARKER.iter().any(|known| name == *known);
         if !is_known && !volumes.iter().any(|volume| volume::is_within(volume, &entry.path())) {
@@ -307,7 +341,7 @@ fn read_short(path: &Path) -> Result<String, OpenError> {
 }
 
 /// Writes a file whole or not at all: aside, synced, renamed, and the rename synced.
-fn write_whole(folder: &Path, name: &str, text: &str) -> Result<(), OpenError> {
+pub(crate) fn write_whole(folder: &Path, name: &str, text: &str) -> Result<(), OpenError> {
     let (aside, path) = (folder.join(format!("{name}.new")), folder.join(name));
     let write = || {
         let mut file = File::create(&aside)?;
@@ -322,15 +356,15 @@ fn write_whole(folder: &Path, name: &str, text: &str) -> Result<(), OpenError> {
     write().map_err(unwritable("write", &path))
 }
 
-fn hexadecimal(incarnation: Incarnation) -> String {
+pub(crate) fn hexadecimal(incarnation: Incarnation) -> String {
     format!("{:016x}", incarnation.0)
 }
 
-fn from_hexadecimal(text: &str) -> Option<Incarnation> {
+pub(crate) fn from_hexadecimal(text: &str) -> Option<Incarnation> {
     u64::from_str_radix(text, 16).ok().map(Incarnation)
 }
 
-fn unwritable(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn unwritable(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Unwritable { action, path, source }
 }

@@ -15,11 +15,14 @@
 //!
 //! Where this differs from memory: memory is only a cache ([`shard`]), and everything in it is read back from the rows.
 
+#[cfg(feature = "rocks")]
+pub mod backup;
 pub mod batch;
 pub mod command;
 pub mod engine;
 pub mod error;
 pub mod filter;
+pub mod gate;
 pub mod key;
 pub mod layout;
 pub mod log;

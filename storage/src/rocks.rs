@@ -10,10 +10,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    Cache, ColumnFamilyDescriptor, DB, Env, ErrorKind, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
+    Cache, ColumnFamilyDescriptor, DB, Env, ErrorKind, FlushOptions, ReadOptions, ReadTier, WriteBatch, WriteOptions,
+    properties,
 };
 
+use crate::backup;
 use crate::batch::{self, Batch};
 use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
 use crate::error::{EngineError, OpenError};
@@ -67,6 +70,7 @@ impl RocksEngine {
         cache_shares: u64,
         retention: &Arc<Retention>,
     ) -> Result<Self, OpenError> {
+        backup::clear_leftovers(path)?;
         let cuts = wal::mend(path)?;
         let failed = |source: rocksdb::Error| OpenError::Engine { path: path.to_owned(), source: source.into() };
         // Writing and merging files can wait; a message cannot.
@@ -110,6 +114,29 @@ impl RocksEngine {
     #[must_use]
     pub fn files_bytes(&self, family: Family) -> u64 {
         self.property(family, properties::LIVE_SST_FILES_SIZE)
+    }
+
+    /// Writes what is in memory to files, and waits for them. The log that is left holds what came meanwhile.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn flush(&self) -> Result<(), EngineError> {
+        let families = Family::ALL.map(|family| self.handle(family));
+        let families: Vec<_> = families.iter().collect();
+        self.database
+            .flush_cfs_opt(&families, &FlushOptions::default())
+            .map_err(failed("writing out what is in memory"))
+    }
+
+    /// Makes the directory `to`, which must not be there, a volume of its own with all rows written so far: files are
+    /// linked, the log is copied as it is. `to` must lie in the volume's file system, or all files are copied.
+    ///
+    /// # Errors
+    /// It cannot be made. Nothing is left of it then, where that can be removed.
+    pub fn checkpoint(&self, to: &Path) -> Result<(), EngineError> {
+        // Never a flush: whoever calls this keeps writers waiting.
+        let taken = Checkpoint::new(&self.database).and_then(|of| of.create_checkpoint_with_log_size(to, u64::MAX));
+        taken.map_err(failed("a checkpoint"))
     }
 
     fn handle(&self, family: Family) -> &rocksdb::ColumnFamily {

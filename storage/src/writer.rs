@@ -8,6 +8,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::batch::{Batch, BatchNumber};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::gate::Gate;
 
 /// The writer thread of one hub. Dropping it ends it, after what was submitted.
 pub struct Writer {
@@ -21,10 +22,18 @@ impl Writer {
     /// # Panics
     /// If the system starts no thread.
     pub fn spawn(engine: Arc<dyn Engine>, done: Box<dyn Fn(BatchNumber) + Send>) -> Self {
+        Self::spawn_behind(Gate::default(), engine, done)
+    }
+
+    /// Starts the thread, which passes this gate for each batch: it is closed before the write, or after `done`.
+    ///
+    /// # Panics
+    /// If the system starts no thread.
+    pub fn spawn_behind(gate: Gate, engine: Arc<dyn Engine>, done: Box<dyn Fn(BatchNumber) + Send>) -> Self {
         let (sender, receiver) = channel::bounded(1);
         let thread = thread::Builder::new()
             .name("writer".to_owned())
-            .spawn(move || run(&*engine, &receiver, &*done))
+            .spawn(move || run(&gate, &*engine, &receiver, &*done))
             .expect("the system starts a few threads at startup");
         Self { queue: Some(sender), thread: Some(thread) }
     }
@@ -49,8 +58,9 @@ impl Drop for Writer {
     }
 }
 
-fn run(engine: &dyn Engine, queue: &Receiver<Batch>, done: &dyn Fn(BatchNumber)) {
+fn run(gate: &Gate, engine: &dyn Engine, queue: &Receiver<Batch>, done: &dyn Fn(BatchNumber)) {
     for batch in queue {
+        let _passage = gate.pass();
         if let Err(error) = commit(engine, &batch, done) {
             abort("writing the log", &error);
         }
