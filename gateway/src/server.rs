@@ -25,6 +25,7 @@ use culver_storage::topology::Topology;
 use socket2::Socket;
 use tracing::{debug, info};
 
+use self::backups::{Backups, Told};
 use self::disks::{Disks, Watch};
 use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
@@ -33,7 +34,7 @@ use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
 use crate::mailbox::{self, Doorbell, Link};
 use crate::metrics::{Metrics, Totals};
-use crate::ops::{Ops, OpsSetup, Phase, Readiness, Snapshot, TakeSnapshot};
+use crate::ops::{Ops, OpsSetup, Phase, Readiness, Refusal, Snapshot, TakeBackup, TakeSnapshot};
 use crate::preflight::Ports;
 use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::listen;
@@ -41,6 +42,7 @@ use crate::reactor::thread::{ReactorThread, Stage};
 use crate::reactor::{Bounds, Surroundings};
 use crate::sys::return_free_memory;
 
+mod backups;
 mod disks;
 mod hubs;
 
@@ -73,6 +75,7 @@ struct Visible {
     engines: OnceLock<Vec<Weak<dyn Engine>>>,
     bells: OnceLock<Vec<Arc<Doorbell>>>,
     disks: OnceLock<Arc<Disks>>,
+    backups: OnceLock<Backups>,
     stage: Arc<Stage>,
     readiness: Readiness,
 }
@@ -92,6 +95,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     visible.disks.get_or_init(|| Arc::clone(watch.disks()));
     let volumes = Volumes::open(&data_dir, Arc::clone(&watch.disks().space))?;
     visible.engines.get_or_init(|| volumes.engines().iter().map(Arc::downgrade).collect());
+    visible.backups.get_or_init(|| volumes.backups(&data_dir, &visible.stage));
     let hubs = volumes.recover_hubs(&topology, data_dir.incarnation(), &config)?;
     let sleepers: Vec<Sleeper> = hubs.iter().map(|_| Sleeper::default()).collect();
     let inboxes: Inboxes =
@@ -153,6 +157,7 @@ fn spawn_ops(
         ..Snapshot::default()
     };
     let snapshot = snapshot_of(visible, metrics, threads);
+    let backup = backup_of(visible);
     let visible = Arc::clone(visible);
     let shutdown = Box::new(move || {
         visible.readiness.set(Phase::Draining);
@@ -161,7 +166,7 @@ fn spawn_ops(
             bell.ring();
         }
     });
-    Ops::spawn(OpsSetup { socket, readiness, snapshot, shutdown })
+    Ops::spawn(OpsSetup { socket, readiness, snapshot, backup, shutdown })
 }
 
 /// The reactors, and for each hub its ports to them.
@@ -218,6 +223,15 @@ fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics) {
     }
 }
 
+/// There is one to be had as soon as the volumes are open.
+fn backup_of(visible: &Arc<Visible>) -> TakeBackup {
+    let visible = Arc::clone(visible);
+    Arc::new(move |to, is_unwanted| match visible.backups.get() {
+        Some(backups) => backups.take(&to, is_unwanted),
+        None => Err(Refusal::unavailable("the server is starting")),
+    })
+}
+
 /// `threads` says how many there are of what never changes.
 fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot) -> TakeSnapshot {
     let (visible, metrics) = (Arc::clone(visible), Arc::clone(metrics));
@@ -225,6 +239,7 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
         let totals = metrics.totals();
         let disks = visible.disks.get();
         let free = |(path, bytes): (&Path, u64)| (path.display().to_string(), bytes);
+        let backups = visible.backups.get().map_or(Told::default(), Backups::told);
         let engines = visible.engines.get().into_iter().flatten().filter_map(Weak::upgrade);
         let memory = engines.map(|engine| engine.memory()).fold(EngineMemory::default(), |sum, of| EngineMemory {
             memtable_bytes: sum.memtable_bytes + of.memtable_bytes,
@@ -259,6 +274,10 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             expiry_stopped: totals.expiry_stopped,
             sends_refused: disks.map_or(0, |disks| u64::from(disks.space.is_low())),
             free_bytes: disks.into_iter().flat_map(|disks| disks.free_bytes()).map(free).collect(),
+            backups: backups.taken,
+            backups_failed: backups.failed,
+            backup_last_ms: backups.last_ms,
+            backup_held_us: backups.held_us,
             ..threads.clone()
         }
     })

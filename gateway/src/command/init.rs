@@ -58,12 +58,16 @@ pub(super) enum OpenedOr {
 
 /// Makes an empty or missing directory a data directory with these volumes; none: one, within it.
 pub(super) fn initialise(path: &Path, volumes: &[PathBuf]) -> Result<(), OpenedOr> {
+    DataDir::create(path, fresh_incarnation()?, volumes)?;
+    Ok(write_missing(path)?)
+}
+
+/// An incarnation that no other data directory has.
+pub(super) fn fresh_incarnation() -> anyhow::Result<Incarnation> {
     let mut incarnation = [0; 8];
     getrandom::fill(&mut incarnation).context("the system has no randomness to give")?;
     // 0 is what a client sends that knows none.
-    let incarnation = Incarnation(u64::from_ne_bytes(incarnation).max(1));
-    DataDir::create(path, incarnation, volumes)?;
-    Ok(write_missing(path)?)
+    Ok(Incarnation(u64::from_ne_bytes(incarnation).max(1)))
 }
 
 fn is_incomplete(path: &Path) -> bool {

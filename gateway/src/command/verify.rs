@@ -28,7 +28,7 @@ pub(crate) struct Verify {
 
 /// The report as others read it.
 #[derive(Serialize)]
-struct Json<'a> {
+pub(super) struct Json<'a> {
     users: u64,
     conversations: u64,
     messages: u64,
@@ -59,15 +59,19 @@ impl Verify {
     }
 }
 
-fn json(report: &Report) -> String {
-    let Report { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, .. } = *report;
-    let (findings, findings_unlisted) = (&report.findings, report.findings_unlisted);
-    let report =
-        Json { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, findings, findings_unlisted };
-    serde_json::to_string_pretty(&report).expect("numbers and strings are JSON")
+impl<'a> Json<'a> {
+    pub(super) fn of(report: &'a Report) -> Self {
+        let Report { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, .. } = *report;
+        let (findings, findings_unlisted) = (&report.findings[..], report.findings_unlisted);
+        Self { users, conversations, messages, dedup_rows, talk_rows, outbox_rows, batch, findings, findings_unlisted }
+    }
 }
 
-fn words(report: &Report) -> String {
+fn json(report: &Report) -> String {
+    serde_json::to_string_pretty(&Json::of(report)).expect("numbers and strings are JSON")
+}
+
+pub(super) fn words(report: &Report) -> String {
     let Report { users, conversations, messages, dedup_rows, batch, findings, findings_unlisted, .. } = report;
     let mut text = format!(
         "{messages} messages, {conversations} conversations, {users} users, {dedup_rows} client message ids remembered, \

@@ -1,8 +1,9 @@
-//! The operators' port: `/metrics`, `/healthz`, `/readyz`, and the signals that end the process.
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/backup`, and the signals that end the process.
 //!
 //! Owns one thread with a single-threaded runtime, away from the data path. Never touches a session or storage:
-//! it sees them through a [`Snapshot`] and asks for the end through a callback.
+//! it sees them through a [`Snapshot`], and asks for a backup or the end through callbacks.
 
+mod backup;
 mod process;
 mod text;
 
@@ -16,12 +17,14 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
+use self::backup::Busy;
+pub use self::backup::{Refusal, TakeBackup};
 pub use self::process::{cpu_seconds, resident_bytes};
 pub use self::text::Snapshot;
 
@@ -72,6 +75,8 @@ pub struct OpsSetup {
     pub readiness: Readiness,
     /// Told by `/metrics`.
     pub snapshot: TakeSnapshot,
+    /// Called for `/backup`.
+    pub backup: TakeBackup,
     /// Called once, on this thread, at the first SIGTERM or SIGINT. Must return soon and not block.
     pub shutdown: Box<dyn FnOnce() + Send>,
 }
@@ -89,7 +94,7 @@ impl Ops {
     /// # Errors
     /// The socket cannot listen, or the thread or its runtime cannot start.
     pub fn spawn(setup: OpsSetup) -> io::Result<Self> {
-        let OpsSetup { socket, readiness, snapshot, shutdown } = setup;
+        let OpsSetup { socket, readiness, snapshot, backup, shutdown } = setup;
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
         let listener = std::net::TcpListener::from(socket);
@@ -101,7 +106,7 @@ impl Ops {
             [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
         };
         let (stop, stopped) = oneshot::channel();
-        let router = router(readiness, snapshot);
+        let router = router(Shared { readiness, snapshot, backup, busy: Busy::default() });
         let thread = thread::Builder::new().name("ops".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::spawn(await_signal(signals, shutdown));
@@ -131,7 +136,7 @@ impl Drop for Ops {
 
 async fn serve(listener: std::net::TcpListener, router: Router) {
     let served = match TcpListener::from_std(listener) {
-        Ok(listener) => axum::serve(listener, router).await,
+        Ok(listener) => axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await,
         Err(error) => Err(error),
     };
     if let Err(error) = served {
@@ -155,14 +160,17 @@ async fn await_signal(
 struct Shared {
     readiness: Readiness,
     snapshot: TakeSnapshot,
+    backup: TakeBackup,
+    busy: Busy,
 }
 
-fn router(readiness: Readiness, snapshot: TakeSnapshot) -> Router {
+fn router(shared: Shared) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .with_state(Shared { readiness, snapshot })
+        .route("/backup", post(backup::handle))
+        .with_state(shared)
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
@@ -189,7 +197,9 @@ mod tests {
         let ports = crate::preflight::Ports::hold(&config).expect("free ports");
         let readiness = Readiness::default();
         let snapshot: TakeSnapshot = Arc::new(|| Snapshot { sessions: 42, ..Snapshot::default() });
-        let setup = OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, shutdown: Box::new(|| ()) };
+        let backup: TakeBackup = Arc::new(|_, _| unreachable!("nobody asks for one"));
+        let (socket, shutdown) = (ports.ops, Box::new(|| ()));
+        let setup = OpsSetup { socket, readiness: readiness.clone(), snapshot, backup, shutdown };
         let ops = Ops::spawn(setup).expect("a thread");
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let get = |path: &str| {
@@ -202,9 +212,50 @@ mod tests {
         readiness.set(Phase::Draining);
         assert_eq!(get("/readyz"), (503, "shutting down\n".to_owned()));
         assert_eq!(get("/healthz").0, 200);
+        assert_eq!(get("/backup").0, 405);
         assert!(get("/metrics").1.contains("\nculver_sessions 42\n"));
         let address = ops.address();
         drop(ops);
         std::net::TcpStream::connect(address).expect_err("it has gone");
+    }
+    /// Backups that begin, and end when they are told to.
+    #[test]
+    fn backups_are_taken_one_at_a_time_while_the_port_answers() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = crate::config::Config { listen: any, ops: any, ..crate::config::Config::default() };
+        let ports = crate::preflight::Ports::hold(&config).expect("free ports");
+        let readiness = Readiness::default();
+        let snapshot: TakeSnapshot = Arc::new(Snapshot::default);
+        let (began, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel();
+        let ends = std::sync::Mutex::new(ends);
+        let backup: TakeBackup = Arc::new(move |to, _| {
+            began.send(to).expect("the test waits for it");
+            ends.lock().expect("one at a time").recv().expect("the test says when")
+        });
+        let shutdown = Box::new(|| ());
+        let setup = OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, backup, shutdown };
+        let ops = Ops::spawn(setup).expect("a thread");
+        let url = format!("http://{}/backup", ops.address());
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let ask = || {
+            let request = agent.post(&url).content_type("application/json").send(r#"{"to": "/backup"}"#);
+            let mut response = request.expect("it answers");
+            (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
+        };
+        assert_eq!(ask().0, 503, "not before it is ready");
+        readiness.set(Phase::Ready);
+        for (result, expected) in
+            [(Ok("{}".to_owned()), 200), (Err(Refusal::bad("what")), 400), (Err(Refusal::failed("why")), 500)]
+        {
+            thread::scope(|scope| {
+                let first = scope.spawn(ask);
+                assert_eq!(begins.recv().expect("it begins"), std::path::Path::new("/backup"));
+                let (status, said) = ask();
+                assert!(status == 409 && said.contains("another backup is under way"), "{status} {said}");
+                end.send(result).expect("it waits");
+                assert_eq!(first.join().expect("it ends").0, expected);
+            });
+        }
     }
 }

@@ -61,6 +61,10 @@ snapshot! {
     gauge "culver_expiry_clock_ms" expiry_clock_ms "The clock that entries expire by, in milliseconds since 1970";
     gauge "culver_sends_refused" sends_refused "1 where no message is accepted, for a disk has less room than its reserve";
     gauge "culver_expiry_stopped" expiry_stopped "Hubs that expire nothing, for the machine's clock has jumped";
+    counter "culver_backups" backups "Backups that were completed";
+    counter "culver_backups_failed" backups_failed "Backups that failed or were broken off";
+    gauge "culver_backup_last_ms" backup_last_ms "When the last backup was asked for, in milliseconds since 1970; 0: none since the start";
+    gauge "culver_backup_held_us" backup_held_us "How long the last backup held all writers, in microseconds";
 }
 
 /// The whole page.
@@ -150,6 +154,10 @@ mod tests {
             "culver_sends_refused 0",
             r#"culver_disk_free_bytes{path="/disk1/culver"} 7"#,
             r#"culver_disk_free_bytes{path="a \"b\""} 8"#,
+            "culver_backups_total 0",
+            "culver_backups_failed_total 0",
+            "culver_backup_last_ms 0",
+            "culver_backup_held_us 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }

@@ -8,6 +8,7 @@ use culver_protocol::id::Incarnation;
 use culver_storage::engine::Engine;
 use culver_storage::error::{Error, OpenError};
 use culver_storage::filter::Retention;
+use culver_storage::gate::Gate;
 use culver_storage::layout::DataDir;
 use culver_storage::reader::{Engines, Readers};
 use culver_storage::rocks::{RocksEngine, RocksOptions};
@@ -16,6 +17,7 @@ use culver_storage::topology::{HubId, Topology};
 use culver_storage::writer::Writer;
 use tracing::warn;
 
+use super::backups::Backups;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::crash_point::{self, CrashPoint};
@@ -25,6 +27,7 @@ use crate::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
 use crate::hub::thread::{self as hub_thread, Sleeper, Threads};
 use crate::mailbox::HubLink;
 use crate::metrics::Metrics;
+use crate::reactor::thread::Stage;
 use crate::space::Space;
 
 /// What writers, readers and other hubs tell each hub, by number.
@@ -33,6 +36,10 @@ pub(super) type Inboxes = Vec<Arc<Inbox>>;
 /// The open volumes.
 pub(super) struct Volumes {
     engines: Vec<Arc<dyn Engine>>,
+    /// The same, as what they are.
+    rocks: Vec<Arc<RocksEngine>>,
+    /// Passed by every writer for each batch.
+    gate: Gate,
     /// What their compactions go by.
     retention: Arc<Retention>,
     /// Whether there is room on their disks.
@@ -48,15 +55,22 @@ impl Volumes {
         // Descriptors are set aside for one volume's files; memory the volumes share by themselves.
         let volumes = i32::try_from(paths.len()).expect("there are a few volumes");
         let options = RocksOptions { open_files_max: all.open_files_max / volumes, ..all };
+        let opened = RocksEngine::open_all(paths, &options, &retention)?;
+        let rocks: Vec<Arc<RocksEngine>> = opened.into_iter().map(Arc::new).collect();
         let mut engines: Vec<Arc<dyn Engine>> = Vec::new();
-        for rocks in RocksEngine::open_all(paths, &options, &retention)? {
-            for cut in rocks.cuts() {
+        for engine in &rocks {
+            for cut in engine.cuts() {
                 warn!(file = %cut.file.display(), offset = cut.offset, copy = %cut.copy.display(), reason = cut.reason,
                     "the log ended in what was never synced: cut off, and nobody had been told of it");
             }
-            engines.push(Arc::new(rocks));
+            engines.push(Arc::clone(engine) as Arc<dyn Engine>);
         }
-        Ok(Self { engines, retention, space })
+        Ok(Self { engines, rocks, gate: Gate::default(), retention, space })
+    }
+
+    /// What takes backups of them.
+    pub(super) fn backups(&self, data_dir: &DataDir, stage: &Arc<Stage>) -> Backups {
+        Backups::new(data_dir, &self.rocks, self.gate.clone(), Arc::clone(stage))
     }
 
     pub(super) fn engines(&self) -> &[Arc<dyn Engine>] {
@@ -104,13 +118,11 @@ impl Volumes {
             let volume = topology.volume_of_hub(id);
             let to_hub = Arc::clone(inbox);
             let engine = Arc::clone(self.engine_of(topology, id));
-            let writer = Writer::spawn(
-                engine,
-                Box::new(move |number| {
-                    crash_point::reached(CrashPoint::Durable);
-                    to_hub.post_durable(number);
-                }),
-            );
+            let done = move |number| {
+                crash_point::reached(CrashPoint::Durable);
+                to_hub.post_durable(number);
+            };
+            let writer = Writer::spawn_behind(self.gate.clone(), engine, Box::new(done));
             let to_hub = Arc::clone(inbox);
             let done = Arc::new(move |result| to_hub.post_read(result));
             let engines = Engines { engines: self.engines.clone(), topology: topology.clone() };

@@ -1,5 +1,6 @@
 //! The real binary and bad input: every refusal says what is wrong and how to mend it, and exits before it listens.
 
+mod backup;
 mod volumes;
 
 use std::fs;
@@ -128,9 +129,15 @@ impl Drop for Server {
 
 #[test]
 fn help_has_examples_and_exits_with_0() {
-    for arguments in
-        [&["--help"][..], &["init", "--help"], &["serve", "--help"], &["token", "--help"], &["verify", "--help"]]
-    {
+    for arguments in [
+        &["--help"][..],
+        &["init", "--help"],
+        &["serve", "--help"],
+        &["token", "--help"],
+        &["verify", "--help"],
+        &["backup", "--help"],
+        &["restore", "--help"],
+    ] {
         let output = culver(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert!(stdout(&output).contains("Examples:"), "{arguments:?}");

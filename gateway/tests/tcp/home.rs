@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,6 +81,18 @@ impl Home {
         let home = Self { _scratch: scratch, data_dir, layout, credentials };
         home.configure("");
         home
+    }
+
+    /// What `culver restore` makes of a backup: it has found every invariant to hold.
+    pub(crate) fn restored(&self, backup: &Path) -> Self {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let data_dir = scratch.path().join("data");
+        let mut restore = Command::new(env!("CARGO_BIN_EXE_culver"));
+        let output = restore.arg("restore").arg("--from").arg(backup).arg("--data-dir").arg(&data_dir).output();
+        let output = output.expect("the binary runs");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && said.contains("every invariant holds"), "{said}");
+        Self { _scratch: scratch, data_dir, layout: self.layout, credentials: self.credentials.clone() }
     }
 
     /// From the next start on, these are the settings. How full the disk is that tests run on means nothing, where they

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod backlog;
 #[cfg(test)]
+mod backup;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod delivery;

@@ -1,0 +1,121 @@
+//! Backups of the running server: asked for by the operators' port, taken on a thread of its own.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use culver_storage::backup::{self, BackedUp, BackupError, BackupOrder, Origin};
+use culver_storage::engine::Engine as _;
+use culver_storage::gate::Gate;
+use culver_storage::layout::DataDir;
+use culver_storage::rocks::RocksEngine;
+use rustix::fs::statvfs;
+use tracing::{info, warn};
+
+use crate::clock::{Clock as _, SystemClock};
+use crate::ops::Refusal;
+use crate::reactor::thread::Stage;
+
+/// What must be left on a volume beyond what is to be written to it.
+const ROOM_MIN: u64 = 64 << 20;
+
+/// What backups are taken of.
+pub(super) struct Backups {
+    origin: Origin,
+    /// Not kept open by this: the server closes them last of all.
+    engines: Vec<Weak<RocksEngine>>,
+    gate: Gate,
+    stage: Arc<Stage>,
+    taken: AtomicU64,
+    failed: AtomicU64,
+    last_ms: AtomicU64,
+    held_us: AtomicU64,
+}
+
+/// What has become of backups since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    pub(super) taken: u64,
+    pub(super) failed: u64,
+    pub(super) last_ms: u64,
+    pub(super) held_us: u64,
+}
+
+impl Backups {
+    /// Backups of these volumes, whose writers pass this gate.
+    pub(super) fn new(data_dir: &DataDir, engines: &[Arc<RocksEngine>], gate: Gate, stage: Arc<Stage>) -> Self {
+        Self {
+            origin: Origin::of(data_dir),
+            engines: engines.iter().map(Arc::downgrade).collect(),
+            gate,
+            stage,
+            taken: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            last_ms: AtomicU64::default(),
+            held_us: AtomicU64::default(),
+        }
+    }
+
+    pub(super) fn told(&self) -> Told {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Told {
+            taken: of(&self.taken),
+            failed: of(&self.failed),
+            last_ms: of(&self.last_ms),
+            held_us: of(&self.held_us),
+        }
+    }
+
+    /// Takes one, unless nobody waits for it any more or the server ends. Says what there is, in JSON.
+    pub(super) fn take(&self, to: &Path, is_unwanted: &AtomicBool) -> Result<String, Refusal> {
+        let engines: Vec<Arc<RocksEngine>> = self.engines.iter().filter_map(Weak::upgrade).collect();
+        if engines.len() < self.engines.len() || self.stage.is_leaving() {
+            return Err(Refusal::unavailable("the server is shutting down"));
+        }
+        for (volume, engine) in self.origin.volumes().iter().zip(&engines) {
+            let in_memory = engine.memory().memtable_bytes;
+            let left = statvfs(volume).map_or(u64::MAX, |of| of.f_bavail.saturating_mul(of.f_frsize));
+            if left < room_needed(in_memory) {
+                return Err(Refusal::failed(&format!(
+                    "{} has only {left} bytes left, and what is in memory must be written there first: make room",
+                    volume.display()
+                )));
+            }
+        }
+        let is_cancelled = || is_unwanted.load(Ordering::Acquire) || self.stage.is_leaving();
+        let taken_at_ms = SystemClock.now().wall_ms;
+        let version = env!("CARGO_PKG_VERSION");
+        let order = BackupOrder { to, taken_at_ms, version, is_cancelled: &is_cancelled };
+        info!(to = %to.display(), "a backup begins");
+        match backup::take(&self.origin, &engines, &self.gate, &order) {
+            Ok(backed_up) => Ok(self.tell(&backed_up)),
+            Err(error) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                warn!(to = %to.display(), %error, "no backup was taken, and nothing is left of it; the server goes on");
+                Err(refusal(&error))
+            }
+        }
+    }
+
+    fn tell(&self, backed_up: &BackedUp) -> String {
+        let BackedUp { to, volumes, files, bytes, held_us, took_ms, taken_at_ms, .. } = backed_up;
+        info!(to = %to.display(), volumes, files, bytes, held_us, took_ms, "a backup is complete");
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        self.last_ms.store(*taken_at_ms, Ordering::Relaxed);
+        self.held_us.store(*held_us, Ordering::Relaxed);
+        serde_json::to_string_pretty(backed_up).expect("numbers and strings are JSON")
+    }
+}
+
+/// What writing out so much may take: a disk that runs full then would end the server, and not only the backup.
+fn room_needed(in_memory: u64) -> u64 {
+    in_memory.saturating_mul(2).saturating_add(ROOM_MIN)
+}
+
+fn refusal(error: &BackupError) -> Refusal {
+    match error {
+        BackupError::Cancelled => Refusal::unavailable(&error.to_string()),
+        error if error.is_bad_request() => Refusal::bad(&error.to_string()),
+        error => Refusal::failed(&error.to_string()),
+    }
+}
