@@ -10,6 +10,7 @@
 //! The volumes and the volume of each shard are fixed when the directory is made. Format 1 had one volume without a
 //! marker; it becomes format 2 when it is opened.
 
+mod folder;
 mod volume;
 
 #[cfg(test)]
@@ -80,7 +81,7 @@ impl DataDir {
     /// # Errors
     /// It is a data directory already, belongs to something else, or cannot be written; or a volume is no empty folder.
     pub fn create(path: &Path, incarnation: Incarnation, volumes: &[PathBuf]) -> Result<(), OpenError> {
-        fs::create_dir_all(path).map_err(unwritable("create", path))?;
+        folder::make(path).map_err(unwritable("create", path))?;
         match content(path, volumes)? {
             Content::Marked => return Err(OpenError::Exists { path: path.to_owned() }),
             Content::Backup => return Err(OpenError::Backup { path: path.to_owned() }),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use culver_protocol::id::Incarnation;
 use serde::{Deserialize, Serialize};
 
-use super::{VOLUMES_MAX, from_hexadecimal, hexadecimal, read_short, unwritable, write_whole};
+use super::{VOLUMES_MAX, folder, from_hexadecimal, hexadecimal, read_short, unwritable, write_whole};
 use crate::error::{OpenError, VolumeProblem};
 
 const MARKER: &str = "VOLUME";
@@ -38,7 +38,7 @@ pub(super) fn make_folders(volumes: &[PathBuf]) -> Result<Vec<PathBuf>, OpenErro
     }
     let mut folders: Vec<PathBuf> = Vec::with_capacity(volumes.len());
     for volume in volumes {
-        fs::create_dir_all(volume).map_err(unwritable("create", volume))?;
+        folder::make(volume).map_err(unwritable("create", volume))?;
         for entry in fs::read_dir(volume).map_err(unwritable("read", volume))? {
             let name = entry.map_err(unwritable("read", volume))?.file_name();
             // A marker alone is what a creation that was cut short leaves behind.

@@ -6,5 +6,6 @@ mod batches;
 #[path = "../cutdisk/mod.rs"]
 mod cutdisk;
 mod failures;
+mod folders;
 mod lives;
 mod program;
