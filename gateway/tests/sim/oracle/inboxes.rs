@@ -180,6 +180,9 @@ impl Oracle {
             }
             self.users[user].devices[device].gap = between + 1;
         }
+        // Of what nobody was told the place of yet nothing better can be said.
+        let linked = &mut self.users[user].devices[device];
+        linked.gap = linked.gap.max(place);
     }
 
     /// Of what lies between the last entry that came and this one, nothing is missing.
