@@ -41,11 +41,18 @@ impl World {
             self.after_client(at);
         }
         self.settle("after the last messages");
-        for at in 0..self.parties.len() {
-            self.parties[at].device.ask_last(&mut self.oracle);
-            self.after_client(at);
+        // Who is cut off meanwhile, for reading answers too slowly, is seen to be away: then all ask again.
+        for _ in 0..RESENDS_MAX {
+            let before = self.connected;
+            for at in 0..self.parties.len() {
+                self.parties[at].device.ask_last(&mut self.oracle);
+                self.after_client(at);
+            }
+            self.settle("after the last questions");
+            if self.connected == before {
+                break;
+            }
         }
-        self.settle("after the last questions");
         let now_us = self.now_us();
         self.oracle.check_end(self.parties.iter().map(|party| &party.device), now_us);
         self.everybody_goes();

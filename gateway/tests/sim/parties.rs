@@ -177,6 +177,7 @@ impl World {
         });
         if is_there {
             self.wires.push(wire.clone());
+            self.connected += 1;
             self.parties[at].wire = Some(wire);
             self.parties[at].device.connected(&mut self.oracle, now_us, self.generation);
         } else {

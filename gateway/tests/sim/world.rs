@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) space_low_until_us: Option<u64>,
     pub(crate) generation: u32,
     pub(crate) wires: Vec<Wire>,
+    /// Connections that were ever made.
+    pub(crate) connected: u64,
     pub(crate) parties: Vec<Party>,
     /// Who moved last.
     pub(crate) turn: usize,
@@ -116,6 +118,7 @@ impl World {
             space_low_until_us: None,
             generation: 1,
             wires: Vec::new(),
+            connected: 0,
             parties: Vec::new(),
             turn: 0,
             is_calm: false,
