@@ -48,6 +48,12 @@ impl Refusal {
         Self::with(StatusCode::SERVICE_UNAVAILABLE, error)
     }
 
+    /// What is said.
+    #[must_use]
+    pub fn error(&self) -> &str {
+        &self.error
+    }
+
     fn with(status: StatusCode, error: &str) -> Self {
         Self { status, error: error.to_owned() }
     }

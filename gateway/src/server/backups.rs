@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use culver_storage::backup::{self, BackedUp, BackupError, BackupOrder, Origin};
 use culver_storage::engine::Engine as _;
@@ -72,17 +72,13 @@ impl Backups {
         if engines.len() < self.engines.len() || self.stage.is_leaving() {
             return Err(Refusal::unavailable("the server is shutting down"));
         }
-        for (volume, engine) in self.origin.volumes().iter().zip(&engines) {
-            let in_memory = engine.memory().memtable_bytes;
-            let left = statvfs(volume).map_or(u64::MAX, |of| of.f_bavail.saturating_mul(of.f_frsize));
-            if left < room_needed(in_memory) {
-                return Err(Refusal::failed(&format!(
-                    "{} has only {left} bytes left, and what is in memory must be written there first: make room",
-                    volume.display()
-                )));
-            }
+        if let Some(shortage) = self.shortage(&engines) {
+            return Err(Refusal::failed(&format!("{shortage}: make room")));
         }
-        let is_cancelled = || is_unwanted.load(Ordering::Acquire) || self.stage.is_leaving();
+        // Its copies may lie on the disk of a volume, which must not run full of them.
+        let short = OnceLock::new();
+        let is_short = || self.shortage(&engines).map(|shortage| short.get_or_init(|| shortage)).is_some();
+        let is_cancelled = || is_unwanted.load(Ordering::Acquire) || self.stage.is_leaving() || is_short();
         let taken_at_ms = SystemClock.now().wall_ms;
         let version = env!("CARGO_PKG_VERSION");
         let order = BackupOrder { to, taken_at_ms, version, is_cancelled: &is_cancelled };
@@ -91,10 +87,19 @@ impl Backups {
             Ok(backed_up) => Ok(self.tell(&backed_up)),
             Err(error) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
-                warn!(to = %to.display(), %error, "no backup was taken, and nothing is left of it; the server goes on");
-                Err(refusal(&error))
+                let refusal = refusal(&error, short.get());
+                warn!(to = %to.display(), error = refusal.error(), "no backup was taken, and nothing is left of it; the server goes on");
+                Err(refusal)
             }
         }
+    }
+
+    /// Which volume has too little room for a backup, if one has.
+    fn shortage(&self, engines: &[Arc<RocksEngine>]) -> Option<String> {
+        self.origin.volumes().iter().zip(engines).find_map(|(volume, engine)| {
+            let left = statvfs(volume).map_or(u64::MAX, |of| of.f_bavail.saturating_mul(of.f_frsize));
+            shortage_of(volume, left, engine.memory().memtable_bytes)
+        })
     }
 
     fn tell(&self, backed_up: &BackedUp) -> String {
@@ -112,10 +117,44 @@ fn room_needed(in_memory: u64) -> u64 {
     in_memory.saturating_mul(2).saturating_add(ROOM_MIN)
 }
 
-fn refusal(error: &BackupError) -> Refusal {
-    match error {
-        BackupError::Cancelled => Refusal::unavailable(&error.to_string()),
-        error if error.is_bad_request() => Refusal::bad(&error.to_string()),
-        error => Refusal::failed(&error.to_string()),
+fn shortage_of(volume: &Path, left: u64, in_memory: u64) -> Option<String> {
+    let needed = room_needed(in_memory);
+    (left < needed).then(|| {
+        format!("{} has only {left} bytes left, and {needed} must be there while a backup is taken", volume.display())
+    })
+}
+
+/// `short`: what it was broken off for, if that was a lack of room.
+fn refusal(error: &BackupError, short: Option<&String>) -> Refusal {
+    match (error, short) {
+        (BackupError::Cancelled, Some(shortage)) => Refusal::failed(&format!(
+            "{shortage}, or the server would end: it was broken off, and what there was of it is removed; make room, or \
+             name a directory on another disk"
+        )),
+        (BackupError::Cancelled, None) => Refusal::unavailable(&error.to_string()),
+        (error, _) if error.is_bad_request() => Refusal::bad(&error.to_string()),
+        (error, _) => Refusal::failed(&error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_must_fit_twice_and_some_more() {
+        let volume = Path::new("/disk/volume");
+        assert_eq!(shortage_of(volume, ROOM_MIN + 2000, 1000), None);
+        let shortage = shortage_of(volume, ROOM_MIN + 1999, 1000).expect("a byte is missing");
+        assert!(shortage.contains("/disk/volume has only 67110863 bytes"), "{shortage}");
+        assert!(shortage_of(volume, u64::MAX - 1, u64::MAX).is_some());
+    }
+
+    #[test]
+    fn who_is_broken_off_for_want_of_room_is_told_so() {
+        let shortage = "/disk has only 7 bytes left".to_owned();
+        let told = refusal(&BackupError::Cancelled, Some(&shortage));
+        assert!(told.error().starts_with(&shortage) && told.error().contains("another disk"), "{told:?}");
+        assert_ne!(told, refusal(&BackupError::Cancelled, None));
     }
 }
