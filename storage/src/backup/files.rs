@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::BackupError;
 
@@ -119,15 +119,22 @@ pub(super) fn sync_folder(path: &Path) -> Result<(), BackupError> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(failed("sync", path))
 }
 
-/// A path without links, the end of which may be missing.
+/// A path without links and without `..`, the end of which may be missing.
 pub(super) fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut above = path.ancestors();
-    let found = above.find_map(|above| above.canonicalize().ok().map(|real| (above, real)));
-    match found {
-        Some((above, real)) => path.strip_prefix(above).map_or(real.clone(), |rest| real.join(rest)),
-        None => path,
+    let mut real = PathBuf::new();
+    for part in path.components() {
+        // What is missing will be made, and is no link: `..` leads to what it lies in.
+        match part {
+            // Above the root is the root.
+            Component::ParentDir => _ = real.pop(),
+            part => real.push(part),
+        }
+        if let Ok(found) = real.canonicalize() {
+            real = found;
+        }
     }
+    real
 }
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError {

@@ -335,6 +335,8 @@ fn paths_that_are_not_there_yet_are_compared() {
     fs::create_dir(&folder).expect("it can be made");
     symlink(&folder, &link).expect("it can be made");
     assert_eq!(real(&link.join("below/it")), real(&folder).join("below/it"));
+    assert_eq!(real(&root.path().join("none/../link/it")), real(&folder).join("it"));
+    assert_eq!(real(&link.join("../it")), real(root.path()).join("it"));
     let looked = Cell::new(0);
     let copied = files::copy(&folder.join("none"), &link.join("copy"), &|| {
         looked.set(looked.get() + 1);
