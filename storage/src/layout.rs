@@ -10,7 +10,7 @@
 //! The volumes and the volume of each shard are fixed when the directory is made. Format 1 had one volume without a
 //! marker; it becomes format 2 when it is opened.
 
-mod folder;
+pub(crate) mod folder;
 mod volume;
 
 #[cfg(test)]

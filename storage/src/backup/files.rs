@@ -1,11 +1,12 @@
 //! Files and folders of a backup: copied, synced, and removed again where it comes to nothing.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::BackupError;
+use crate::layout::folder;
 
 /// Synced at a time: what waits to be written must not keep a log waiting that lies on the same disk.
 const CHUNK_LEN: u64 = 8 << 20;
@@ -72,9 +73,9 @@ impl Drop for Made {
     }
 }
 
-/// Makes a folder for its owner alone, with those that it lies in.
+/// Makes a folder for its owner alone, with those that it lies in; each stays.
 pub(super) fn make_folder(path: &Path) -> Result<(), BackupError> {
-    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path).map_err(failed("create", path))
+    folder::make_with(path, FOLDER_MODE).map_err(failed("create", path))
 }
 
 /// The names of all files in a folder, those of folders not among them, in order.
