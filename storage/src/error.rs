@@ -133,13 +133,22 @@ pub enum OpenError {
         reason: String,
     },
     /// The engine refuses its files.
-    #[error("the volume {} does not open: {source}: restore it from a backup, or check the disk", path.display())]
+    #[error("the volume {} does not open: {source}: {}", path.display(), remedy(&source.to_string()))]
     Engine {
         /// The volume.
         path: PathBuf,
         /// What the engine says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What to do about an engine that refuses its files, by what it says: it has no other word for a full disk.
+fn remedy(said: &str) -> &'static str {
+    if said.contains("No space left") || said.contains("quota exceeded") {
+        "make room on its disk (what is left of a backup that was cut short has no file `BACKUP`), and start again"
+    } else {
+        "restore it from a backup, or check the disk"
+    }
 }
 
 /// What can be wrong with a volume's folder.
@@ -205,5 +214,18 @@ struct Hex<'a>(&'a [u8]);
 impl std::fmt::Display for Hex<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_wants_room_and_no_backup() {
+        let error = |says: &str| OpenError::Engine { path: PathBuf::from("/disk"), source: says.into() }.to_string();
+        let full = error("IO error: No space left on device: While appending to file: /disk/000183.sst");
+        assert!(full.contains("make room") && !full.contains("restore"), "{full}");
+        assert!(error("Corruption: bad magic number").contains("restore it from a backup"));
     }
 }
