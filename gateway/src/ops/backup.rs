@@ -1,16 +1,17 @@
 //! `POST /backup`: asks the server for a backup, one at a time, and answers when it is complete. Takes none itself.
 //!
 //! The body is `{"to": "/an/absolute/path"}`, the answer JSON: what there is, or `{"error": "…"}`. Only this machine may
-//! ask; and no web page in a browser on it, for none may name this content type to a server that has not agreed.
+//! ask; and no web page in a browser on it, for none may name this content type to a server that has not agreed, nor name
+//! this machine by a name of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
@@ -129,9 +130,21 @@ pub(super) async fn handle(
     Ok(([(header::CONTENT_TYPE, JSON)], text + "\n"))
 }
 
+/// Whether a host was named by its address, or as what every machine calls itself. A web page whose own name leads to
+/// this machine is of the same origin as this port, and needs nobody's leave.
+fn is_of_this_machine(host: &HeaderValue) -> bool {
+    let host = host.to_str().unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+}
+
 fn check(peer: SocketAddr, headers: &HeaderMap, body: &Bytes) -> Result<PathBuf, Refusal> {
     if !peer.ip().to_canonical().is_loopback() {
         return Err(Refusal::with(StatusCode::FORBIDDEN, "only this machine may ask for a backup"));
+    }
+    if !headers.get(header::HOST).is_some_and(is_of_this_machine) {
+        return Err(Refusal::with(StatusCode::FORBIDDEN, "ask by address: http://127.0.0.1:PORT/backup"));
     }
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != JSON) {
         return Err(Refusal::with(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
@@ -142,4 +155,23 @@ fn check(peer: SocketAddr, headers: &HeaderMap, body: &Bytes) -> Result<PathBuf,
         return Err(Refusal::bad(&format!("{} is no absolute path", request.to.display())));
     }
     Ok(request.to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_addresses_and_one_name() {
+        let is_ours = |host: &str| is_of_this_machine(&HeaderValue::from_str(host).expect("a header"));
+        for host in ["127.0.0.1:7401", "127.0.0.1", "[::1]:7401", "[::1]", "localhost:7401", "LocalHost", "10.0.0.7:1"]
+        {
+            assert!(is_ours(host), "{host}");
+        }
+        for host in
+            ["evil.example:7401", "evil.example", "localhost.evil.example:7401", "", ":7401", "[evil]:7401", "\u{7f}"]
+        {
+            assert!(!HeaderValue::from_str(host).is_ok_and(|host| is_of_this_machine(&host)), "{host}");
+        }
+    }
 }
