@@ -34,14 +34,14 @@ impl Made {
                 }
                 true
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            // A link that leads nowhere stays: what it leads to may be a disk that is not mounted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => false,
             Err(error) => return Err(failed("read", path)(error)),
         };
-        let made = Self { path: path.to_owned(), was_there, is_kept: false };
         if !was_there {
             make_folder(path)?;
         }
-        Ok(made)
+        Ok(Self { path: path.to_owned(), was_there, is_kept: false })
     }
 
     /// It stays.

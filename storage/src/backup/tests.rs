@@ -263,6 +263,10 @@ fn a_place_that_is_taken_is_refused() {
     let error = world.take(&full).expect_err("it is full");
     says(&error, &["is not empty", "name an empty directory"]);
     assert!(error.is_bad_request());
+    let nowhere = world.path("nowhere");
+    symlink(world.path("not mounted"), &nowhere).expect("it can be made");
+    says(&world.take(&nowhere).expect_err("it leads nowhere"), &["cannot read", "see that the directory is there"]);
+    assert!(nowhere.is_symlink(), "it was not ours to remove");
     let within = [world.data_dir.path().join("backup"), world.data_dir.volume_paths()[1].join("far/below")];
     for within in within {
         says(&world.take(&within).expect_err("it is within"), &["lies within", "best on another disk"]);
