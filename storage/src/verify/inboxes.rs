@@ -69,6 +69,12 @@ impl Check<'_> {
                 row.floor
             ));
         }
+        for device in row.devices.iter().filter(|device| device.cursor < device.lost_through) {
+            self.report.found(format_args!(
+                "user {user}: device {} has lost what precedes {}, beyond its cursor {}",
+                device.device, device.lost_through, device.cursor
+            ));
+        }
         let known = User {
             floor: row.floor,
             head: row.head,

@@ -152,6 +152,8 @@ fn heads_floors_and_cursors() {
         |device, cursor| DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), ..DeviceRow::default() };
     found(bob(|row| row.devices = vec![device(1, 203)]), "the cursor of device 1 is 203, beyond the head 202");
     found(bob(|row| row.devices = vec![device(1, 49)]), "the cursor of device 1 is 49, below the floor 50");
+    let lost = DeviceRow { lost_through: InboxSeq(61), ..device(1, 60) };
+    found(bob(|row| row.devices = vec![lost]), "device 1 has lost what precedes 61, beyond its cursor 60");
     found(bob(|row| row.devices = (1..=9).map(|id| device(id, 60)).collect()), "9 devices, 8 are allowed");
     found(bob(|row| row.waiting_bytes += 1), "bytes wait up to entry");
     found(bob(|row| row.floor = InboxSeq(48)), "message 49 of 00000000000000010000000000000007 waits, and the list");
