@@ -104,8 +104,9 @@ impl Look {
             let seen = match statvfs(&place.path) {
                 Ok(found) => Seen {
                     path: &place.path,
-                    free: found.f_bavail * found.f_frsize,
-                    total: found.f_blocks * found.f_frsize,
+                    // Some file systems know no bounds, and say so with the greatest number.
+                    free: found.f_bavail.saturating_mul(found.f_frsize),
+                    total: found.f_blocks.saturating_mul(found.f_frsize),
                 },
                 Err(error) => {
                     // Whether anything can be written there the next write will tell: the last look holds until then.
