@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use culver_protocol::id::Incarnation;
 
 use super::KEYS;
-use super::files::{self, Made, make_folder, sync_folder};
+use super::files::{self, Made, make_folder, real, sync_folder};
 use super::manifest::{Manifest, volume_name};
 use crate::backup::BackupError;
 use crate::layout::Folders;
@@ -49,6 +49,11 @@ pub fn restore(order: &RestoreOrder<'_>) -> Result<Restored, BackupError> {
     if !order.volumes.is_empty() && order.volumes.len() != count {
         let (has, given) = (count, order.volumes.len());
         return Err(BackupError::Volumes { path: order.from.to_owned(), has, given });
+    }
+    for path in order.volumes.iter().map(PathBuf::as_path).chain([order.data_dir]) {
+        if real(path).starts_with(real(order.from)) {
+            return Err(BackupError::Within { path: path.to_owned(), folder: order.from.to_owned() });
+        }
     }
     let target = Made::claim(order.data_dir)?;
     let below: Vec<PathBuf> = (0..count).map(|index| order.data_dir.join(volume_name(index))).collect();

@@ -276,6 +276,12 @@ fn a_place_that_is_taken_is_refused() {
     says(&world.take(&world.path("backup")).expect_err("there is one"), &["is not empty"]);
     says(&world.restore(&world.path("backup"), "full").expect_err("it is full"), &["is not empty"]);
     assert_eq!(fs::read_dir(&full).expect("there").count(), 1, "nothing is changed in it");
+    says(&world.restore(&world.path("backup"), "backup/it").expect_err("it is within"), &["lies within"]);
+    let (from, volumes) = (world.path("backup"), ["one", "two"].map(|name| world.path("backup/volume-1").join(name)));
+    let data_dir = world.path("restored");
+    let order = RestoreOrder { from: &from, data_dir: &data_dir, volumes: &volumes, incarnation: Incarnation(8) };
+    says(&restore(&order).expect_err("they are within"), &["lies within"]);
+    assert!(!from.join("it").exists() && !data_dir.exists());
 }
 
 #[test]
