@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
@@ -15,6 +17,7 @@ use culver_storage::gate::Gate;
 use culver_storage::layout::DataDir;
 use culver_storage::rocks::{RocksEngine, RocksOptions};
 use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::JsonArg;
 
@@ -111,8 +114,32 @@ fn offline(data_dir: &Path, to: &Path) -> anyhow::Result<BackedUp> {
     let volumes: Vec<Arc<RocksEngine>> = opened.into_iter().map(Arc::new).collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
     let taken_at_ms = u64::try_from(now.as_millis())?;
-    let order = BackupOrder { to, taken_at_ms, version: env!("CARGO_PKG_VERSION"), is_cancelled: &|| false };
+    let interrupted = interrupted()?;
+    let is_cancelled = || interrupted.load(Ordering::Acquire);
+    let order = BackupOrder { to, taken_at_ms, version: env!("CARGO_PKG_VERSION"), is_cancelled: &is_cancelled };
     Ok(backup::take(&Origin::of(&data_dir), &volumes, &Gate::default(), &order)?)
+}
+
+/// What is set at the first SIGINT or SIGTERM from here on: neither ends the process by itself any more.
+fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let flag = Arc::new(AtomicBool::default());
+    let set = Arc::clone(&flag);
+    // It ends with the process.
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        set.store(true, Ordering::Release);
+    })?;
+    Ok(flag)
 }
 
 fn words(backed_up: &BackedUp) -> String {

@@ -1,13 +1,14 @@
 //! A backup under load: what was acknowledged before it began is in it, once, and clients notice what they are told from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use culver_protocol::error::ErrorCode;
 use culver_protocol::proto::{self, login::Credential};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::home::{Home, Layout, PATIENCE, Server};
 use crate::peer::{Got, Peer, opening, with};
@@ -190,5 +191,30 @@ fn check_restored(home: &Home, before: &BTreeMap<u64, BTreeSet<(u64, u64)>>, tol
     }
     server.wait_for_hubs();
     server.stop();
+    home.verify();
+}
+
+#[test]
+fn a_backup_without_a_server_that_is_interrupted_leaves_nothing_behind() {
+    let home = Home::new();
+    home.start().stop();
+    let scratch = tempfile::tempdir().expect("a directory");
+    let to = scratch.path().join("backup");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_culver"));
+    command.arg("backup").arg("--to").arg(&to).arg("--data-dir").arg(&home.data_dir);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
+    let since = Instant::now();
+    while !to.exists() {
+        assert!(since.elapsed() < PATIENCE, "it does not begin");
+        std::thread::yield_now();
+    }
+    let pid = i32::try_from(child.id()).expect("a pid");
+    kill_process(Pid::from_raw(pid).expect("not 0"), Signal::TERM).expect("it runs");
+    let ended = child.wait().expect("it ends");
+    // It may have been complete before it was told.
+    let is_complete = to.join("BACKUP").exists();
+    assert_eq!(ended.code(), Some(i32::from(!is_complete)), "{ended}");
+    assert_eq!(to.exists(), is_complete);
+    assert!(!home.data_dir.join("volume-0/backup-under-way").exists());
     home.verify();
 }
