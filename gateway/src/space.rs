@@ -44,6 +44,12 @@ impl Reserve {
         self.is_low
     }
 
+    /// Whether there was too little when it was last judged.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.is_low
+    }
+
     /// So many bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -88,7 +88,7 @@ impl Backups {
             Err(error) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 let refusal = refusal(&error, short.get());
-                warn!(to = %to.display(), error = refusal.error(), "no backup was taken, and nothing is left of it; the server goes on");
+                warn!(to = %to.display(), error = refusal.error(), "no backup was taken, and nothing is left of it");
                 Err(refusal)
             }
         }

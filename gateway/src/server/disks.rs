@@ -84,7 +84,7 @@ struct Look {
     disks: Arc<Disks>,
     /// By place.
     reserves: Vec<Reserve>,
-    /// The last look saw nothing.
+    /// The last look did not see all of them.
     failed: bool,
 }
 
@@ -100,6 +100,7 @@ impl Look {
         let disks = Arc::clone(&self.disks);
         // The place that is short of most, if any is.
         let mut lowest: Option<Seen<'_>> = None;
+        let (mut is_unseen, mut was_low) = (false, false);
         for (place, reserve) in disks.places.iter().zip(&mut self.reserves) {
             let seen = match statvfs(&place.path) {
                 Ok(found) => Seen {
@@ -110,10 +111,13 @@ impl Look {
                 },
                 Err(error) => {
                     // Whether anything can be written there the next write will tell: the last look holds until then.
-                    if !std::mem::replace(&mut self.failed, true) {
+                    // The others are looked at all the same.
+                    if !self.failed && !is_unseen {
                         warn!(path = %place.path.display(), %error, "cannot see how much room is left on the disk");
                     }
-                    return;
+                    is_unseen = true;
+                    was_low |= reserve.is_low();
+                    continue;
                 }
             };
             place.free_bytes.store(seen.free, Ordering::Relaxed);
@@ -121,8 +125,8 @@ impl Look {
                 lowest = Some(seen);
             }
         }
-        self.failed = false;
-        if disks.space.set_low(lowest.is_some()) {
+        self.failed = is_unseen;
+        if disks.space.set_low(lowest.is_some() || was_low) {
             self.tell(lowest.as_ref());
         }
     }
@@ -139,5 +143,28 @@ impl Look {
             "the disk has less room than the reserve ([disk] reserve_mib): senders are told to try again later, and what \
              was accepted goes on. Make room; messages are accepted again by themselves once there is enough."
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_cannot_be_seen_hides_no_other() {
+        let folder = tempfile::tempdir().expect("a temporary directory can be made");
+        let paths = [folder.path().join("not there"), folder.path().to_owned()];
+        let places = paths.map(|path| Place { path, free_bytes: AtomicU64::new(0) }).into();
+        let disks = Arc::new(Disks { places, space: Arc::default() });
+        let mut look = Look { reserves: vec![Reserve::new(u64::MAX); 2], disks: Arc::clone(&disks), failed: false };
+        look.look();
+        assert!(look.failed && disks.space.is_low());
+        look.reserves = vec![Reserve::new(0); 2];
+        look.look();
+        assert!(!disks.space.is_low());
+        *look.reserves.first_mut().expect("two") = Reserve::new(8);
+        assert!(look.reserves.first_mut().expect("two").judge(0));
+        look.look();
+        assert!(disks.space.is_low(), "what was last seen of it holds");
     }
 }
