@@ -184,6 +184,7 @@ impl Driver {
         let now_ms = now.wall_ms;
         counters.turns.add(1);
         self.hub.set_space_low(self.space.is_low());
+        self.hub.pass(now.mono_ms());
         let mut busy = self.take_in(now_ms, clock, counters)?;
         busy |= self.take_mail(now_ms)?;
         busy |= self.take_commands(now_ms)?;

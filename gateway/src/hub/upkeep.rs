@@ -43,6 +43,11 @@ impl Upkeep {
 }
 
 impl Hub {
+    /// It is this late, for whatever comes until it is time for the upkeep.
+    pub fn pass(&mut self, mono_ms: u64) {
+        self.shards.pass(mono_ms);
+    }
+
     /// Looks after what nobody asks for, if it is time.
     ///
     /// # Errors

@@ -16,6 +16,8 @@ pub(super) struct ExpiryClock {
     wall_ms: u64,
     /// The monotonic clock, as last seen.
     mono_ms: u64,
+    /// How much time has passed since.
+    since_ms: u64,
     stopped: bool,
     /// How far it goes on before it is written.
     write_ms: u64,
@@ -30,6 +32,7 @@ impl ExpiryClock {
             expected_ms: now_ms,
             wall_ms: now_ms,
             mono_ms,
+            since_ms: 0,
             stopped: false,
             write_ms,
         }
@@ -47,10 +50,16 @@ impl ExpiryClock {
         }
     }
 
+    /// Time passes, until the next tick.
+    pub(super) fn pass(&mut self, mono_ms: u64) {
+        self.since_ms = mono_ms.saturating_sub(self.mono_ms);
+    }
+
     /// Goes on. What comes back is to be written.
     pub(super) fn tick(&mut self, now_ms: u64, mono_ms: u64) -> Option<u64> {
         let passed_ms = mono_ms.saturating_sub(self.mono_ms);
         self.mono_ms = self.mono_ms.max(mono_ms);
+        self.since_ms = 0;
         self.wall_ms = now_ms;
         self.ms += passed_ms;
         self.expected_ms += passed_ms;
@@ -74,6 +83,11 @@ impl ExpiryClock {
         self.ms
     }
 
+    /// What it will show of this moment when it ticks.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.ms + self.since_ms
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped
     }
@@ -81,7 +95,7 @@ impl ExpiryClock {
     /// When what is seen now was seen: never earlier than by this clock, for by that one its absence will be counted
     /// when the one on the wall is right again. One that has jumped says nothing.
     pub(super) fn seen_ms(&self, now_ms: u64) -> u64 {
-        if self.stopped { self.ms } else { self.ms.max(now_ms) }
+        if self.stopped { self.now_ms() } else { self.now_ms().max(now_ms) }
     }
 
     /// The earlier of this clock and the one on the wall: by what ages are counted.
@@ -104,6 +118,10 @@ mod tests {
         assert_eq!(clock.tick(5_060_000, 60_070), Some(1_060_000));
         clock.wrote(1_060_000);
         assert_eq!(clock.tick(5_060_100, 60_170), None);
+        clock.pass(60_570);
+        assert_eq!((clock.ms(), clock.now_ms(), clock.seen_ms(0)), (1_060_100, 1_060_500, 1_060_500));
+        clock.tick(5_060_600, 60_670);
+        assert_eq!(clock.now_ms(), 1_060_600);
     }
 
     #[test]

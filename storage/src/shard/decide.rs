@@ -114,7 +114,7 @@ impl Shards {
     /// or at that of the clock that entries expire by, for by that one its age will be counted when the other is right
     /// again.
     fn next_message_id(&self, shard: ShardId, now_ms: u64) -> MessageId {
-        let time_ms = now_ms.max(self.clock_ms).max(self.expiry.ms());
+        let time_ms = now_ms.max(self.clock_ms).max(self.expiry.now_ms());
         let clock = self.clocks.get(usize::from(shard.0)).expect("a shard is below the shard count");
         let first = MessageId::new(time_ms, shard.0, 0);
         if clock.last < first {

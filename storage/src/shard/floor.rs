@@ -161,6 +161,11 @@ impl Shards {
         }
     }
 
+    /// Time passes before the expiry clock next goes on: what is stamped or seen now is so by that, too.
+    pub fn pass(&mut self, mono_ms: u64) {
+        self.expiry.pass(mono_ms);
+    }
+
     /// Lets the expiry clock go on. What it returns is to be applied.
     pub fn tick(&mut self, now_ms: u64, mono_ms: u64) -> Option<Record> {
         self.expiry.tick(now_ms, mono_ms).map(|ms| Record::ClockMoved { ms })
