@@ -55,11 +55,13 @@ pub enum Bug {
     GapUntold,
     /// Messages are accepted though a disk has no room for them.
     SpaceForgotten,
+    /// A backup copies one volume after the other, with batches between.
+    BackupOneByOne,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -85,6 +87,7 @@ impl Bug {
         Self::CopyForgotten,
         Self::GapUntold,
         Self::SpaceForgotten,
+        Self::BackupOneByOne,
     ];
 }
 

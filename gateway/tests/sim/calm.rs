@@ -30,6 +30,7 @@ impl World {
         while self.goes_on(until_us) {
             self.step();
             self.check_leaving();
+            self.back_up();
         }
         self.calm_down();
         self.settle("after the faults");

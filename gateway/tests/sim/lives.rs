@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use culver_storage::engine::Engine;
-use culver_storage::memory::Loss;
+use culver_storage::memory::{Loss, MemoryEngine};
+use culver_storage::planted::{self, Bug};
 use culver_storage::reader::Engines;
 use culver_storage::verify::verify_engines;
 
 use crate::plan::Fault;
 use crate::server::{Life, Start, topology};
 use crate::world::{End, World};
+
+/// Steps after which a backup is taken, if it can be.
+const BACKUP_STEPS: u64 = 500;
 
 impl World {
     /// Opens the volumes, recovers the hubs, and begins a life; unless it ends on the way.
@@ -72,6 +76,7 @@ impl World {
     /// A life ends, with what was on its way.
     pub(crate) fn die(&mut self, end: End) {
         self.trace.event(|| format!("a life ends: {end:?}"));
+        self.copies.clear();
         let rudely = self.source.chance(500);
         for wire in &self.wires {
             match end {
@@ -120,10 +125,41 @@ impl World {
         Loss { keep, hole }
     }
 
+    /// Takes a backup now and then, if no writer is within a batch: of all volumes at that moment. It opens, and every
+    /// invariant holds in it. That writers are kept there meanwhile is the gate's to promise; nothing here waits, so that
+    /// worlds are the same with and without.
+    pub(crate) fn back_up(&mut self) {
+        let Some(life) = &self.life else { return };
+        let is_time = self.steps.is_multiple_of(BACKUP_STEPS);
+        if !is_time || life.logs.iter().any(|log| !log.is_between_batches()) {
+            return;
+        }
+        while let Some(engine) = self.engines.get(self.copies.len()) {
+            self.copies.push(Arc::new(engine.fork()));
+            if planted::is(Bug::BackupOneByOne) {
+                break;
+            }
+        }
+        if self.copies.len() == self.engines.len() {
+            let copies = std::mem::take(&mut self.copies);
+            for copy in &copies {
+                copy.crash(&Loss::NOTHING);
+                let cuts = copy.reopen().expect("a backup opens");
+                assert!(cuts.reason.is_none(), "nothing in a backup is torn: {cuts:?}");
+            }
+            self.trace.event(|| "a backup is taken".to_owned());
+            self.verify_these(&copies, "in a backup");
+        }
+    }
+
     /// Every invariant of what is on the disks holds.
     pub(crate) fn verify(&self, when: &str) {
+        self.verify_these(&self.engines, when);
+    }
+
+    fn verify_these(&self, engines: &[Arc<MemoryEngine>], when: &str) {
         let engines = Engines {
-            engines: self.engines.iter().map(|engine| Arc::clone(engine) as Arc<dyn Engine>).collect(),
+            engines: engines.iter().map(|engine| Arc::clone(engine) as Arc<dyn Engine>).collect(),
             topology: (*topology(&self.plan, self.plan.hubs_max)).clone(),
         };
         let report = verify_engines(&engines).expect("what was written can be read");

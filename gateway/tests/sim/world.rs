@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) space_low_until_us: Option<u64>,
     pub(crate) generation: u32,
     pub(crate) wires: Vec<Wire>,
+    /// What is there of a backup that is being taken.
+    pub(crate) copies: Vec<Arc<MemoryEngine>>,
     /// Connections that were ever made.
     pub(crate) connected: u64,
     pub(crate) parties: Vec<Party>,
@@ -118,6 +120,7 @@ impl World {
             space_low_until_us: None,
             generation: 1,
             wires: Vec::new(),
+            copies: Vec::new(),
             connected: 0,
             parties: Vec::new(),
             turn: 0,

@@ -300,6 +300,11 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// No writer of the volume has begun with a batch of which its hub has not been told.
+    pub(crate) fn is_between_batches(&self) -> bool {
+        self.syncing.is_empty() && self.synced.is_empty()
+    }
+
     pub(crate) fn can_append(&self) -> bool {
         self.syncing.is_empty() && !self.queued.is_empty()
     }
