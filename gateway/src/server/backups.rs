@@ -9,9 +9,9 @@ use culver_storage::engine::Engine as _;
 use culver_storage::gate::Gate;
 use culver_storage::layout::DataDir;
 use culver_storage::rocks::RocksEngine;
-use rustix::fs::statvfs;
 use tracing::{info, warn};
 
+use super::disks::room_of;
 use crate::clock::{Clock as _, SystemClock};
 use crate::ops::Refusal;
 use crate::reactor::thread::Stage;
@@ -97,7 +97,7 @@ impl Backups {
     /// Which volume has too little room for a backup, if one has.
     fn shortage(&self, engines: &[Arc<RocksEngine>]) -> Option<String> {
         self.origin.volumes().iter().zip(engines).find_map(|(volume, engine)| {
-            let left = statvfs(volume).map_or(u64::MAX, |of| of.f_bavail.saturating_mul(of.f_frsize));
+            let left = room_of(volume).map_or(u64::MAX, |room| room.free);
             shortage_of(volume, left, engine.memory().memtable_bytes)
         })
     }

@@ -79,6 +79,21 @@ impl Drop for Watch {
     }
 }
 
+/// How much room there is on a disk, in bytes.
+pub(super) struct Room {
+    /// For whoever has no privileges there.
+    pub(super) free: u64,
+    total: u64,
+}
+
+/// The room on the disk of a folder.
+pub(super) fn room_of(path: &Path) -> rustix::io::Result<Room> {
+    let found = statvfs(path)?;
+    // Some file systems know no bounds, and say so with the greatest number.
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok(Room { free: bytes(found.f_bavail), total: bytes(found.f_blocks) })
+}
+
 /// What is remembered from one look to the next.
 struct Look {
     disks: Arc<Disks>,
@@ -91,8 +106,7 @@ struct Look {
 /// One place, as it was just seen.
 struct Seen<'a> {
     path: &'a Path,
-    free: u64,
-    total: u64,
+    room: Room,
 }
 
 impl Look {
@@ -102,13 +116,8 @@ impl Look {
         let mut lowest: Option<Seen<'_>> = None;
         let (mut is_unseen, mut was_low) = (false, false);
         for (place, reserve) in disks.places.iter().zip(&mut self.reserves) {
-            let seen = match statvfs(&place.path) {
-                Ok(found) => Seen {
-                    path: &place.path,
-                    // Some file systems know no bounds, and say so with the greatest number.
-                    free: found.f_bavail.saturating_mul(found.f_frsize),
-                    total: found.f_blocks.saturating_mul(found.f_frsize),
-                },
+            let room = match room_of(&place.path) {
+                Ok(room) => room,
                 Err(error) => {
                     // Whether anything can be written there the next write will tell: the last look holds until then.
                     // The others are looked at all the same.
@@ -120,9 +129,9 @@ impl Look {
                     continue;
                 }
             };
-            place.free_bytes.store(seen.free, Ordering::Relaxed);
-            if reserve.judge(seen.free) && lowest.as_ref().is_none_or(|lowest| seen.free < lowest.free) {
-                lowest = Some(seen);
+            place.free_bytes.store(room.free, Ordering::Relaxed);
+            if reserve.judge(room.free) && lowest.as_ref().is_none_or(|lowest| room.free < lowest.room.free) {
+                lowest = Some(Seen { path: &place.path, room });
             }
         }
         self.failed = is_unseen;
@@ -132,7 +141,7 @@ impl Look {
     }
 
     fn tell(&self, lowest: Option<&Seen<'_>>) {
-        let Some(Seen { path, free, total }) = lowest else {
+        let Some(Seen { path, room: Room { free, total } }) = lowest else {
             info!("there is room on every disk again: messages are accepted");
             return;
         };
