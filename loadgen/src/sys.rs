@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
@@ -42,6 +42,31 @@ fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the calling thread a descriptor table of its own, in which nothing is open but 0, 1, 2 and `kept`. Limits of
+/// descriptors hold for each table by itself. The thread must start no other, for that would share its table; and what
+/// it drops later must not own a descriptor of the table it left: the number would close a stranger's.
+#[expect(unsafe_code, reason = "no safe wrapper knows close_range(2)")]
+pub(crate) fn take_private_descriptors(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let numbers = kept.iter().filter_map(|descriptor| libc::c_uint::try_from(descriptor.as_raw_fd()).ok());
+    let mut kept: Vec<libc::c_uint> = numbers.filter(|number| *number > 2).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept.push(libc::c_uint::MAX);
+    // The first call leaves the shared table, and only then closes (CLOSE_RANGE_UNSHARE).
+    let (mut first, mut flags) = (3, libc::CLOSE_RANGE_UNSHARE);
+    for next in kept {
+        // An empty range is refused: (2^32 - 2) is one in which nothing can be open.
+        let range = if first < next { (first, next - 1) } else { (libc::c_uint::MAX - 1, libc::c_uint::MAX - 1) };
+        // SAFETY: the call takes three numbers. Nothing that this thread goes on to use is closed: it keeps only `kept`.
+        let result = unsafe { libc::close_range(range.0, range.1, libc::c_int::try_from(flags).expect("one bit")) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (first, flags) = (next.saturating_add(1), 0);
+    }
+    Ok(())
 }
 
 /// Raises the soft limit of descriptors to `wanted` if the hard one allows it; returns the limit that holds then.
