@@ -1,0 +1,189 @@
+//! What a run and its workers tell each other: wishes and counts as atomics, and a bell for each worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Faults kept in words: the first tell what the others are.
+const FAULTS_MAX: usize = 8;
+
+/// What all workers share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) is_stopped: AtomicBool,
+    pub(super) holds_keep_alives: AtomicBool,
+    /// Of the server's data, once a WELCOME has told it; 0: not yet.
+    pub(super) incarnation: AtomicU64,
+    pub(super) pace: Pace,
+    errors: Mutex<BTreeMap<u32, u64>>,
+    faults: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    /// Counts an error that the server told.
+    pub(super) fn note_error(&self, code: u32) {
+        *lock(&self.errors).entry(code).or_default() += 1;
+    }
+
+    /// Keeps one of the first faults in words.
+    pub(super) fn note_fault(&self, fault: impl FnOnce() -> String) {
+        let mut faults = lock(&self.faults);
+        if faults.len() < FAULTS_MAX {
+            faults.push(fault());
+        }
+    }
+
+    pub(super) fn errors(&self) -> BTreeMap<u32, u64> {
+        lock(&self.errors).clone()
+    }
+
+    pub(super) fn faults(&self) -> Vec<String> {
+        lock(&self.faults).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics while holding it")
+}
+
+/// One worker's wishes, counts and bell.
+#[derive(Debug)]
+pub(super) struct Post {
+    /// Connections that it should have opened by now.
+    pub(super) wanted: AtomicU64,
+    pub(super) tally: Tally,
+    pub(super) bell: OwnedFd,
+}
+
+impl Post {
+    pub(super) fn new() -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { wanted: AtomicU64::new(0), tally: Tally::default(), bell })
+    }
+
+    /// Wakes the worker, which then looks at its wishes.
+    pub(super) fn ring(&self) {
+        // A bell that rings already need not be rung.
+        rustix::io::write(&self.bell, &1_u64.to_ne_bytes()).ok();
+    }
+}
+
+macro_rules! tally {
+    ($($(#[doc = $doc:literal])* $name:ident;)*) => {
+        /// One worker's counts, which it alone changes.
+        #[derive(Debug, Default)]
+        pub(super) struct Tally {
+            $($(#[doc = $doc])* pub(super) $name: AtomicU64,)*
+        }
+
+        /// Counts over all workers.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        pub(crate) struct Counts {
+            $($(#[doc = $doc])* pub(crate) $name: u64,)*
+        }
+
+        impl Tally {
+            pub(super) fn add_to(&self, counts: &mut Counts) {
+                $(counts.$name += self.$name.load(Ordering::Relaxed);)*
+            }
+        }
+    };
+}
+
+tally! {
+    /// Logins that succeeded.
+    logins;
+    /// Of them, those by token.
+    token_logins;
+    /// Tickets refused, which a token then stood in for.
+    tickets_refused;
+    /// Connections that could not be made or could not log in.
+    login_failures;
+    /// Connections that ended after they had been logged in.
+    disconnects;
+    /// Of them, those given up because nothing came for too long.
+    silent;
+    /// Messages of this run that came, each counted once.
+    delivered;
+    /// Messages that came again.
+    duplicated;
+    /// Messages that were somebody else's.
+    strange;
+    /// Messages that a later one overtook.
+    overtaken;
+    /// Messages that an earlier run had left behind.
+    older;
+    /// Keep-alives sent.
+    pings;
+    /// Keep-alives answered.
+    pongs;
+    /// Keep-alives that are due and held back.
+    pings_behind;
+}
+
+/// Adds to a count of one's own.
+pub(super) fn bump(count: &AtomicU64, by: u64) {
+    count.fetch_add(by, Ordering::Relaxed);
+}
+
+/// How fast connections may be opened, over all workers.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Microseconds between two logins; 0: as fast as it goes.
+    interval_us: AtomicU64,
+    /// When the next may be begun.
+    next_us: AtomicU64,
+}
+
+impl Pace {
+    /// So many a second; `None`: as fast as it goes.
+    pub(super) fn set_rate(&self, per_s: Option<f64>) {
+        let interval_us = per_s.and_then(|per_s| std::time::Duration::try_from_secs_f64(1.0 / per_s).ok());
+        self.interval_us.store(interval_us.map_or(0, |interval| crate::clock::micros(interval).max(1)), Ordering::Relaxed);
+    }
+
+    /// Whether one more may be begun now; otherwise when.
+    pub(super) fn take(&self, now_us: u64) -> Result<(), u64> {
+        let interval_us = self.interval_us.load(Ordering::Relaxed);
+        if interval_us == 0 {
+            return Ok(());
+        }
+        // What was not used for more than this is not made up for.
+        let earliest_us = now_us.saturating_sub(BURST_US.max(interval_us));
+        let taken = self.next_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next_us| {
+            (next_us <= now_us).then(|| next_us.max(earliest_us) + interval_us)
+        });
+        taken.map(drop)
+    }
+}
+
+/// How much of a pause is made up for: about what a worker sleeps at once.
+const BURST_US: u64 = 5000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_kept_over_pauses_and_between_takers() {
+        let pace = Pace::default();
+        assert!((0..1000).all(|_| pace.take(1).is_ok()), "without a rate nobody waits");
+        pace.set_rate(Some(2000.0));
+        let mut taken = 0;
+        for now_us in (1_000_000..2_000_000).step_by(1000) {
+            while pace.take(now_us).is_ok() {
+                taken += 1;
+            }
+        }
+        assert!((1990..=2015).contains(&taken), "{taken}");
+        assert!(pace.take(2_000_000).is_ok());
+        let later_us = 60_000_000;
+        let burst = std::iter::repeat_with(|| pace.take(later_us)).take_while(Result::is_ok).count();
+        assert!(burst <= 12, "{burst}");
+        assert!(pace.take(later_us).is_err_and(|due_us| due_us > later_us));
+    }
+}

@@ -1,0 +1,79 @@
+//! Incomplete records: a pooled buffer for each connection that has one, and nothing for all others.
+
+use std::borrow::Cow;
+use std::num::NonZeroU16;
+
+use culver_protocol::limits::{BODY_LEN_MAX, HEADER_LEN};
+use culver_protocol::record::{self, FrameError, Record};
+
+/// Buffers that are kept for the next, at most.
+const SPARE_MAX: usize = 16;
+
+/// The place of a connection's buffer, counted from 1.
+pub(super) type PartialIndex = NonZeroU16;
+
+/// The buffers of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Partials {
+    buffers: Vec<Vec<u8>>,
+    free: Vec<PartialIndex>,
+}
+
+impl Partials {
+    /// What had come of a record, and `bytes` behind it. Every call is followed by [`Partials::keep`].
+    pub(super) fn join<'a>(&mut self, place: Option<PartialIndex>, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        match place.and_then(|place| self.buffers.get_mut(position(place))) {
+            None => Cow::Borrowed(bytes),
+            Some(buffer) => {
+                let mut joined = std::mem::take(buffer);
+                joined.extend_from_slice(bytes);
+                Cow::Owned(joined)
+            }
+        }
+    }
+
+    /// Keeps what is left of the bytes, and gives back the buffer where nothing is.
+    pub(super) fn keep(&mut self, place: Option<PartialIndex>, rest: &[u8]) -> Option<PartialIndex> {
+        if rest.is_empty() {
+            self.release(place);
+            return None;
+        }
+        let place = place.or_else(|| self.free.pop()).or_else(|| {
+            let place = PartialIndex::new(u16::try_from(self.buffers.len() + 1).ok()?)?;
+            self.buffers.push(Vec::new());
+            Some(place)
+        })?;
+        let buffer = self.buffers.get_mut(position(place))?;
+        buffer.clear();
+        buffer.extend_from_slice(rest);
+        Some(place)
+    }
+
+    /// The connection needs its buffer no more.
+    pub(super) fn release(&mut self, place: Option<PartialIndex>) {
+        let Some(place) = place else { return };
+        if let Some(buffer) = self.buffers.get_mut(position(place)) {
+            *buffer = Vec::new();
+        }
+        self.free.push(place);
+        if self.free.len() == self.buffers.len() && self.buffers.len() > SPARE_MAX {
+            *self = Self::default();
+        }
+    }
+}
+
+fn position(place: PartialIndex) -> usize {
+    usize::from(place.get()) - 1
+}
+
+/// Takes the first whole record off `bytes`.
+///
+/// # Errors
+/// The framing is broken.
+pub(super) fn next_record<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, FrameError> {
+    let Some(range) = record::split(bytes, HEADER_LEN, BODY_LEN_MAX)? else { return Ok(None) };
+    let (frame, rest) = bytes.split_at(range.end);
+    *bytes = rest;
+    // Plaintext is the only suite yet: a sealed body would have to be opened here.
+    Record::parse(frame.get(range).expect("the range of a body is within its frame")).map(Some)
+}
