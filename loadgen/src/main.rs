@@ -5,6 +5,7 @@ mod journal;
 mod links;
 mod options;
 mod plan;
+mod preflight;
 mod procfs;
 mod report;
 mod scenario;
@@ -92,6 +93,9 @@ enum Scenario {
         #[arg(long)]
         receipts: bool,
     },
+    /// The bare floor itself, as `density --with-floor` starts it
+    #[command(hide = true)]
+    Bare(target::bare::BareOptions),
 }
 
 fn main() -> ExitCode {
@@ -145,6 +149,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         }
         Scenario::Relay { sync, data_dir, receipts } => {
             target::relay::run(data_dir.filter(|_| sync).as_deref(), receipts)?;
+            Ok(true)
+        }
+        Scenario::Bare(options) => {
+            target::bare::run(&options)?;
             Ok(true)
         }
     }

@@ -1,18 +1,34 @@
 //! Memory and machine as /proc tells them. Read-only.
 
+mod kernel;
+
 use anyhow::{Context, Result};
+
+pub(crate) use self::kernel::{KernelMemory, SlabObjects, connection_slabs, kernel_memory, slab_objects};
 
 /// Resident memory of a process.
 pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    kibibytes(&text, "VmRSS:").with_context(|| format!("{path} tells no VmRSS"))
+    told(&format!("/proc/{pid}/status"), "VmRSS:", kibibytes)
+}
+
+/// Resident memory of a process, where pages that several share count in parts: each its own.
+pub(crate) fn pss_bytes(pid: u32) -> Result<u64> {
+    told(&format!("/proc/{pid}/smaps_rollup"), "Pss:", kibibytes)
+}
+
+/// Threads of a process.
+pub(crate) fn thread_count(pid: u32) -> Result<u64> {
+    told(&format!("/proc/{pid}/status"), "Threads:", number)
 }
 
 /// Kernel memory that sockets, their descriptors and their poll entries live in: the slabs, the whole machine's.
 pub(crate) fn slab_bytes() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    kibibytes(&text, "Slab:").context("/proc/meminfo tells no Slab")
+    told("/proc/meminfo", "Slab:", kibibytes)
+}
+
+/// Memory that can still be had without swapping.
+pub(crate) fn memory_available_bytes() -> Result<u64> {
+    told("/proc/meminfo", "MemAvailable:", kibibytes)
 }
 
 /// Memory of the machine.
@@ -42,9 +58,22 @@ pub(crate) fn listener_pid(port: u16) -> Option<u32> {
     })
 }
 
-fn kibibytes(text: &str, label: &str) -> Option<u64> {
+fn read(path: &str) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
+}
+
+/// What the line of a file that begins with `label` says.
+fn told(path: &str, label: &str, parse: fn(&str, &str) -> Option<u64>) -> Result<u64> {
+    parse(&read(path)?, label).with_context(|| format!("{path} tells no {}", label.trim_end_matches(':')))
+}
+
+fn number(text: &str, label: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(label))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn kibibytes(text: &str, label: &str) -> Option<u64> {
+    Some(number(text, label)? * 1024)
 }
 
 /// Columns of /proc/net/tcp: slot, local address:port in hex, remote, state (0A: listening), …, inode is the tenth.
@@ -73,6 +102,19 @@ mod tests {
     #[test]
     fn this_process_has_memory() {
         assert!(rss_bytes(std::process::id()).expect("this process exists") > 0);
+        assert!(pss_bytes(std::process::id()).expect("this process exists") > 0);
+        assert!(thread_count(std::process::id()).expect("this process exists") >= 1);
+        assert!(memory_available_bytes().expect("Linux") > 0);
         assert_eq!(kibibytes("VmRSS:\t  12 kB\n", "VmRSS:"), Some(12 * 1024));
+    }
+
+    #[test]
+    fn a_label_is_the_whole_first_word() {
+        let rollup = "7f00-7f01 ---p 00000000 00:00 0  [rollup]\nRss:  9 kB\nPss:  5 kB\nPss_Dirty:  3 kB\n";
+        assert_eq!(kibibytes(rollup, "Pss:"), Some(5 * 1024));
+        assert_eq!(number("Threads:\t121\n", "Threads:"), Some(121));
+        assert_eq!(number("Threads:\n", "Threads:"), None);
+        let error = told("/proc/self/status", "Nothing:", number).expect_err("no such line");
+        assert!(error.to_string().ends_with("tells no Nothing"), "{error}");
     }
 }
