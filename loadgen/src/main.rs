@@ -1,6 +1,7 @@
 //! `culver-loadgen`: puts a Culver server, or this machine's floor, under load; measures, checks and reports.
 
 mod clock;
+mod dense;
 mod journal;
 mod links;
 mod options;

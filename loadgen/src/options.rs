@@ -16,6 +16,7 @@ use crate::report::JsonTo;
 use crate::report::machine::cores;
 use crate::report::progress::Progress;
 use crate::scenario::pairs::{Pace, PairLoad};
+use crate::target::credentials::Credentials;
 use crate::target::culver::Culver;
 use crate::units::{Span, SpanRange};
 use crate::verify::SEATS_MAX;
@@ -31,8 +32,9 @@ const IN_FLIGHT_DEFAULT: u32 = 8;
 /// How a scenario is run and told.
 #[derive(Args, Clone, Debug, Serialize)]
 pub(crate) struct RunOptions {
-    /// Worker threads, each with its own poll loop [default: half the cores, at least 1]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Worker threads, each with its own poll loop [default: half the cores, at least 1; for idle connections as many
+    /// as their descriptors need]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     workers: Option<u16>,
     /// Where all randomness comes from [default: the time]
     #[arg(long)]
@@ -51,6 +53,11 @@ impl RunOptions {
 
     pub(crate) fn workers(&self) -> usize {
         self.workers.map_or_else(|| (cores() / 2).max(1), usize::from)
+    }
+
+    /// The number of workers, where one is asked for.
+    pub(crate) fn workers_asked(&self) -> Option<u64> {
+        self.workers.map(u64::from)
     }
 
     pub(crate) fn json_to(&self) -> JsonTo {
@@ -86,6 +93,11 @@ impl TargetOptions {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.target
+    }
+
+    /// What tokens are made with.
+    pub(crate) fn credentials(&self) -> Result<Credentials> {
+        Credentials::load(&self.credentials)
     }
 }
 

@@ -143,7 +143,8 @@ impl Pace {
     /// So many a second; `None`: as fast as it goes.
     pub(super) fn set_rate(&self, per_s: Option<f64>) {
         let interval_us = per_s.and_then(|per_s| std::time::Duration::try_from_secs_f64(1.0 / per_s).ok());
-        self.interval_us.store(interval_us.map_or(0, |interval| crate::clock::micros(interval).max(1)), Ordering::Relaxed);
+        self.interval_us
+            .store(interval_us.map_or(0, |interval| crate::clock::micros(interval).max(1)), Ordering::Relaxed);
     }
 
     /// Whether one more may be begun now; otherwise when.

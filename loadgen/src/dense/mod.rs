@@ -174,7 +174,11 @@ impl Crowd {
                 bail!("{failures} connections failed or ended: {}", self.first_faults());
             }
             if moved.elapsed() > STALL_MAX {
-                bail!("only {} of {connections} could log in, and no more for {STALL_MAX:?}: {}", counts.logins, self.first_faults());
+                bail!(
+                    "only {} of {connections} could log in, and no more for {STALL_MAX:?}: {}",
+                    counts.logins,
+                    self.first_faults()
+                );
             }
             self.check_alive()?;
             guard()?;
@@ -267,7 +271,6 @@ impl Drop for Crowd {
 
 /// How often a growing crowd is looked at.
 const LOOK: Duration = Duration::from_millis(20);
-
 
 #[cfg(test)]
 mod tests;

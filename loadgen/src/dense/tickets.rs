@@ -56,8 +56,7 @@ pub(super) fn prepare(path: &Path, first_user: u64) -> Result<()> {
 
 fn header(first_user: u64) -> [u8; HEADER_LEN] {
     let slot_len = u32::try_from(SLOT_LEN).expect("a slot is short");
-    let parts =
-        [MAGIC.as_slice(), &VERSION.to_be_bytes(), &slot_len.to_be_bytes(), &first_user.to_be_bytes()].concat();
+    let parts = [MAGIC.as_slice(), &VERSION.to_be_bytes(), &slot_len.to_be_bytes(), &first_user.to_be_bytes()].concat();
     let mut header = [0; HEADER_LEN];
     header.get_mut(..parts.len()).expect("the header has room").copy_from_slice(&parts);
     header

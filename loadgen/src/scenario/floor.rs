@@ -1,25 +1,24 @@
 //! `floor`: what this machine needs at least for the same messages, by a bare relay of the same frames.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use culver_protocol::limits::KEEP_ALIVE_S_DEFAULT;
 use serde::Serialize;
 
 use super::chat::{PairMeasurement, measure_floor, render_runs};
-use super::idle::{IdleLoad, IdleRun, IdleSample};
+use super::idle::{BareFigures, Guard};
 use super::pairs::PairLoad;
-use crate::links::raise_descriptor_limit;
+use crate::dense::CrowdLoad;
+use crate::dense::sources::Sources;
 use crate::options::{PairOptions, RunOptions, TimeOptions};
-use crate::plan::{self, Devices};
+use crate::plan::{self, Devices, RunId};
 use crate::report::progress::Progress;
 use crate::report::{Document, JsonTo, Misses};
-use crate::target::floor::{Floor, FloorSettings};
+use crate::target::floor::FloorSettings;
 
-/// Logins a second while idle connections are counted.
-const LOGIN_RATE: f64 = 5000.0;
-/// Longest wait for the idle connections.
-const LOGIN_MAX: Duration = Duration::from_secs(120);
 /// How long they are held before memory is read.
 const HOLD: Duration = Duration::from_secs(1);
 
@@ -94,29 +93,25 @@ pub(crate) fn run(mut options: FloorOptions) -> Result<Document> {
 }
 
 fn measure_idle(options: &FloorOptions, seed: u64, progress: &Progress) -> Result<IdleFloor> {
-    raise_descriptor_limit(options.connections as usize)?;
-    let mut floor = Floor::start(&FloorSettings::default())?;
-    let pid = Some(floor.pid());
     let connections = u64::from(options.connections);
-    let load = IdleLoad {
-        connections: options.connections as usize,
-        rate: LOGIN_RATE,
-        source_ips: 0,
-        workers: options.run.workers(),
+    let load = CrowdLoad {
+        target: (Ipv4Addr::LOCALHOST, 0).into(), // the bare floor's own, once it is there
+        connections,
+        workers: options.run.workers_asked(),
         first_user: plan::first_user(seed),
-        seed,
+        sources: Sources::choose(None, (Ipv4Addr::LOCALHOST, 0).into(), connections)?,
+        rate: None,
+        keep_alive_us: u64::from(KEEP_ALIVE_S_DEFAULT) * 1_000_000,
+        tickets: None,
+        run: RunId(0),
+        sends_ready: false,
+        measures_delivery: false,
     };
-    let idle = IdleRun::start(&floor, &load)?;
-    let mut grow = |to: u64| {
-        idle.grow_to(to, LOGIN_MAX, progress)?;
-        progress.wait(HOLD, || Ok(()))?;
-        IdleSample::take(&mut floor, pid, to)
-    };
-    let low = grow((connections / 5).max(1))?;
-    let high = grow(connections)?;
-    idle.close()?;
-    let (bytes_per_connection, kernel_bytes_per_connection) = high.slope_from(&low);
-    let logins = u32::try_from(high.connections - low.connections).unwrap_or(u32::MAX);
-    let cpu_us = 1e6 * crate::clock::seconds(high.cpu_us - low.cpu_us);
-    Ok(IdleFloor { login_cpu_us: cpu_us / f64::from(logins.max(1)), bytes_per_connection, kernel_bytes_per_connection })
+    let mut guard = Guard::new(0);
+    let bare = BareFigures::measure(&load, (connections / 5).max(1), HOLD, &mut guard, progress)?;
+    Ok(IdleFloor {
+        login_cpu_us: bare.login_cpu_us,
+        bytes_per_connection: bare.slope.user_bytes_per_connection,
+        kernel_bytes_per_connection: bare.slope.kernel_bytes_per_connection,
+    })
 }

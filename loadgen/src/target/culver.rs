@@ -29,6 +29,11 @@ impl Culver {
         Ok(Self { address, ops, credentials: Credentials::load(credentials)? })
     }
 
+    /// How many connections it takes; `None`: it does not tell.
+    pub(crate) fn connections_max(&self) -> Result<Option<u64>> {
+        Ok(self.ops.metrics()?.get("culver_connections_max").map(whole))
+    }
+
     /// What tokens are made with.
     pub(crate) fn credentials(&self) -> &Credentials {
         &self.credentials

@@ -1,0 +1,1 @@
+//! Clients over byte strings, cut anywhere; a whole crowd over real sockets.
