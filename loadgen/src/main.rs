@@ -75,9 +75,14 @@ enum Scenario {
     Drain(Box<scenario::drain::DrainOptions>),
     /// What an idle connection costs, and whether its memory comes back
     #[command(
-        after_help = "Examples:\n  culver-loadgen density --connections 15000 --user-bytes-max 192 --given-back-min 0.9"
+        after_help = "Examples:\n  culver-loadgen density --connections 15000 --user-bytes-max 192 --given-back-min 0.9\n  culver-loadgen density --connections 2277846 --tickets tickets --with-floor --memory-ratio-max 1.05 --message \\\n    --hold 10m --quiet 60s --beside-pairs 64 --beside-ratio-max 1.15 --json density.json\n\nA worker has a descriptor table of its own, for which the limit of descriptors holds by itself: there are as many\nworkers as the connections need."
     )]
     Density(Box<scenario::density::DensityOptions>),
+    /// One message to each of many idle connections, as fast as it goes
+    #[command(
+        after_help = "Examples:\n  culver-loadgen idle-burst --connections 15000 --rounds 3\n  culver-loadgen idle-burst --connections 1000000 --tickets tickets --message-rate 20000 --delivery-p99-ms-max 500"
+    )]
+    IdleBurst(Box<scenario::idle_burst::IdleBurstOptions>),
     /// Attackers of every kind beside honest pairs
     #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s")]
     Hostile(Box<scenario::hostile::HostileOptions>),
@@ -139,6 +144,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Density(options) => {
             let to = options.json_to();
             publish(&scenario::density::run(*options)?, &to)
+        }
+        Scenario::IdleBurst(options) => {
+            let to = options.json_to();
+            publish(&scenario::idle_burst::run(*options)?, &to)
         }
         Scenario::Hostile(options) => {
             let to = options.json_to();

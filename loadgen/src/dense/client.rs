@@ -43,7 +43,7 @@ pub(super) struct Client {
     pub(super) partial: Option<PartialIndex>,
     pub(super) phase: Phase,
     /// Messages of this run that have come: also the round of the next.
-    messages: u8,
+    pub(super) messages: u8,
 }
 
 /// What there is for each idle connection, beside the kernel's share.

@@ -48,7 +48,7 @@ impl KeepAlive {
         (!self.is_held).then_some(self.step_us)
     }
 
-    /// The slots that are due by now, as numbers that run on from round to round; see [`KeepAlive::slot`].
+    /// The slots that are due by now, as numbers that run on from round to round.
     pub(super) fn step(&mut self, now_us: u64) -> Range<u64> {
         if self.is_held || now_us < self.step_us {
             return 0..0;
@@ -58,11 +58,6 @@ impl KeepAlive {
         let usual = self.reached(self.begun_us + STEP_US) + 1;
         let end = self.reached(now_us).min(self.passed + usual * steps * CATCH_UP);
         std::mem::replace(&mut self.passed, end)..end
-    }
-
-    /// The slot that a number of the walk stands for.
-    pub(super) fn slot(&self, number: u64) -> u64 {
-        number % self.slots
     }
 
     /// Slots that are due and not passed, beside those of the step to come.
@@ -87,7 +82,7 @@ mod tests {
     fn walk(walk: &mut KeepAlive, from_us: u64, seconds: u64) -> (Vec<u64>, usize) {
         let (mut passed, mut most) = (Vec::new(), 0);
         for tick in 1..=seconds * 10 {
-            let due: Vec<u64> = walk.step(from_us + tick * SECOND_US / 10).map(|number| walk.slot(number)).collect();
+            let due: Vec<u64> = walk.step(from_us + tick * SECOND_US / 10).map(|number| number % walk.slots).collect();
             most = most.max(due.len());
             passed.extend(due);
         }

@@ -8,6 +8,7 @@ pub(crate) mod drain;
 pub(crate) mod floor;
 pub(crate) mod hostile;
 pub(crate) mod idle;
+pub(crate) mod idle_burst;
 pub(crate) mod pairs;
 pub(crate) mod powercut;
 pub(crate) mod report;

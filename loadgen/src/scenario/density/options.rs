@@ -17,7 +17,6 @@ use crate::preflight::{self, Demand};
 use crate::procfs;
 use crate::report::JsonTo;
 use crate::scenario::idle::Guard;
-use crate::target::Target;
 use crate::target::culver::Culver;
 use crate::units::Span;
 
