@@ -193,7 +193,7 @@ fn first_number(name: &str) -> Option<u64> {
     sysctl(name)?.split_whitespace().next()?.parse().ok()
 }
 
-/// `32768	60999`: both are given out.
+/// `32768 60999`: both are given out.
 fn port_count(range: &str) -> Option<u64> {
     let mut ends = range.split_whitespace().map(str::parse::<u64>);
     let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
@@ -237,20 +237,22 @@ mod tests {
     fn each_shortage_is_found_at_its_bound_and_not_before() {
         let ends = 2 * DEMAND.connections;
         let table_len = DEMAND.connections.div_ceil(DEMAND.workers) + TABLE_RESERVE;
-        let cases: [(&str, fn(u64) -> Supply, u64); 5] = [
-            ("descriptors", |descriptors_per_table| Supply { descriptors_per_table, ..PLENTY }, table_len),
-            ("open", |files| Supply { files: Some(files), ..PLENTY }, ends),
-            ("watches,", |watches| Supply { epoll_watches: Some(watches), ..PLENTY }, ends),
-            (
-                "bytes",
-                |memory_bytes| Supply { memory_bytes, ..PLENTY },
-                DEMAND.connections * (2 * 4040 + 400 + 192) + (512 << 20),
-            ),
-            ("tracked", |tracked| Supply { tracked_connections: Some(tracked), ..PLENTY }, DEMAND.connections),
-        ];
-        for (name, supply, bound) in cases {
-            assert_eq!(short(&DEMAND, &supply(bound)), [""; 0], "{name}");
-            assert_eq!(short(&DEMAND, &supply(bound - 1)), [name]);
+        let memory_bytes = DEMAND.connections * (2 * 4040 + 400 + 192) + (512 << 20);
+        let tracked = DEMAND.connections;
+        let at = |bounds: [u64; 5]| Supply {
+            descriptors_per_table: bounds[0],
+            files: Some(bounds[1]),
+            epoll_watches: Some(bounds[2]),
+            memory_bytes: bounds[3],
+            tracked_connections: Some(bounds[4]),
+            ..PLENTY
+        };
+        let bounds = [table_len, ends, ends, memory_bytes, tracked];
+        assert_eq!(short(&DEMAND, &at(bounds)), [""; 0]);
+        for (index, name) in ["descriptors", "open", "watches,", "bytes", "tracked"].into_iter().enumerate() {
+            let mut bounds = bounds;
+            bounds[index] -= 1;
+            assert_eq!(short(&DEMAND, &at(bounds)), [name]);
         }
     }
 

@@ -1,9 +1,11 @@
 //! Memory and machine as /proc tells them. Read-only.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 mod kernel;
 
 use anyhow::{Context, Result};
 
+#[expect(unused_imports, reason = "for the scenario of idle connections")]
 pub(crate) use self::kernel::{KernelMemory, SlabObjects, connection_slabs, kernel_memory, slab_objects};
 
 /// Resident memory of a process.
@@ -12,11 +14,13 @@ pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
 }
 
 /// Resident memory of a process, where pages that several share count in parts: each its own.
+#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 pub(crate) fn pss_bytes(pid: u32) -> Result<u64> {
     told(&format!("/proc/{pid}/smaps_rollup"), "Pss:", kibibytes)
 }
 
 /// Threads of a process.
+#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 pub(crate) fn thread_count(pid: u32) -> Result<u64> {
     told(&format!("/proc/{pid}/status"), "Threads:", number)
 }

@@ -1,10 +1,11 @@
 //! What the operating system is asked beyond the standard library: sockets from a given source address, limits,
-//! CPU time, precise waking. The only file that may hold unsafe code.
+//! CPU time, precise waking, sockets without a record. The only file that may hold unsafe code.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use rustix::event::epoll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -46,7 +47,8 @@ fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
 
 /// Gives the calling thread a descriptor table of its own, in which nothing is open but 0, 1, 2 and `kept`. Limits of
 /// descriptors hold for each table by itself. The thread must start no other, for that would share its table; and what
-/// it drops later must not own a descriptor of the table it left: the number would close a stranger's.
+/// it drops later must not own a descriptor of the table it left: the number would close a stranger's. What it leaves
+/// open is closed by the kernel when it ends, which may be a moment after it was joined.
 #[expect(unsafe_code, reason = "no safe wrapper knows close_range(2)")]
 pub(crate) fn take_private_descriptors(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let numbers = kept.iter().filter_map(|descriptor| libc::c_uint::try_from(descriptor.as_raw_fd()).ok());
@@ -88,6 +90,69 @@ pub(crate) fn process_cpu_us() -> u64 {
     seconds * 1_000_000 + u64::try_from(spent.tv_nsec).unwrap_or(0) / 1000
 }
 
+/// What becomes of a socket that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Keep,
+    Close,
+}
+
+/// Sockets that nothing remembers but their epoll: its events tell their numbers, and that is all there is of them.
+/// Dropping the set leaves them open until the process ends.
+pub(crate) struct SocketSet {
+    epoll: OwnedFd,
+    /// Kept for its room.
+    events: Vec<epoll::Event>,
+}
+
+impl SocketSet {
+    /// What the listener is called in the epoll: no descriptor has this number.
+    const LISTENER: u64 = u64::MAX;
+
+    /// A set that also tells when `listener` has something to accept. One wait looks at `events_max` sockets at most.
+    pub(crate) fn new(listener: impl AsFd, events_max: usize) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, listener, epoll::EventData::new_u64(Self::LISTENER), epoll::EventFlags::IN)?;
+        Ok(Self { epoll, events: Vec::with_capacity(events_max) })
+    }
+
+    /// Takes a socket over; it is told of once for each time that something comes.
+    pub(crate) fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
+        let number = u64::try_from(socket.as_raw_fd()).expect("an open descriptor is not negative");
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(number), flags)?;
+        let _number = socket.into_raw_fd();
+        Ok(())
+    }
+
+    /// Waits, and shows each socket that something came for; those that it is told to close are closed. Returns whether
+    /// the listener has something.
+    #[expect(unsafe_code, reason = "an epoll gives numbers back, not descriptors")]
+    pub(crate) fn wait(&mut self, mut look: impl FnMut(BorrowedFd<'_>, epoll::EventFlags) -> Fate) -> io::Result<bool> {
+        self.events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), None) {
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            result => result?,
+        };
+        let mut listener_ready = false;
+        for event in &self.events {
+            if event.data.u64() == Self::LISTENER {
+                listener_ready = true;
+                continue;
+            }
+            let number = RawFd::try_from(event.data.u64()).expect("`adopt` puts numbers of descriptors there");
+            // SAFETY: `adopt` gave the number and its descriptor to this set. It is open: only the lines below close
+            // it, that takes it out of the epoll, and a wait names each descriptor once.
+            let socket = unsafe { BorrowedFd::borrow_raw(number) };
+            if look(socket, event.flags) == Fate::Close {
+                // SAFETY: as above, and nobody borrows it any more: `look` cannot keep what it is shown.
+                drop(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+        Ok(listener_ready)
+    }
+}
+
 /// A timer that wakes a poll to the microsecond, where the poll's own timeout knows only milliseconds.
 pub(crate) struct Alarm {
     timer: OwnedFd,
@@ -114,5 +179,159 @@ impl Alarm {
 
     pub(crate) fn descriptor(&self) -> i32 {
         self.timer.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs::{self, File};
+    use std::io::{Read, Seek, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::path::PathBuf;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::time::Timespec;
+
+    use super::*;
+
+    /// Connections tried at a closed listener: a child that another test is just starting holds a copy until it runs.
+    const TRIES_MAX: u32 = 10_000;
+    /// Bound of a wait for what happens at once or never.
+    const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+
+    /// The open descriptors of this thread's table, but for the standard streams and the listing's own.
+    fn open_descriptors() -> BTreeSet<RawFd> {
+        let listed = fs::read_dir("/proc/thread-self/fd").expect("Linux").flatten();
+        let numbers: Vec<RawFd> = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let open = numbers.into_iter().filter(|number| *number > 2);
+        open.filter(|number| fs::read_link(format!("/proc/thread-self/fd/{number}")).is_ok()).collect()
+    }
+
+    fn open_paths() -> BTreeSet<PathBuf> {
+        let listed = fs::read_dir("/proc/thread-self/fd").expect("Linux").flatten();
+        listed.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+    }
+
+    /// A thread that has left the table with `kept` and stays until the guard is dropped.
+    fn in_private<T: Send>(kept: &[BorrowedFd<'_>], meanwhile: impl FnOnce() -> T) -> T {
+        thread::scope(|scope| {
+            let (left, has_left) = mpsc::channel();
+            let (stay, stays) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                left.send(take_private_descriptors(kept)).expect("the test waits");
+                stays.recv().expect_err("the test only hangs up");
+            });
+            has_left.recv().expect("the thread runs").expect("Linux 5.9");
+            let result = meanwhile();
+            drop(stay);
+            result
+        })
+    }
+
+    #[test]
+    fn a_table_of_ones_own_holds_only_what_is_kept() {
+        let files: Vec<File> = (0..5).map(|_| tempfile::tempfile().expect("a temporary folder")).collect();
+        // Neighbours, one of them twice, and out of order: the ranges between them are empty.
+        for kept in [vec![], vec![0], vec![4], vec![2, 1, 2], vec![0, 1, 2, 3, 4]] {
+            let kept: Vec<_> = kept.into_iter().map(|index: usize| files[index].as_fd()).collect();
+            let expected: BTreeSet<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+            let found = thread::scope(|scope| {
+                let left = || take_private_descriptors(&kept).map(|()| open_descriptors());
+                scope.spawn(left).join().expect("no panic").expect("Linux 5.9")
+            });
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn the_lowest_number_can_be_kept() {
+        let found = thread::spawn(|| {
+            take_private_descriptors(&[]).expect("Linux 5.9");
+            let file = File::open("/dev/null").expect("Linux");
+            let found = thread::scope(|scope| {
+                let left = || take_private_descriptors(&[file.as_fd()]).map(|()| open_descriptors());
+                scope.spawn(left).join().expect("no panic").expect("Linux 5.9")
+            });
+            (file.as_raw_fd(), found)
+        });
+        let (number, found) = found.join().expect("no panic");
+        assert_eq!((number, found), (3, BTreeSet::from([3])));
+    }
+
+    #[test]
+    fn what_one_table_opens_and_closes_is_nothing_to_the_other() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
+        let mut file = File::create_new(&ours).expect("a new folder");
+        thread::scope(|scope| {
+            let (step, steps) = mpsc::channel();
+            let (tell, told) = mpsc::channel();
+            let theirs = &theirs;
+            let thread = scope.spawn(move || {
+                take_private_descriptors(&[]).expect("Linux 5.9");
+                let file = File::create_new(theirs).expect("a new folder");
+                tell.send(open_paths()).expect("the test waits");
+                steps.recv().expect("the test goes on");
+                drop(file);
+                tell.send(open_paths()).expect("the test waits");
+            });
+            let while_open = told.recv().expect("the thread runs");
+            assert!(while_open.contains(theirs) && !while_open.contains(&ours));
+            assert!(open_paths().contains(&ours) && !open_paths().contains(theirs));
+            step.send(()).expect("the thread waits");
+            assert!(!told.recv().expect("the thread runs").contains(theirs));
+            thread.join().expect("no panic");
+        });
+        file.write_all(b"still open").expect("closing a number elsewhere has closed nothing here");
+        assert!(open_paths().contains(&ours));
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "no owner can go while what it owns is borrowed")]
+    fn what_is_kept_outlives_the_other_tables_copy() {
+        let mut file = tempfile::tempfile().expect("a temporary folder");
+        file.write_all(b"kept").expect("there is room");
+        file.rewind().expect("a plain file");
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        // SAFETY: it is open until the other thread has left, which is all that the borrow is for.
+        let kept = unsafe { BorrowedFd::borrow_raw(reader.as_raw_fd()) };
+        in_private(&[kept, file.as_fd()], || {
+            drop(reader);
+            writer.write_all(b"into a pipe that the other table still reads").expect("a reader is left");
+        });
+        // The kernel takes the table apart a moment after the thread has been joined.
+        let mut polled = [PollFd::new(&writer, PollFlags::empty())];
+        assert_eq!(poll(&mut polled, Some(&PATIENCE)), Ok(1), "the last reader goes with its thread");
+        assert!(polled[0].revents().contains(PollFlags::ERR));
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("the thread's end closes only its own copy");
+        assert_eq!(text, "kept");
+    }
+
+    #[test]
+    fn the_last_copy_is_here_once_another_thread_has_left() {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        in_private(&[], || {
+            drop(writer);
+            let mut polled = [PollFd::new(&reader, PollFlags::IN)];
+            assert_eq!(poll(&mut polled, Some(&PATIENCE)), Ok(1), "the other table still holds the writing end");
+            assert!(polled[0].revents().contains(PollFlags::HUP));
+        });
+    }
+
+    #[test]
+    fn a_listener_closed_here_accepts_nothing_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        in_private(&[], || {
+            drop(TcpStream::connect(address).expect("it listens"));
+            drop(listener);
+            let refused = (0..TRIES_MAX).find_map(|_| TcpStream::connect(address).err());
+            let refused = refused.expect("the other table still holds the listener");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        });
     }
 }

@@ -1,6 +1,7 @@
 //! The bare floor as a target: what a login and an idle connection cost at least on this machine. This same program,
 //! started as a process of its own and stopped with its handle.
 
+mod acceptor;
 mod child;
 
 use std::io::{BufRead, BufReader, Write};
