@@ -47,7 +47,9 @@ pub(crate) fn processor() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The process that listens on a TCP port of this machine, if this user may see it.
+/// The process that listens on a TCP port of this machine, if this user may see it. It looks at every descriptor of
+/// every process, and the kernel keeps an inode and a name for each that was looked at: to be asked before there are
+/// many, where the kernel's memory is measured.
 pub(crate) fn listener_pid(port: u16) -> Option<u32> {
     let inode = listener_inode(&std::fs::read_to_string("/proc/net/tcp").ok()?, port)?;
     let wanted = format!("socket:[{inode}]");

@@ -6,9 +6,20 @@ use serde::Serialize;
 
 use super::{kibibytes, read};
 
-/// The slabs that a connection has objects in: the socket, its inode, its file, the file's name, its place in an epoll.
-const CONNECTION_SLABS: [&str; 7] =
-    ["TCP", "sock_inode_cache", "filp", "dentry", "eventpoll_epi", "eventpoll_pwq", "request_sock_TCP"];
+/// The slabs that a connection has objects in: the socket, its inode, its file, the file's name, its place in an epoll,
+/// and what security modules keep of them.
+const CONNECTION_SLABS: [&str; 10] = [
+    "TCP",
+    "sock_inode_cache",
+    "filp",
+    "dentry",
+    "eventpoll_epi",
+    "eventpoll_pwq",
+    "ep_head",
+    "lsm_inode_cache",
+    "lsm_file_cache",
+    "request_sock_TCP",
+];
 
 /// Memory of the kernel that grows with connections and with the threads that serve them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -1,5 +1,5 @@
-//! One thread of the bare floor. For each connection exactly: accept4, epoll_ctl, one read, one write. It keeps no
-//! memory for any of them, looks at nothing but the first two bytes, and trusts its peers.
+//! One thread of the bare floor. For each connection exactly: accept4, epoll_ctl, one read, one write, and its part of
+//! the waits. It keeps no memory for any of them, looks at nothing but the first two bytes, and trusts its peers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -71,6 +71,7 @@ impl<'a> Acceptor<'a> {
     /// Serves until something fails.
     pub(super) fn run(mut self) -> Result<()> {
         let mut buffer = [0; READ_LEN];
+        let mut accepts = 1;
         loop {
             let (welcome, counts) = (self.welcome, self.counts);
             let look = |socket: BorrowedFd<'_>, flags: EventFlags| {
@@ -80,24 +81,25 @@ impl<'a> Acceptor<'a> {
                 }
                 fate
             };
-            if self.sockets.wait(look).context("waiting")? {
-                self.accept()?;
-            }
+            let waiting = self.sockets.wait(look).context("waiting")?;
+            accepts = if waiting { self.accept(accepts)? } else { 1 };
         }
     }
 
-    fn accept(&self) -> Result<()> {
-        for _ in 0..ACCEPTS_MAX {
+    /// Accepts up to `accepts`; returns how many to try for if more wait in the next turn. The queue is asked in vain
+    /// only where a turn before had left something in it.
+    fn accept(&self, accepts: usize) -> Result<usize> {
+        for accepted in 0..accepts {
             let socket = match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) => socket,
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::AGAIN) => return Ok(accepted.max(1)),
                 Err(Errno::CONNABORTED | Errno::INTR) => continue,
                 Err(error) => return Err(io::Error::from(error)).context("accepting"),
             };
             self.counts.connections.fetch_add(1, Ordering::Relaxed);
             self.sockets.adopt(socket).context("watching a connection")?;
         }
-        Ok(())
+        Ok((accepts * 2).min(ACCEPTS_MAX))
     }
 }
 
