@@ -6,7 +6,6 @@ mod journal;
 mod links;
 mod options;
 mod plan;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 mod preflight;
 mod procfs;
 mod report;

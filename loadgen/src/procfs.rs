@@ -14,7 +14,6 @@ pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
 }
 
 /// Resident memory of a process, where pages that several share count in parts: each its own.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 pub(crate) fn pss_bytes(pid: u32) -> Result<u64> {
     told(&format!("/proc/{pid}/smaps_rollup"), "Pss:", kibibytes)
 }
@@ -23,11 +22,6 @@ pub(crate) fn pss_bytes(pid: u32) -> Result<u64> {
 #[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 pub(crate) fn thread_count(pid: u32) -> Result<u64> {
     told(&format!("/proc/{pid}/status"), "Threads:", number)
-}
-
-/// Kernel memory that sockets, their descriptors and their poll entries live in: the slabs, the whole machine's.
-pub(crate) fn slab_bytes() -> Result<u64> {
-    told("/proc/meminfo", "Slab:", kibibytes)
 }
 
 /// Memory that can still be had without swapping.

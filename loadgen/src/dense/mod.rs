@@ -163,15 +163,15 @@ impl Crowd {
             let (counts, is_asked) = (self.counts(), self.ask_for(connections));
             let tried = counts.logins + counts.login_failures;
             progress.tell(format!("logged in: {} of {connections}", counts.logins));
-            if is_asked && tried >= connections {
-                return Ok(began.elapsed());
-            }
             if tried > before {
                 (moved, before) = (Instant::now(), tried);
             }
             let failures = counts.login_failures + counts.disconnects;
             if failures > FAILURES_MAX + connections / FAILURES_ONE_IN {
                 bail!("{failures} connections failed or ended: {}", self.first_faults());
+            }
+            if is_asked && tried >= connections {
+                return Ok(began.elapsed());
             }
             if moved.elapsed() > STALL_MAX {
                 bail!(

@@ -1,5 +1,7 @@
 //! Clients over byte strings, cut anywhere; a whole crowd over real sockets.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +14,6 @@ use super::partials::{Partials, next_record};
 use super::sources::Sources;
 use super::*;
 use crate::plan::RunId;
-use crate::target::Target;
-use crate::target::floor::{Floor, FloorSettings};
 
 fn record(kind: RecordType, message: &impl Message) -> Vec<u8> {
     let mut out = Vec::new();
@@ -135,53 +135,95 @@ fn a_login_is_what_the_protocol_says() {
     assert_eq!(out, record(RecordType::Ping, &proto::Ping { nonce: 1 }));
 }
 
-#[test]
-fn a_crowd_comes_in_steps_and_goes_again() {
-    let mut floor = Floor::start(&FloorSettings::default()).expect("a relay");
-    let progress = Progress::hidden();
-    let load = CrowdLoad {
-        target: floor.address(),
-        connections: 200,
-        workers: Some(3),
-        first_user: 1 << 41,
-        sources: Sources::choose(None, floor.address(), 200).expect("loopback"),
-        rate: None,
+/// A server that welcomes everybody, then delivers one message to each and counts what is acknowledged.
+fn serve(listener: &TcpListener, connections: u64, run: RunId) -> Vec<TcpStream> {
+    let mut sockets = Vec::new();
+    for _ in 0..connections {
+        let (mut socket, _) = listener.accept().expect("somebody comes");
+        let mut head = [0; 10];
+        socket.read_exact(&mut head).expect("a preamble and a length");
+        let mut login = vec![0; usize::from(u16::from_be_bytes([head[8], head[9]])) + 4];
+        socket.read_exact(&mut login).expect("a login, and READY behind it");
+        let welcome = proto::Welcome { version: 1, incarnation: 5, ..Default::default() };
+        socket.write_all(&record(RecordType::Welcome, &welcome)).expect("it reads");
+        let credential = proto::Login::decode(&login[..login.len() - 4]).expect("a login").credential;
+        let Some(login::Credential::Ticket(ticket)) = credential else { panic!("no ticket: {credential:?}") };
+        let user = u64::from_be_bytes(*ticket.first_chunk().expect("a floor's ticket begins with the user"));
+        let bytes = deliver([entry(9, run.0, user - FIRST_USER)]);
+        // In two pieces, which may or may not come as one.
+        let (one, two) = bytes.split_at(7);
+        socket.write_all(one).expect("it reads");
+        socket.write_all(two).expect("it reads");
+        sockets.push(socket);
+    }
+    let ack = record(RecordType::Ack, &proto::Ack { inbox_seq: 9, ..Default::default() });
+    for socket in &mut sockets {
+        let mut found = vec![0; ack.len()];
+        socket.read_exact(&mut found).expect("an acknowledgement");
+        assert_eq!(found, ack);
+    }
+    sockets
+}
+
+const FIRST_USER: u64 = 1 << 41;
+
+fn load(target: SocketAddr, connections: u64, workers: u64) -> CrowdLoad {
+    CrowdLoad {
+        target,
+        connections,
+        workers: Some(workers),
+        first_user: FIRST_USER,
+        sources: Sources::choose(None, target, connections).expect("loopback"),
+        rate: Some(100_000.0),
         keep_alive_us: 3600 * 1_000_000,
         tickets: None,
         run: RunId(1),
         sends_ready: true,
-        measures_delivery: false,
-    };
-    let crowd = Crowd::start(load, &LoginWith::Nothing, Clock::start()).expect("three workers");
+        measures_delivery: true,
+    }
+}
+
+#[test]
+fn a_crowd_comes_in_steps_takes_its_messages_and_goes_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = listener.local_addr().expect("an address");
+    let server = std::thread::spawn(move || serve(&listener, 200, RunId(1)));
+    let progress = Progress::hidden();
+    let crowd = Crowd::start(load(target, 200, 3), &LoginWith::Nothing, Clock::start()).expect("three workers");
     for connections in [50, 200] {
-        crowd.grow_to(connections, &progress, || Ok(())).expect("a relay takes them all");
-        assert_eq!(floor.report().expect("it runs").logins, connections);
+        crowd.grow_to(connections, &progress, || Ok(())).expect("a server takes them all");
         assert_eq!(crowd.counts().logins, connections);
     }
-    let (outcome, _) = crowd.close().expect("all workers end");
-    assert_eq!(outcome.counts, Counts { logins: 200, ..Counts::default() });
+    let mut sockets = server.join().expect("everything was acknowledged");
+    let (outcome, delivery) = crowd.close().expect("all workers end");
+    assert_eq!(outcome.counts, Counts { logins: 200, delivered: 200, ..Counts::default() });
     assert_eq!((outcome.errors.len(), outcome.faults), (0, Vec::new()));
-    let is_empty = progress.wait_until(Duration::from_secs(60), || Ok(floor.report()?.connections == 0));
-    assert!(is_empty.expect("the relay runs"), "every connection is closed");
+    assert_eq!(delivery.count, 200);
+    for socket in &mut sockets {
+        assert_eq!(socket.read(&mut [0; 64]).expect("a clean end"), 0, "every connection is closed");
+    }
+}
+
+#[test]
+fn connections_that_end_are_counted_and_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = listener.local_addr().expect("an address");
+    let server = std::thread::spawn(move || serve(&listener, 10, RunId(2)));
+    let progress = Progress::hidden();
+    let crowd = Crowd::start(load(target, 10, 1), &LoginWith::Nothing, Clock::start()).expect("a worker");
+    crowd.grow_to(10, &progress, || Ok(())).expect("a server takes them all");
+    drop(server.join().expect("everything was acknowledged"));
+    let are_gone = progress.wait_until(Duration::from_secs(60), || Ok(crowd.counts().disconnects == 10));
+    assert!(are_gone.expect("nothing fails"));
+    let (outcome, _) = crowd.close().expect("the worker ends");
+    assert_eq!(outcome.counts, Counts { logins: 10, older: 10, disconnects: 10, ..Counts::default() });
+    assert!(outcome.faults.iter().all(|fault| fault.contains("closed the connection")), "{:?}", outcome.faults);
 }
 
 #[test]
 fn a_crowd_that_nobody_answers_says_why() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-    let load = CrowdLoad {
-        target: closed,
-        connections: 100,
-        workers: None,
-        first_user: 1,
-        sources: Sources::choose(None, closed, 100).expect("loopback"),
-        rate: Some(10_000.0),
-        keep_alive_us: 3600 * 1_000_000,
-        tickets: None,
-        run: RunId(1),
-        sends_ready: true,
-        measures_delivery: false,
-    };
-    let crowd = Crowd::start(load, &LoginWith::Nothing, Clock::start()).expect("a worker");
+    let target = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let crowd = Crowd::start(load(target, 100, 1), &LoginWith::Nothing, Clock::start()).expect("a worker");
     let error = crowd.grow_to(100, &Progress::hidden(), || Ok(())).expect_err("nobody is there").to_string();
     assert!(error.contains("failed or ended") && error.contains("refused"), "{error}");
 }

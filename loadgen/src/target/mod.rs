@@ -1,6 +1,5 @@
 //! What is put under load: a Culver server found by its address and ops port, or a floor that is started here.
 
-#[expect(dead_code, reason = "for the scenario of idle connections")]
 pub(crate) mod bare;
 pub(crate) mod child;
 pub(crate) mod credentials;

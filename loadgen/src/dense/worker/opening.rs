@@ -173,9 +173,10 @@ impl Worker {
 
     /// The server told an error. A refused ticket is none as long as there is a token.
     pub(super) fn handle_error(&mut self, slot: usize, error: &proto::Error) -> Result<(), String> {
-        let Start { place, load, shared, post, .. } = &self.start;
+        let Start { place, load, shared, post, login, .. } = &self.start;
         if let Some(attempt) = self.opening.pending.get_mut(&slot)
             && !attempt.is_by_token
+            && matches!(login, LoginWith::Tokens(_))
             && ErrorClass::of(error.code) == ErrorClass::RefreshToken
         {
             attempt.is_refused = true;
