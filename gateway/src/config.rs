@@ -92,8 +92,11 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect.
     pub ops: SocketAddr,
-    /// Reactor threads; 0: see [`Config::reactor_count`].
+    /// Reactor threads; 0: see [`Config::reactor_count`], or, where each has descriptors of its own, as many as
+    /// `connections_max` needs.
     pub reactors: usize,
+    /// Each reactor has a table of descriptors to itself, and so the limit of descriptors to itself.
+    pub private_fd_tables: bool,
     /// Hub threads; 0: one a volume. See [`Config::hub_count`].
     pub hubs: u16,
     /// Threads that read from the disk, for each volume.
@@ -322,6 +325,7 @@ impl Default for Config {
             ops: SocketAddr::from(([127, 0, 0, 1], 7401)),
             volumes: Vec::new(),
             reactors: 0,
+            private_fd_tables: false,
             hubs: 0,
             readers: 2,
             connections_max: 0,

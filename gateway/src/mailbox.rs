@@ -33,6 +33,22 @@ impl Default for Bounds {
     }
 }
 
+impl Bounds {
+    /// Commands of all reactors together on their way to one hub, about: their queues are memory from the start.
+    const COMMANDS_ALL: usize = 16_384;
+    /// Fewest for one reactor.
+    const COMMANDS_MIN: usize = 256;
+
+    /// For the queues between a hub and each of so many reactors.
+    #[must_use]
+    pub fn of_one_among(reactors: usize) -> Self {
+        let all = Self::default();
+        let commands = (Self::COMMANDS_ALL / reactors.max(1)).clamp(Self::COMMANDS_MIN, all.commands);
+        let share = |bound: usize| bound * commands / all.commands;
+        Self { commands, kept: share(all.kept), replies: share(all.replies), deliveries: share(all.deliveries) }
+    }
+}
+
 /// Mail on its way from one hub to another.
 pub const HUB_MAIL_MAX: usize = 8192;
 
@@ -317,6 +333,18 @@ mod tests {
     use loom::thread;
 
     use super::*;
+
+    #[test]
+    fn many_reactors_have_short_queues() {
+        assert_eq!(Bounds::of_one_among(1), Bounds::default());
+        assert_eq!(Bounds::of_one_among(4), Bounds::default());
+        for reactors in 1..=256 {
+            let bounds = Bounds::of_one_among(reactors);
+            assert!(bounds.kept >= 32 && bounds.kept < bounds.commands / 4, "{bounds:?}");
+            assert!(bounds.commands < bounds.replies && bounds.deliveries == bounds.replies, "{bounds:?}");
+        }
+        assert_eq!(Bounds::of_one_among(256).commands, Bounds::COMMANDS_MIN);
+    }
 
     impl WaitFlag for LoomBool {
         fn announce(&self) {

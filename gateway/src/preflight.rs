@@ -10,10 +10,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-use crate::config::{CONNECTIONS_MAX, Config};
+use crate::config::{CONNECTIONS_MAX, Config, REACTORS_MAX};
 
 /// Descriptors for everything but connections: RocksDB's files, listeners, pollers, wakers, the operators' port.
 pub const DESCRIPTORS_RESERVED: u64 = 256;
+/// Descriptors of a reactor with a table of its own, beside connections: the standard ones, its listener, poll and
+/// alarm, and a connection that is turned away.
+pub const DESCRIPTORS_OF_A_REACTOR: u64 = 16;
+/// The kernel deals connections to reactors by a hash, so some get more than others: room for so many percent of the
+/// average.
+const SPREAD_PERCENT: u64 = 105;
+/// What the kernel takes for a connection, and what the server does.
+const BYTES_OF_A_CONNECTION: u64 = 4040 + 200;
 
 /// Why the server cannot start. Each says how to mend it.
 #[derive(Debug, Error)]
@@ -44,8 +52,9 @@ pub enum PreflightError {
     /// More connections asked for than descriptors allow.
     #[error(
         "{wanted} connections need {needed} file descriptors ({DESCRIPTORS_RESERVED} are for other files), but the \
-         limit is {limit}. Raise it (`ulimit -n {needed}`, or LimitNOFILE={needed} in the systemd unit), or ask for \
-         fewer: --connections-max {possible}."
+         limit is {limit}. Raise it (`ulimit -n {needed}`, or LimitNOFILE={needed} in the systemd unit; \
+         `culver-tune plan --connections {wanted}` has all of it), give every reactor a table of its own \
+         (--private-fd-tables), or ask for fewer: --connections-max {possible}."
     )]
     TooFewDescriptors {
         /// Connections asked for.
@@ -53,6 +62,25 @@ pub enum PreflightError {
         /// Descriptors that they need.
         needed: u64,
         /// Descriptors there can be.
+        limit: u64,
+        /// Connections that would fit.
+        possible: u64,
+    },
+    /// More connections asked for than reactors with tables of their own can hold.
+    #[error(
+        "{wanted} connections need {needed} reactors with a table of {limit} file descriptors each, and there are \
+         {reactors}. Start more (--reactors {needed}; at most {REACTORS_MAX}), raise the limit \
+         (`culver-tune plan --connections {wanted} --fd-tables {reactors}`), or ask for fewer: \
+         --connections-max {possible}."
+    )]
+    TooFewTables {
+        /// Connections asked for.
+        wanted: u64,
+        /// Reactors that they need.
+        needed: u64,
+        /// Reactors there are.
+        reactors: u64,
+        /// Descriptors that there can be in each table.
         limit: u64,
         /// Connections that would fit.
         possible: u64,
@@ -136,12 +164,23 @@ fn explain(address: SocketAddr, option: &'static str, source: io::Error) -> Pref
     }
 }
 
+/// How many connections there may be, and who holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Threads that own sockets.
+    pub reactors: usize,
+    /// Connections of all of them.
+    pub connections_max: u32,
+    /// Connections of each.
+    pub of_a_reactor: usize,
+}
+
 /// How many connections there may be: the number asked for if the descriptors suffice, or as many as they allow.
 /// Raises the soft limit to the hard one.
 ///
 /// # Errors
 /// Too few descriptors.
-pub fn reserve_descriptors(config: &Config) -> Result<u32, PreflightError> {
+pub fn reserve_descriptors(config: &Config) -> Result<Capacity, PreflightError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
         let raised = Rlimit { current: maximum, maximum };
@@ -149,7 +188,40 @@ pub fn reserve_descriptors(config: &Config) -> Result<u32, PreflightError> {
         setrlimit(Resource::Nofile, raised)
             .map_err(|errno| PreflightError::RaiseLimit { limit, source: errno.into() })?;
     }
-    connections_within(config.connections_max, maximum.unwrap_or(u64::MAX))
+    let limit = maximum.unwrap_or(u64::MAX);
+    if config.private_fd_tables { within_tables(config, limit) } else { within_one_table(config, limit) }
+}
+
+/// Every connection takes its descriptor from the same `limit`.
+fn within_one_table(config: &Config, limit: u64) -> Result<Capacity, PreflightError> {
+    let connections_max = connections_within(config.connections_max, limit)?;
+    let reactors = config.reactor_count();
+    Ok(Capacity { reactors, connections_max, of_a_reactor: (connections_max as usize).div_ceil(reactors) })
+}
+
+/// Every reactor has `limit` descriptors to itself.
+fn within_tables(config: &Config, limit: u64) -> Result<Capacity, PreflightError> {
+    let room = limit.saturating_sub(DESCRIPTORS_OF_A_REACTOR).min(CONNECTIONS_MAX.into());
+    if room == 0 || limit <= DESCRIPTORS_RESERVED {
+        return Err(PreflightError::NoDescriptors { limit });
+    }
+    let wanted = u64::from(config.connections_max);
+    let needed = (wanted * SPREAD_PERCENT).div_ceil(room * 100);
+    let reactors = match config.reactors {
+        0 => (config.reactor_count() as u64).max(needed).min(REACTORS_MAX as u64),
+        asked => asked as u64,
+    };
+    let possible = (reactors * room * 100 / SPREAD_PERCENT).clamp(1, CONNECTIONS_MAX.into());
+    if wanted > possible {
+        return Err(PreflightError::TooFewTables { wanted, needed, reactors, limit, possible });
+    }
+    let granted = if wanted == 0 { possible } else { wanted };
+    let share = (granted * SPREAD_PERCENT).div_ceil(reactors * 100).min(room);
+    Ok(Capacity {
+        reactors: usize::try_from(reactors).expect("REACTORS_MAX fits"),
+        connections_max: u32::try_from(granted).expect("CONNECTIONS_MAX fits a u32"),
+        of_a_reactor: usize::try_from(share).expect("CONNECTIONS_MAX fits"),
+    })
 }
 
 /// `wanted` connections (0: as many as possible) within `limit` descriptors.
@@ -165,6 +237,39 @@ fn connections_within(wanted: u32, limit: u64) -> Result<u32, PreflightError> {
     }
     let granted = if wanted == 0 { possible } else { wanted };
     Ok(u32::try_from(granted).expect("CONNECTIONS_MAX fits a u32"))
+}
+
+/// What a server that was asked for so many connections should be told before the first comes: none of it keeps it from
+/// starting.
+#[must_use]
+pub fn warnings(config: &Config, capacity: &Capacity) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let wanted = u64::from(config.connections_max);
+    let needed = wanted * BYTES_OF_A_CONNECTION;
+    if let Some(available) = available_bytes().filter(|available| wanted > 0 && *available < needed) {
+        warnings.push(format!(
+            "{wanted} connections take about {} MiB of memory, and {} are available: see `culver-tune check \
+             --connections {wanted}`",
+            needed >> 20,
+            available >> 20,
+        ));
+    }
+    let migrates = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
+    if capacity.reactors > 1 && config.private_fd_tables && migrates.is_ok_and(|value| value.trim() == "0") {
+        warnings.push(
+            "net.ipv4.tcp_migrate_req is 0: connections that wait at a reactor which is full are reset instead of \
+             going to another (`sysctl -w net.ipv4.tcp_migrate_req=1`, or `culver-tune apply`)"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+/// Memory that could be had without swapping (proc(5), MemAvailable).
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]
@@ -184,6 +289,25 @@ mod tests {
         let error = connections_within(769, 1024).expect_err("one too many").to_string();
         assert!(error.contains("ulimit -n 1025") && error.contains("--connections-max 768"), "{error}");
         assert!(matches!(connections_within(0, 256), Err(PreflightError::NoDescriptors { limit: 256 })));
+    }
+
+    #[test]
+    fn reactors_with_tables_of_their_own_hold_a_limit_each() {
+        let of = |connections_max, reactors, limit| {
+            let config = Config { private_fd_tables: true, connections_max, reactors, ..Config::default() };
+            within_tables(&config, limit)
+        };
+        // One more than a fifth of ten million: 105 % of the average fits every table.
+        let capacity = of(2_277_846, 0, 20_000).expect("as many reactors as it takes");
+        assert_eq!((capacity.reactors, capacity.connections_max), (120, 2_277_846));
+        assert_eq!(capacity.of_a_reactor, 19_932);
+        let error = of(2_277_846, 100, 20_000).expect_err("too few reactors").to_string();
+        assert!(error.contains("--reactors 120") && error.contains("--connections-max 1903238"), "{error}");
+        let error = of(CONNECTIONS_MAX, 0, 20_000).expect_err("more than there can be").to_string();
+        assert!(error.contains("at most 256"), "{error}");
+        assert_eq!(of(0, 4, 20_000).expect("many fit").connections_max, 76_129);
+        assert_eq!(of(8, 8, 20_000).expect("they fit").of_a_reactor, 2);
+        assert!(matches!(of(0, 1, 200), Err(PreflightError::NoDescriptors { limit: 200 })));
     }
 
     #[test]

@@ -11,14 +11,12 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError};
 use culver_storage::engine::{Engine, EngineMemory};
 use culver_storage::layout::DataDir;
 use culver_storage::topology::Topology;
@@ -32,13 +30,14 @@ use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
-use crate::mailbox::{self, Doorbell, Link};
+use crate::mailbox::{self, Doorbell};
 use crate::metrics::{Metrics, Totals};
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Refusal, Snapshot, TakeBackup, TakeSnapshot};
-use crate::preflight::Ports;
+use crate::preflight::{Capacity, Ports};
 use crate::reactor::hubs::ToHub;
-use crate::reactor::listener::listen;
-use crate::reactor::thread::{ReactorThread, Stage};
+use crate::reactor::listener::Group;
+use crate::reactor::thread::Stage;
+use crate::reactor::threads::{ReactorThreads, Work};
 use crate::reactor::{Bounds, Surroundings};
 use crate::sys::return_free_memory;
 
@@ -63,8 +62,8 @@ pub struct Setup {
     pub authenticator: Arc<Authenticator>,
     /// The ports, held.
     pub ports: Ports,
-    /// Connections that descriptors allow.
-    pub connections_max: u32,
+    /// Connections that descriptors allow, and reactors for them.
+    pub capacity: Capacity,
     /// Called once clients can log in.
     pub on_ready: Box<dyn FnOnce()>,
 }
@@ -85,11 +84,14 @@ struct Visible {
 /// # Errors
 /// A volume cannot be opened or recovered, or a thread or socket cannot be had.
 pub fn run(setup: Setup) -> anyhow::Result<()> {
-    let Setup { config, data_dir, topology, authenticator, ports, connections_max, on_ready } = setup;
+    let Setup { config, data_dir, topology, authenticator, ports, capacity, on_ready } = setup;
     let (config, topology) = (Arc::new(config), Arc::new(topology));
-    let metrics = Arc::new(Metrics::new(config.reactor_count(), topology.hub_count().into()));
+    // Before anything else is open.
+    let reactors = ReactorThreads::begin(capacity.reactors, config.private_fd_tables)
+        .context("cannot start the reactors' threads")?;
+    let metrics = Arc::new(Metrics::new(capacity.reactors, topology.hub_count().into()));
     let visible = Arc::new(Visible::default());
-    let ops = spawn_ops(ports.ops, &visible, &metrics, &topology, config.reactor_count())?;
+    let ops = spawn_ops(ports.ops, &visible, &metrics, &topology, capacity)?;
 
     let watch = Watch::spawn(&data_dir, config.disk.reserve_mib)?;
     visible.disks.get_or_init(|| Arc::clone(watch.disks()));
@@ -102,7 +104,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         sleepers.iter().zip(&hubs).map(|(sleeper, hub)| Arc::new(sleeper.inbox(hub.bounds()))).collect();
 
     let around = Surroundings {
-        connections_max: (connections_max as usize).div_ceil(config.reactor_count()),
+        connections_max: capacity.of_a_reactor,
         config: Arc::clone(&config),
         authenticator,
         incarnation: data_dir.incarnation(),
@@ -111,15 +113,25 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         epochs: Arc::default(),
         bounds: Bounds::default(),
     };
-    let (reactors, ports_by_hub) = build_reactors(ports.listen, &around, &visible.stage, &inboxes)?;
+    visible.bells.get_or_init(|| reactors.bells());
+    let links = Links::between(&inboxes, reactors.bells());
+    let hubs = hubs.into_iter().zip(sleepers).collect();
+    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, links.of_hubs, &metrics)?;
+    let (running, ended) = channel::bounded(0);
+    let group = Arc::new(Group::default());
+    let mut to_hubs = links.of_reactors;
+    let reactor_threads = reactors
+        .start(|number| Work {
+            listen: ports.listen,
+            group: Arc::clone(&group),
+            hubs: to_hubs.get_mut(number).map(std::mem::take).expect("each reactor has its links"),
+            around: around.clone(),
+            stage: Arc::clone(&visible.stage),
+            running: running.clone(),
+        })
+        .with_context(|| format!("cannot listen on {}", ports.listen))?;
     // The reactors' listeners hold the port from here on.
     drop(ports.listen_hold);
-    visible.bells.get_or_init(|| reactors.iter().map(ReactorThread::bell).collect());
-    let hubs = hubs.into_iter().zip(sleepers).collect();
-    let hub_threads = volumes.spawn_hubs(hubs, &topology, &config, &inboxes, ports_by_hub, &metrics)?;
-    let (running, ended) = channel::bounded(0);
-    let threads = reactors.into_iter().map(|reactor| spawn_reactor(reactor, running.clone()));
-    let reactor_threads = threads.collect::<io::Result<Vec<_>>>()?;
     drop(running);
     if !visible.stage.is_leaving() {
         visible.readiness.set(Phase::Ready);
@@ -147,11 +159,12 @@ fn spawn_ops(
     visible: &Arc<Visible>,
     metrics: &Arc<Metrics>,
     topology: &Topology,
-    reactors: usize,
+    capacity: Capacity,
 ) -> io::Result<Ops> {
     let readiness = visible.readiness.clone();
     let threads = Snapshot {
-        reactors: reactors as u64,
+        reactors: capacity.reactors as u64,
+        connections_max: capacity.connections_max.into(),
         hubs: topology.hub_count().into(),
         volumes: topology.volume_count().into(),
         ..Snapshot::default()
@@ -169,36 +182,30 @@ fn spawn_ops(
     Ops::spawn(OpsSetup { socket, readiness, snapshot, backup, shutdown })
 }
 
-/// The reactors, and for each hub its ports to them.
-fn build_reactors(
-    listen_on: SocketAddr,
-    around: &Surroundings,
-    stage: &Arc<Stage>,
-    inboxes: &Inboxes,
-) -> anyhow::Result<(Vec<ReactorThread>, Vec<Vec<ReactorPort>>)> {
-    let mut reactors = Vec::new();
-    let mut ports_by_hub: Vec<Vec<ReactorPort>> = inboxes.iter().map(|_| Vec::new()).collect();
-    for number in 0..around.config.reactor_count() {
-        let listener = listen(listen_on).with_context(|| format!("cannot listen on {listen_on}"))?;
-        let number = u16::try_from(number).expect("the configuration bounds reactors");
-        let hubs: Vec<ToHub> = inboxes.iter().map(|inbox| ToHub::new(inbox, mailbox::Bounds::default())).collect();
-        let links: Vec<Arc<Link>> = hubs.iter().map(|hub| Arc::clone(&hub.link)).collect();
-        let reactor = ReactorThread::new(number, listener, hubs, around.clone(), Arc::clone(stage))?;
-        for (ports, link) in ports_by_hub.iter_mut().zip(links) {
-            ports.push(ReactorPort { link, bell: reactor.bell() });
-        }
-        reactors.push(reactor);
-    }
-    Ok((reactors, ports_by_hub))
+/// The queues between reactors and hubs, from either side.
+struct Links {
+    /// By reactor and hub.
+    of_reactors: Vec<Vec<ToHub>>,
+    /// By hub and reactor.
+    of_hubs: Vec<Vec<ReactorPort>>,
 }
 
-/// `running` goes when the reactor ends.
-fn spawn_reactor(reactor: ReactorThread, running: Sender<Infallible>) -> io::Result<JoinHandle<io::Result<()>>> {
-    thread::Builder::new().name(reactor.name()).spawn(move || {
-        let ended = reactor.run();
-        drop(running);
-        ended
-    })
+impl Links {
+    fn between(inboxes: &Inboxes, bells: Vec<Arc<Doorbell>>) -> Self {
+        let bounds = mailbox::Bounds::of_one_among(bells.len());
+        let mut links = Self {
+            of_reactors: Vec::new(),
+            of_hubs: inboxes.iter().map(|_| Vec::with_capacity(bells.len())).collect(),
+        };
+        for bell in bells {
+            let hubs: Vec<ToHub> = inboxes.iter().map(|inbox| ToHub::new(inbox, bounds)).collect();
+            for (ports, hub) in links.of_hubs.iter_mut().zip(&hubs) {
+                ports.push(ReactorPort { link: Arc::clone(&hub.link), bell: Arc::clone(&bell) });
+            }
+            links.of_reactors.push(hubs);
+        }
+        links
+    }
 }
 
 /// Waits for all reactors to end; meanwhile gives memory back to the kernel, after a mass disconnect and when a rush of

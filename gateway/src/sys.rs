@@ -1,5 +1,56 @@
 //! The only unsafe code of the gateway: calls for which no safe wrapper exists.
 
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use culver_storage::descriptors::Table;
+
+/// Descriptors that every process has: standard input, output and error.
+const STANDARD: u32 = 3;
+
+/// Gives the calling thread a descriptor table of its own with nothing open in it but 0, 1, 2 and `kept`, and returns
+/// what that is in the new table: the same file by the same number. (`kept` itself stays the shared table's.) The
+/// limit of descriptors holds for each table by itself, and threads that open and close many do not wait for each other.
+///
+/// Before the files of others are opened, and before this thread has made anything: copies left behind would keep
+/// deleted files on the disk and closed listeners accepting. The thread must start no other, which would share its
+/// table.
+///
+/// # Errors
+/// Those of close_range(2).
+///
+/// # Panics
+/// If the thread has a table of its own already.
+pub fn take_private_descriptors(kept: &OwnedFd) -> io::Result<OwnedFd> {
+    let number = kept.as_raw_fd();
+    let place = u32::try_from(number).expect("open descriptors are not negative");
+    assert!(place >= STANDARD, "standard descriptors are kept anyway");
+    // The first call leaves the shared table, and only then closes; there is always something to close behind.
+    if place > STANDARD {
+        close_range(STANDARD, place - 1, libc::CLOSE_RANGE_UNSHARE)?;
+        close_range(place + 1, u32::MAX, 0)?;
+    } else {
+        close_range(place + 1, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
+    }
+    Table::note_left();
+    Ok(own(number))
+}
+
+#[expect(unsafe_code, reason = "no safe wrapper knows close_range(2)")]
+fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
+    let flags = libc::c_int::try_from(flags).expect("flags are a few bits");
+    // SAFETY: the call takes three numbers. What it closes, it closes in a table that is this thread's alone: by then
+    // the thread owns no descriptor but those it keeps.
+    let result = unsafe { libc::close_range(first, last, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[expect(unsafe_code, reason = "a number of the shared table becomes one of the thread's own table")]
+fn own(number: i32) -> OwnedFd {
+    // SAFETY: the number is open in the table that the thread has just got to itself, and nothing there owns it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Gives free memory of the allocator's arenas back to the kernel (malloc_trim(3), glibc).
 #[expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
 pub fn return_free_memory() {
@@ -8,4 +59,79 @@ pub fn return_free_memory() {
     }
     // SAFETY: malloc_trim takes a number, touches only the allocator's own free memory and may be called from any thread.
     let _released: i32 = unsafe { malloc_trim(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::*;
+
+    /// Runs `look` while another thread has a table of its own.
+    fn beside_a_private_table(look: impl FnOnce()) {
+        let (kept, _other) = UnixStream::pair().expect("a pair");
+        let kept = OwnedFd::from(kept);
+        let (told, settled) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let kept = &kept;
+            scope.spawn(move || {
+                let own = take_private_descriptors(kept).expect("a table");
+                told.send(own.as_raw_fd()).expect("somebody waits");
+                ended.recv().ok();
+                drop(own);
+            });
+            assert_eq!(settled.recv().expect("it settles"), kept.as_raw_fd());
+            look();
+            drop(end);
+        });
+    }
+
+    #[test]
+    fn a_file_closed_by_all_others_is_closed() {
+        let (_keep, path) = tempfile::NamedTempFile::new().expect("a file").into_parts();
+        let file = File::open(&path).expect("it is there");
+        flock(&file, FlockOperation::NonBlockingLockExclusive).expect("nobody else has it");
+        beside_a_private_table(|| {
+            // The lock goes with the last descriptor of the opened file, as does a deleted file's space.
+            drop(file);
+            let again = File::open(&path).expect("it is there");
+            flock(&again, FlockOperation::NonBlockingLockExclusive).expect("no copy of the descriptor was left behind");
+        });
+    }
+
+    #[test]
+    fn a_listener_closed_by_all_others_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        beside_a_private_table(|| {
+            drop(listener);
+            let refused = TcpStream::connect(address).expect_err("nobody listens");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
+
+    #[test]
+    fn what_is_kept_is_the_same_file_in_both_tables() {
+        let (mut here, there) = UnixStream::pair().expect("a pair");
+        let there = OwnedFd::from(there);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let own = take_private_descriptors(&there).expect("a table");
+                UnixStream::from(own).write_all(b"from the other table").expect("it is open");
+            });
+        });
+        let mut text = [0; 20];
+        here.read_exact(&mut text).expect("it was written");
+        assert_eq!(&text, b"from the other table");
+        drop(there); // still open here: closing it in the other table closed that copy alone
+        assert_eq!(here.read(&mut text).expect("readable"), 0);
+    }
 }

@@ -19,6 +19,7 @@
 pub mod backup;
 pub mod batch;
 pub mod command;
+pub mod descriptors;
 pub mod engine;
 pub mod error;
 pub mod filter;

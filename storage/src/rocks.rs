@@ -18,6 +18,7 @@ use rocksdb::{
 
 use crate::backup;
 use crate::batch::{self, Batch};
+use crate::descriptors::Table;
 use crate::engine::{Engine, EngineMemory, Family, Lookup, ScanEnd, Tier, Visitor};
 use crate::error::{EngineError, OpenError};
 use crate::filter::Retention;
@@ -70,6 +71,7 @@ impl RocksEngine {
         cache_shares: u64,
         retention: &Arc<Retention>,
     ) -> Result<Self, OpenError> {
+        Table::SHARED.assert_current();
         backup::clear_leftovers(path)?;
         let cuts = wal::mend(path)?;
         let failed = |source: rocksdb::Error| OpenError::Engine { path: path.to_owned(), source: source.into() };
@@ -134,12 +136,15 @@ impl RocksEngine {
     /// # Errors
     /// It cannot be made. Nothing is left of it then, where that can be removed.
     pub fn checkpoint(&self, to: &Path) -> Result<(), EngineError> {
+        Table::SHARED.assert_current();
         // Never a flush: whoever calls this keeps writers waiting.
         let taken = Checkpoint::new(&self.database).and_then(|of| of.create_checkpoint_with_log_size(to, u64::MAX));
         taken.map_err(failed("a checkpoint"))
     }
 
+    /// What every use of the database needs, and so the place to ask whether this thread may open files for it.
     fn handle(&self, family: Family) -> &rocksdb::ColumnFamily {
+        Table::SHARED.assert_current();
         handle(&self.database, family)
     }
 
@@ -152,6 +157,7 @@ impl Drop for RocksEngine {
     /// Ends merges and waits for them. One could be in a lookup, and be the last that holds the database: closing it on
     /// a thread of its own, it would wait for itself.
     fn drop(&mut self) {
+        Table::SHARED.assert_current();
         self.database.cancel_all_background_work(true);
         assert_eq!(Arc::strong_count(&self.database), 1, "a merge has ended, and its filter with it");
     }
@@ -261,6 +267,7 @@ impl Engine for RocksEngine {
     }
 
     fn write(&self, batch: &Batch) -> Result<(), EngineError> {
+        Table::SHARED.assert_current();
         let batch = WriteBatch::from_data(batch.sorted().as_bytes());
         self.database.write_opt(batch, &self.synced).map_err(failed("a synced write"))?;
         // Every write is synced before its sequence numbers are published.

@@ -27,6 +27,7 @@ use super::{DataDirArg, VolumesArg, init};
                         culver serve --data-dir ./data\n  \
                         culver serve --data-dir ./data --listen 127.0.0.1:7500 --ops 127.0.0.1:7501\n  \
                         culver serve --data-dir ./data --reactors 2 --connections-max 100000 --log-format json\n  \
+                        culver serve --data-dir ./data --private-fd-tables --connections-max 1000000\n  \
                         culver serve --data-dir ./data --hubs 4 --volume /disk1/culver --volume /disk2/culver\n\n\
                         Settings come from DIR/culver.toml, or the file named with --config; flags go before them.\n\
                         SIGTERM and SIGINT end it: clients are told to reconnect elsewhere, then it exits with 0.\n\
@@ -45,9 +46,12 @@ pub(crate) struct Serve {
     /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:7401]
     #[arg(long, value_name = "IP:PORT")]
     ops: Option<SocketAddr>,
-    /// Threads that own sockets [default: half the cores]
+    /// Threads that own sockets [default: half the cores; with --private-fd-tables, what --connections-max needs]
     #[arg(long, value_name = "N")]
     reactors: Option<usize>,
+    /// Each reactor gets a table of file descriptors, and so the limit of them (ulimit -Hn), to itself
+    #[arg(long)]
+    private_fd_tables: bool,
     /// Threads that own users and conversations; may change at every start [default: one for each volume]
     #[arg(long, value_name = "N")]
     hubs: Option<u16>,
@@ -69,7 +73,8 @@ impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = self.settings()?;
         logging::start(&config.log)?;
-        let connections_max = preflight::reserve_descriptors(&config)?;
+        let capacity = preflight::reserve_descriptors(&config)?;
+        preflight::warnings(&config, &capacity).iter().for_each(|warning| warn!("{warning}"));
         let ports = Ports::hold(&config)?;
         // Before anything is made: what a new directory would have.
         config.hub_count(u16::try_from(config.volumes.len().max(1)).unwrap_or(u16::MAX))?;
@@ -78,13 +83,17 @@ impl Serve {
         let authenticator = Arc::new(Authenticator::load(&config, data_dir.incarnation())?);
         let greeting = greeting(&config, &ports);
         let (hubs, volumes) = (topology.hub_count(), topology.volume_count());
-        info!(listen = %ports.listen, ops = %ports.ops_address, connections_max, hubs, volumes, "starting");
+        let preflight::Capacity { reactors, connections_max, of_a_reactor } = capacity;
+        info!(
+            listen = %ports.listen, ops = %ports.ops_address, connections_max, reactors, of_a_reactor,
+            private_fd_tables = config.private_fd_tables, hubs, volumes, "starting"
+        );
         let on_ready = Box::new(move || {
             if let Err(error) = super::print(&greeting) {
                 warn!(%error, "nobody reads standard output");
             }
         });
-        server::run(Setup { config, data_dir, topology, authenticator, ports, connections_max, on_ready })?;
+        server::run(Setup { config, data_dir, topology, authenticator, ports, capacity, on_ready })?;
         info!("stopped");
         Ok(ExitCode::SUCCESS)
     }
@@ -96,6 +105,7 @@ impl Serve {
         config.ops = self.ops.unwrap_or(config.ops);
         config.volumes.clone_from(&self.volumes.volumes);
         config.reactors = self.reactors.unwrap_or(config.reactors);
+        config.private_fd_tables |= self.private_fd_tables;
         config.hubs = self.hubs.unwrap_or(config.hubs);
         config.readers = self.readers.unwrap_or(config.readers);
         config.inbox.receipts = self.receipts.unwrap_or(config.inbox.receipts);

@@ -33,6 +33,7 @@ macro_rules! snapshot {
 // A counter's name gets `_total` behind it when it is written.
 snapshot! {
     gauge "culver_connections" connections "Open connections";
+    gauge "culver_connections_max" connections_max "Connections that there may be at once";
     gauge "culver_sessions" sessions "Logged-in sessions";
     gauge "culver_rocksdb_memtable_bytes" rocksdb_memtable_bytes "Memory of RocksDB's memtables";
     gauge "culver_rocksdb_block_cache_bytes" rocksdb_block_cache_bytes "Memory of RocksDB's block cache";

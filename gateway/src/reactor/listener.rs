@@ -1,26 +1,170 @@
-//! Listening sockets: one for each reactor, sharing an address.
+//! Listening sockets: one for each reactor, sharing an address. The kernel spreads connections over those that listen,
+//! and a full reactor's does not, as long as there is another.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mio::net::TcpListener;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use rustix::net::Shutdown;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
 
-/// Opens a listening socket; several can share `address`, and the kernel spreads connections over them.
-///
-/// # Errors
-/// Those of socket(2), bind(2) and listen(2).
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    // Accepted sockets inherit it: small records leave at once.
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(TcpListener::from_std(socket.into()))
+/// How many listeners of an address listen.
+#[derive(Debug, Default)]
+pub struct Group(AtomicUsize);
+
+impl Group {
+    fn join(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether somebody else goes on listening.
+    fn leave(&self) -> bool {
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |all| if all > 1 { Some(all - 1) } else { None })
+            .is_ok()
+    }
+}
+
+/// A listening socket among those that share its address.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    group: Arc<Group>,
+    is_listening: bool,
+}
+
+impl Listener {
+    /// Opens a listening socket; several can share `address`, which names a port (a socket that steps back keeps only a
+    /// port that it had asked for).
+    ///
+    /// # Errors
+    /// Those of socket(2), bind(2) and listen(2).
+    pub fn open(address: SocketAddr, group: Arc<Group>) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it: small records leave at once.
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        group.join();
+        Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true })
+    }
+
+    /// Has `registry` tell of connections. Again: also of those that it has told of already.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn watch(&mut self, registry: &Registry, token: Token, again: bool) -> io::Result<()> {
+        if again {
+            registry.reregister(&mut self.socket, token, Interest::READABLE)
+        } else {
+            registry.register(&mut self.socket, token, Interest::READABLE)
+        }
+    }
+
+    /// The next connection; `None`: there is none, or it has stepped back.
+    ///
+    /// # Errors
+    /// Those of accept4(2).
+    pub fn accept(&self) -> io::Result<Option<TcpStream>> {
+        loop {
+            if !self.is_listening {
+                return Ok(None);
+            }
+            return match self.socket.accept() {
+                Ok((stream, _)) => Ok(Some(stream)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    /// Leaves new connections to the others, unless it is the last: that one stays, to tell clients why they are
+    /// turned away. With net.ipv4.tcp_migrate_req, what waits in its queue goes to the others; without, it is reset.
+    ///
+    /// # Errors
+    /// Those of shutdown(2).
+    pub fn step_back(&mut self) -> io::Result<bool> {
+        if !self.is_listening || !self.group.leave() {
+            return Ok(false);
+        }
+        self.is_listening = false;
+        rustix::net::shutdown(&self.socket, Shutdown::Read)?;
+        Ok(true)
+    }
+
+    /// Takes connections again.
+    ///
+    /// # Errors
+    /// Those of listen(2).
+    pub fn step_forward(&mut self) -> io::Result<()> {
+        if !self.is_listening {
+            rustix::net::listen(&self.socket, BACKLOG)?;
+            self.is_listening = true;
+            self.group.join();
+        }
+        Ok(())
+    }
+
+    /// Whether it takes connections.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        self.is_listening
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpStream as Client};
+
+    use super::*;
+
+    /// Of all connections that are there, how many this listener has.
+    fn accepted(listener: &Listener) -> usize {
+        std::iter::from_fn(|| listener.accept().expect("accept4 works")).count()
+    }
+
+    /// Two on a port that the kernel has chosen for a third socket: one that it had chosen for them, they would lose.
+    fn two() -> (SocketAddr, Listener, Listener) {
+        let hold = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        hold.set_reuse_port(true).expect("set");
+        hold.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        let address = hold.local_addr().expect("bound").as_socket().expect("an IP address");
+        let group = Arc::new(Group::default());
+        let open = || Listener::open(address, Arc::clone(&group)).expect("the port is shared");
+        (address, open(), open())
+    }
+
+    #[test]
+    fn who_steps_back_gets_no_connection_until_it_steps_forward() {
+        let (address, mut first, second) = two();
+        assert!(first.step_back().expect("shutdown works"));
+        let mut clients: Vec<_> = (0..32).map(|_| Client::connect(address).expect("the other listens")).collect();
+        assert_eq!((accepted(&first), accepted(&second)), (0, 32));
+        first.step_forward().expect("listen works");
+        clients.extend((0..64).map(|_| Client::connect(address).expect("both listen")));
+        let (of_first, of_second) = (accepted(&first), accepted(&second));
+        assert_eq!(of_first + of_second, 64);
+        assert!(of_first > 0 && of_second > 0, "{of_first} and {of_second}: the kernel spreads 64 over both");
+    }
+
+    #[test]
+    fn the_last_one_stays() {
+        let (address, mut first, mut second) = two();
+        assert!(first.step_back().expect("shutdown works"));
+        assert!(!second.step_back().expect("nothing to do"));
+        let _client = Client::connect(address).expect("the last one listens");
+        assert_eq!(accepted(&second), 1);
+        first.step_forward().expect("listen works");
+        assert!(second.step_back().expect("shutdown works"));
+    }
 }

@@ -14,6 +14,7 @@ pub mod listener;
 mod serve;
 pub mod socket;
 pub mod thread;
+pub mod threads;
 pub mod timer;
 
 use std::collections::VecDeque;
@@ -42,6 +43,8 @@ use crate::slab::Slab;
 const ENDING_S: u32 = 2;
 /// The time between two looks at connections whose time has come: they have waited for seconds already.
 const DUE_PACE_US: u64 = 1_000;
+/// A reactor that was full takes connections again when this part of its room is free.
+const ROOM_AGAIN: usize = 64;
 /// Longest wait: the timer wheel's tick.
 const TICK: Duration = Duration::from_secs(1);
 /// Longest wait while the server leaves.
@@ -214,7 +217,7 @@ impl<S: Socket> Reactor<S> {
     /// Takes a connection: its slot, under which its socket is to be watched; what is there already counts as news.
     /// `None`: there is no room; it was told so and is closed.
     pub fn accept(&mut self, socket: S) -> Option<u32> {
-        if self.connections.len() >= self.around.connections_max {
+        if self.is_full() {
             self.turn_away(socket);
             return None;
         }
@@ -225,6 +228,25 @@ impl<S: Socket> Reactor<S> {
         self.watch(slot, login_s);
         self.counters().connections.add(1);
         Some(slot)
+    }
+
+    /// Whether no other connection finds room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.connections.len() >= self.around.connections_max
+    }
+
+    /// Whether so many have left that it is worth taking new ones again.
+    #[must_use]
+    pub fn has_room_again(&self) -> bool {
+        let most = self.around.connections_max;
+        self.connections.len() <= most - (most / ROOM_AGAIN).max(1)
+    }
+
+    /// When this turn began, by the clock that never jumps.
+    #[must_use]
+    pub fn mono_us(&self) -> u64 {
+        self.mono_us
     }
 
     /// The socket in a slot, for registering; `None` once it is closed.

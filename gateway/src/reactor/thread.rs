@@ -1,16 +1,17 @@
 //! The thread of a reactor: one epoll instance, one listener, one clock. It waits for events and tells the pure
-//! [`Reactor`] of them; never looks into a connection.
+//! [`Reactor`] of them; never looks into a connection. It may have a table of descriptors to itself ([`super::threads`]).
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use super::alarm::Alarm;
 use super::hubs::ToHub;
+use super::listener::Listener;
 use super::{Reactor, Surroundings, Wait};
 use crate::clock::{Clock, SystemClock};
 use crate::mailbox::Doorbell;
@@ -22,6 +23,9 @@ const EVENTS_MAX: usize = 16;
 const ACCEPTS_A_TURN: usize = 8;
 /// How long sockets gather what they have while a hub gathers too; what hubs have to say ends it at once.
 const GATHER: Duration = Duration::from_micros(250);
+
+/// How long a reactor takes no connections when the machine had no descriptor or memory for one.
+const PAUSE_US: u64 = 1_000_000;
 
 const LISTENER: Token = Token(usize::MAX);
 const ALARM: Token = Token(usize::MAX - 1);
@@ -48,56 +52,51 @@ impl Stage {
 
 /// A reactor with what its thread watches.
 pub struct ReactorThread {
-    name: String,
     poll: Poll,
-    alarm: Arc<Alarm>,
+    alarm: Alarm,
     bell: Arc<Doorbell>,
     stage: Arc<Stage>,
     /// `None`: the server leaves.
-    listener: Option<TcpListener>,
+    listener: Option<Listener>,
+    /// Until when it takes no connections, for one could not be had.
+    paused_until_us: Option<u64>,
     /// The kernel has more events than were taken.
     more_events: bool,
     reactor: Reactor<TcpStream>,
 }
 
+/// What a reactor's thread needs to begin.
+pub struct Parts {
+    /// Which of the reactors it is.
+    pub number: u16,
+    /// Its sockets are watched by this.
+    pub poll: Poll,
+    /// Its end of what wakes it.
+    pub alarm: Alarm,
+    /// How others wake it.
+    pub bell: Arc<Doorbell>,
+    /// Where connections come from.
+    pub listener: Listener,
+    /// The hubs by number.
+    pub hubs: Vec<ToHub>,
+    /// The rest of the server.
+    pub around: Surroundings,
+    /// What the server is doing.
+    pub stage: Arc<Stage>,
+}
+
 impl ReactorThread {
-    /// A reactor with its listener and the hubs by number.
+    /// A reactor without connections.
     ///
     /// # Errors
-    /// Those of epoll_create(2) and eventfd(2).
-    pub fn new(
-        number: u16,
-        mut listener: TcpListener,
-        hubs: Vec<ToHub>,
-        around: Surroundings,
-        stage: Arc<Stage>,
-    ) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let alarm = Arc::new(Alarm::new(poll.registry(), ALARM)?);
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let to_set_off = Arc::clone(&alarm);
-        Ok(Self {
-            name: format!("reactor-{number}"),
-            poll,
-            alarm,
-            bell: Arc::new(Doorbell::new(move || to_set_off.set_off())),
-            stage,
-            listener: Some(listener),
-            more_events: false,
-            reactor: Reactor::new(number, hubs, around),
-        })
-    }
-
-    /// The thread's name.
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    /// Wakes this reactor.
-    #[must_use]
-    pub fn bell(&self) -> Arc<Doorbell> {
-        Arc::clone(&self.bell)
+    /// Those of epoll_ctl(2).
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        let Parts { number, poll, alarm, bell, mut listener, hubs, around, stage } = parts;
+        alarm.watch(poll.registry(), ALARM)?;
+        listener.watch(poll.registry(), LISTENER, false)?;
+        let reactor = Reactor::new(number, hubs, around);
+        let listener = Some(listener);
+        Ok(Self { poll, alarm, bell, stage, listener, paused_until_us: None, more_events: false, reactor })
     }
 
     /// Runs until the server leaves and everything under way is answered and written.
@@ -128,9 +127,11 @@ impl ReactorThread {
             }
             self.more_events = seen == EVENTS_MAX;
             if self.stage.is_leaving() {
-                self.stop_listening();
+                // Closing it takes it out of the poll.
+                self.listener = None;
                 self.reactor.leave();
             }
+            self.look_at_listener();
             self.reactor.end_turn();
             if self.reactor.has_left() {
                 return Ok(());
@@ -160,16 +161,15 @@ impl ReactorThread {
     }
 
     fn accept(&mut self) {
-        let mut accepted = 0;
-        while let Some(listener) = &self.listener {
+        for _ in 0..ACCEPTS_A_TURN {
+            let Some(listener) = &self.listener else { return };
             let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
                 Err(error) => {
                     // Out of descriptors or memory, or the peer is gone already: the others are still there.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    return;
+                    tracing::warn!(%error, "a connection could not be accepted; no other for a second");
+                    return self.pause();
                 }
             };
             let Some(slot) = self.reactor.accept(stream) else { continue };
@@ -180,27 +180,47 @@ impl ReactorThread {
                 self.reactor.discard(slot);
                 continue;
             }
-            accepted += 1;
-            if accepted == ACCEPTS_A_TURN {
-                // Edge-triggered: the rest would not be announced again.
-                self.accept_again();
-                return;
+            if self.reactor.is_full() {
+                self.step_back();
             }
         }
+        // Edge-triggered: the rest would not be announced again.
+        self.watch_listener_again();
     }
 
-    fn accept_again(&mut self) {
-        if let Some(listener) = &mut self.listener
-            && let Err(error) = self.poll.registry().reregister(listener, LISTENER, Interest::READABLE)
-        {
-            tracing::error!(%error, "the listener cannot be watched any more");
+    /// Takes connections again, if it had stepped back and has room, or had paused and that is over.
+    fn look_at_listener(&mut self) {
+        let Some(listener) = &mut self.listener else { return };
+        let is_over = self.paused_until_us.is_some_and(|until_us| self.reactor.mono_us() >= until_us);
+        let returns = !listener.is_listening() && self.paused_until_us.is_none() && self.reactor.has_room_again();
+        if !is_over && !returns {
+            return;
+        }
+        self.paused_until_us = None;
+        if let Err(error) = listener.step_forward() {
+            tracing::error!(%error, "the listener cannot listen any more");
+        }
+        self.watch_listener_again();
+    }
+
+    fn step_back(&mut self) {
+        match self.listener.as_mut().map(Listener::step_back) {
+            Some(Ok(true)) => tracing::debug!("full: new connections go to the other reactors"),
+            Some(Err(error)) => tracing::warn!(%error, "the listener cannot leave its group"),
+            Some(Ok(false)) | None => {}
         }
     }
 
-    fn stop_listening(&mut self) {
-        if let Some(mut listener) = self.listener.take() {
-            // Closing it is what matters; it leaves epoll by that anyway.
-            drop(self.poll.registry().deregister(&mut listener));
+    fn pause(&mut self) {
+        self.paused_until_us = Some(self.reactor.mono_us().saturating_add(PAUSE_US));
+        self.step_back();
+    }
+
+    fn watch_listener_again(&mut self) {
+        if let Some(listener) = &mut self.listener
+            && let Err(error) = listener.watch(self.poll.registry(), LISTENER, true)
+        {
+            tracing::error!(%error, "the listener cannot be watched any more");
         }
     }
 }

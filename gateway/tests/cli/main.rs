@@ -295,6 +295,10 @@ fn too_few_descriptors_are_refused() {
     {
         assert!(said.contains(part), "{part:?} is missing in {said:?}");
     }
+    let said = limited(1000, "--private-fd-tables --reactors 2 --connections-max 5000");
+    for part in ["5000 connections need 6 reactors", "--reactors 6", "culver-tune plan", "--connections-max 1874"] {
+        assert!(said.contains(part), "{part:?} is missing in {said:?}");
+    }
     let said = limited(200, "");
     assert!(said.contains("leaves none for connections") && said.contains("LimitNOFILE="), "{said}");
 }

@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) enum Layout {
     /// One hub on one volume.
     OneHub,
-    /// Four hubs on two volumes, and two reactors.
+    /// Four hubs on two volumes, and two reactors with descriptor tables of their own.
     FourHubs,
 }
 
@@ -120,7 +120,7 @@ impl Home {
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--hubs", &hubs.to_string()])
-            .args(if self.layout == Layout::FourHubs { &["--reactors", "2"][..] } else { &[] })
+            .args(if self.layout == Layout::FourHubs { &["--reactors", "2", "--private-fd-tables"][..] } else { &[] })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -187,8 +187,12 @@ impl Server {
         self.wait_for("culver_outbox_behind", |behind| behind == 0);
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).expect("a pid");
+        let pid = i32::try_from(self.pid()).expect("a pid");
         kill_process(Pid::from_raw(pid).expect("not 0"), signal).expect("it runs");
     }
 

@@ -29,4 +29,6 @@ mod sending;
 #[cfg(test)]
 mod space;
 #[cfg(test)]
+mod tables;
+#[cfg(test)]
 mod topology;

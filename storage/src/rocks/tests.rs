@@ -118,3 +118,26 @@ fn a_volumes_marker_and_what_a_file_system_keeps_are_no_obstacle() {
     }
     assert!(directory.path().join("VOLUME").exists() && directory.path().join("lost+found").exists());
 }
+
+#[test]
+fn no_thread_with_descriptors_of_its_own_gets_at_a_volume() {
+    let directory = directory();
+    let engine = RocksEngine::open(directory.path(), small(), Arc::default()).expect("it opens");
+    let uses: [fn(&RocksEngine); 4] = [
+        |engine| drop(engine.get(Family::User, b"key", Tier::Disk)),
+        |engine| drop(engine.scan(Family::User, b"a", b"b", Tier::Disk, &mut |_, _| ControlFlow::Continue(()))),
+        |engine| drop(engine.write(&Batch::with_capacity(BatchNumber(0), 0))),
+        |engine| assert!(engine.memory().memtable_bytes > 0),
+    ];
+    std::thread::scope(|scope| {
+        for of in uses {
+            let engine = &engine;
+            of(engine);
+            let elsewhere = scope.spawn(move || {
+                Table::note_left();
+                of(engine);
+            });
+            assert!(elsewhere.join().is_err(), "it opens, closes and writes by numbers that mean other files there");
+        }
+    });
+}
