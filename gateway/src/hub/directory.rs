@@ -1,6 +1,7 @@
 //! Who is online: the sessions of a hub's users, found by user through an index of slot numbers only.
 
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
 
 use culver_protocol::id::{DeviceId, InboxSeq, UserId};
 use culver_storage::planted::{self, Bug};
@@ -11,6 +12,9 @@ use crate::slab::Slab;
 
 /// Index tables, so that growth comes in small steps instead of doubling one large table.
 const TABLES: usize = 64;
+
+/// Bytes of an entry, as docs/benchmarks/memory.md counts them.
+const ONLINE_LEN: usize = 64;
 
 /// Nothing is on its way to the session.
 pub const NO_WINDOW: u32 = u32::MAX;
@@ -23,7 +27,8 @@ pub struct Online {
     reactor: u16,
     slot: u32,
     generation: u32,
-    epoch: u32,
+    /// Never 0, so that the slab's empty slots need no room to say that they are.
+    epoch: NonZeroU32,
     /// The client has persisted everything up to here.
     pub acked: InboxSeq,
     /// Everything up to here is on its way to the client. Invariant: never below `acked`.
@@ -67,13 +72,13 @@ pub enum Flag {
     Stepped = 128,
 }
 
-const _: () = assert!(size_of::<Online>() <= 64);
+const _: () = assert!(size_of::<Option<Online>>() == ONLINE_LEN);
 
 impl Online {
     /// The session's address.
     #[must_use]
     pub fn address(&self) -> Address {
-        Address { reactor: self.reactor, slot: self.slot, generation: self.generation, epoch: self.epoch }
+        Address { reactor: self.reactor, slot: self.slot, generation: self.generation, epoch: self.epoch.get() }
     }
 
     /// Whose session it is.
@@ -169,6 +174,9 @@ impl Directory {
     }
 
     /// Adds a session. If it is exclusive the device has none: the caller has removed it.
+    ///
+    /// # Panics
+    /// If it has one, or the session has no number.
     pub fn insert(&mut self, device: Device, session: Address, acked: InboxSeq, fetch: bool) -> u32 {
         assert!(fetch || self.find(device).is_none(), "one exclusive session a device");
         let hash = self.hasher.hash_one(device.user);
@@ -178,7 +186,7 @@ impl Directory {
             reactor: session.reactor,
             slot: session.slot,
             generation: session.generation,
-            epoch: session.epoch,
+            epoch: NonZeroU32::new(session.epoch).expect("sessions are numbered from 1"),
             acked,
             sent: acked,
             credit_bytes: 0,
@@ -240,7 +248,7 @@ mod tests {
     use super::*;
 
     fn session(slot: u32) -> Address {
-        Address { reactor: 0, slot, generation: slot, epoch: slot }
+        Address { reactor: 0, slot, generation: slot, epoch: slot + 1 }
     }
 
     fn device(user: u64, device: u16) -> Device {
@@ -295,7 +303,7 @@ mod tests {
         let mut directory = Directory::default();
         let index = directory.insert(device(1, 1), session(7), InboxSeq(3), false);
         assert_eq!(directory.current(device(1, 1), session(7)), Some(index));
-        assert_eq!(directory.current(device(1, 1), Address { epoch: 8, ..session(7) }), None);
+        assert_eq!(directory.current(device(1, 1), Address { epoch: 9, ..session(7) }), None);
     }
 
     #[test]
