@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::report::{Document, JsonTo};
+use crate::report::{BadUsage, Document, JsonTo};
 use crate::target::cutdisk::NoFuse;
 
 #[derive(Parser)]
@@ -110,7 +110,11 @@ fn main() -> ExitCode {
         Ok(passed) => ExitCode::from(if passed { 0 } else { 3 }),
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<NoFuse>() { 4 } else { 1 })
+            ExitCode::from(match () {
+                () if error.is::<NoFuse>() => 4,
+                () if error.is::<BadUsage>() => 2,
+                () => 1,
+            })
         }
     }
 }

@@ -143,6 +143,11 @@ impl Client {
         Verdict::Due { sent_us: sent_us(&entry.payload).unwrap_or(0), missing: round - due }
     }
 
+    /// How long nothing has come.
+    pub(super) fn silent_s(&self, now_s: u32) -> u32 {
+        now_s.saturating_sub(self.heard_s)
+    }
+
     fn handle_welcome(&mut self, welcome: proto::Welcome) -> Result<Heard, String> {
         if !(u32::from(VERSION_MIN)..=u32::from(VERSION_MAX)).contains(&welcome.version) {
             return Err(format!("the server speaks version {}, which was not offered", welcome.version));

@@ -31,8 +31,11 @@ const BELL: u64 = u64::MAX;
 const EVENTS_MAX: usize = 256;
 /// Bytes read at once: a DELIVER at its longest.
 const READ_LEN: usize = 64 * 1024;
-/// Reads of one socket in one turn; what is left is read in the next, for a closed or full socket tells again.
+/// Reads of one socket in one turn: far more than the window of an idle client allows.
 const READS_MAX: usize = 64;
+
+/// A connection is given up when nothing came for so many halves of the keep-alive interval: its PONG is long overdue.
+const SILENT_HALVES: u64 = 3;
 
 /// Where a worker stands among all.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +119,7 @@ impl Worker {
         for event in events.drain(..) {
             match event.data.u64() {
                 BELL => self.answer_bell(),
-                slot => self.handle_ready(usize::try_from(slot).expect("a slot"), event.flags)?,
+                slot => self.handle_ready(usize::try_from(slot).expect("a slot"), event.flags),
             }
         }
         Ok(())
@@ -131,38 +134,37 @@ impl Worker {
         }
     }
 
-    fn handle_ready(&mut self, slot: usize, flags: EventFlags) -> io::Result<()> {
-        let Some(client) = self.clients.get(slot) else { return Ok(()) };
+    fn handle_ready(&mut self, slot: usize, flags: EventFlags) {
+        let Some(client) = self.clients.get(slot) else { return };
         if client.phase == Phase::Connecting {
             if !flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) {
-                return Ok(());
+                return;
             }
-            self.write_waiting_login(slot)?;
+            self.write_waiting_login(slot);
         }
         if !flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
-            return Ok(());
+            return;
         }
         for _ in 0..READS_MAX {
-            let Some(client) = self.clients.get(slot) else { return Ok(()) };
-            let Some(socket) = &client.socket else { return Ok(()) };
+            let Some(socket) = self.clients.get(slot).and_then(|client| client.socket.as_ref()) else { return };
             match rustix::io::read(socket, self.buffer.as_mut_slice()) {
                 Ok(0) => return self.end(slot, "the server closed the connection"),
                 Ok(len) => {
-                    self.handle_bytes(slot, len)?;
+                    self.handle_bytes(slot, len);
                     if len < READ_LEN && !flags.intersects(EventFlags::RDHUP | EventFlags::HUP) {
-                        return Ok(()); // drained: what comes later raises a new event
+                        return; // drained: what comes later raises a new event
                     }
                 }
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
                 Err(error) => return self.end(slot, &io::Error::from(error).to_string()),
             }
         }
-        Ok(())
+        self.end(slot, "the server sends without end");
     }
 
     /// The first `len` bytes of the buffer have come.
-    fn handle_bytes(&mut self, slot: usize, len: usize) -> io::Result<()> {
+    fn handle_bytes(&mut self, slot: usize, len: usize) {
         let buffer = std::mem::take(&mut self.buffer);
         let bytes = buffer.get(..len).expect("a read stays within its buffer");
         let place = self.clients.get(slot).and_then(|client| client.partial);
@@ -170,13 +172,16 @@ impl Worker {
         let outcome = self.handle_records(slot, &joined);
         let client = self.clients.get_mut(slot).expect("it is being served");
         client.heard_s = seconds(self.now_us);
-        let rest = if client.socket.is_some() { outcome.as_ref().map_or(0, |rest| *rest) } else { 0 };
+        let rest = outcome.as_ref().map_or(0, |rest| *rest);
         client.partial = self.partials.keep(place, joined.get(joined.len() - rest..).expect("the rest is its end"));
         drop(joined);
         self.buffer = buffer;
         match outcome {
             Ok(_) => self.write_out(slot),
-            Err(fault) => self.end(slot, &fault),
+            Err(fault) => {
+                self.out.clear();
+                self.end(slot, &fault);
+            }
         }
     }
 
@@ -185,9 +190,7 @@ impl Worker {
         loop {
             let record = next_record(&mut bytes).map_err(|error| error.to_string())?;
             let Some(record) = record else { return Ok(bytes.len()) };
-            let Some(client) = self.clients.get_mut(slot).filter(|client| client.socket.is_some()) else {
-                return Ok(0);
-            };
+            let client = self.clients.get_mut(slot).expect("it is being served");
             let heard = client.handle_record(record.kind, record.body, &mut self.out)?;
             self.handle_heard(slot, heard)?;
         }
@@ -237,19 +240,18 @@ impl Worker {
         }
     }
 
-    fn write_out(&mut self, slot: usize) -> io::Result<()> {
+    fn write_out(&mut self, slot: usize) {
+        let Some(socket) = self.clients.get(slot).and_then(|client| client.socket.as_ref()) else { return };
         if self.out.is_empty() {
-            return Ok(());
+            return;
         }
-        let Some(socket) = self.clients.get(slot).and_then(|client| client.socket.as_ref()) else {
-            self.out.clear();
-            return Ok(());
-        };
         let written = rustix::io::write(socket, &self.out);
         let is_whole = written == Ok(self.out.len());
         self.out.clear();
         // A few bytes always fit, unless the server has stopped reading.
-        if is_whole { Ok(()) } else { self.end(slot, &format!("writing a few bytes: {written:?}")) }
+        if !is_whole {
+            self.end(slot, &format!("writing a few bytes: {written:?}"));
+        }
     }
 
     fn step_keep_alive(&mut self) -> Option<u64> {
@@ -275,39 +277,34 @@ impl Worker {
 
     fn ping(&mut self, slot: usize) {
         let Some(client) = self.clients.get(slot).filter(|client| client.phase == Phase::Live) else { return };
-        let silent_s = seconds(self.now_us).saturating_sub(client.heard_s);
-        let max_s = seconds(self.start.load.keep_alive_us * 3 / 2).max(1);
-        let outcome = if silent_s > max_s {
+        let silent_s = client.silent_s(seconds(self.now_us));
+        if silent_s > seconds(self.start.load.keep_alive_us * SILENT_HALVES / 2) {
             bump(&self.start.post.tally.silent, 1);
-            self.end(slot, &format!("nothing came for {silent_s} s"))
-        } else {
-            client::write_ping(&mut self.out);
-            bump(&self.start.post.tally.pings, 1);
-            self.write_out(slot)
-        };
-        // Ending a client that is live does not touch the ticket file.
-        outcome.expect("only logins can fail");
+            return self.end(slot, &format!("nothing came for {silent_s} s"));
+        }
+        client::write_ping(&mut self.out);
+        bump(&self.start.post.tally.pings, 1);
+        self.write_out(slot);
     }
 
     /// The connection is over.
-    fn end(&mut self, slot: usize, why: &str) -> io::Result<()> {
+    fn end(&mut self, slot: usize, why: &str) {
         let Start { place, load, post, shared, .. } = &self.start;
-        let Some(client) = self.clients.get_mut(slot) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(slot) else { return };
         if client.socket.take().is_none() {
-            return Ok(());
+            return;
         }
         let partial = client.partial.take();
         self.partials.release(partial);
         let was_live = client.phase == Phase::Live;
         if !was_live && self.opening.handle_ended(slot) {
             client.phase = Phase::Absent; // it comes again, with a token
-            return Ok(());
+            return;
         }
         client.phase = Phase::Ended;
         bump(if was_live { &post.tally.disconnects } else { &post.tally.login_failures }, 1);
         let user = client::user(load.first_user, place.first + slot as u64).0;
         shared.note_fault(|| format!("user {user}: {why}"));
-        Ok(())
     }
 }
 

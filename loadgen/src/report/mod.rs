@@ -108,6 +108,18 @@ impl fmt::Display for Broken {
     }
 }
 
+/// Options that do not go together: the exit code is that of bad usage.
+#[derive(Debug)]
+pub(crate) struct BadUsage(pub(crate) String);
+
+impl std::error::Error for BadUsage {}
+
+impl fmt::Display for BadUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Collects missed thresholds.
 #[derive(Debug, Default)]
 pub(crate) struct Misses(Vec<String>);

@@ -50,7 +50,7 @@ const LATENCIES: [Figure; 6] = [
     ("/receipt_us/p50", "receipt p50", Shown::Duration),
     ("/receipt_us/p99", "receipt p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 35] = [
+const FIGURES: [Figure; 42] = [
     ("/rounds", "rounds", Shown::Count),
     ("/disk/cuts", "power cuts", Shown::Count),
     ("/busy", "answers busy", Shown::Count),
@@ -68,6 +68,13 @@ const FIGURES: [Figure; 35] = [
     ("/connections", "connections", Shown::Count),
     ("/user_bytes_per_connection", "user bytes per connection", Shown::Fraction),
     ("/kernel_bytes_per_connection", "kernel bytes per connection", Shown::Fraction),
+    ("/kernel_and_user_ratio", "kernel and user bytes, x the bare floor's", Shown::Fraction),
+    ("/own_bytes_per_connection", "generator bytes per connection", Shown::Fraction),
+    ("/clients/pongs", "keep-alives answered", Shown::Count),
+    ("/clients/disconnects", "connections lost", Shown::Count),
+    ("/login_cpu_ratio", "CPU per login, x the bare floor's", Shown::Fraction),
+    ("/server_cpu_s_idle", "server CPU seconds in the quiet time", Shown::Fraction),
+    ("/beside/server_cpu_us_per_msg_ratio", "CPU per message beside the idle, x without", Shown::Fraction),
     ("/logins_per_s", "logins per second", Shown::Fraction),
     ("/server_cpu_us_per_login", "server CPU us per login", Shown::Fraction),
     ("/given_back_ratio", "share of memory given back", Shown::Fraction),

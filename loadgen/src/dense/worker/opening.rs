@@ -157,16 +157,15 @@ impl Worker {
     }
 
     /// The connection is made, or could not be.
-    pub(super) fn write_waiting_login(&mut self, slot: usize) -> io::Result<()> {
-        let Some(attempt) = self.opening.pending.get_mut(&slot) else { return Ok(()) };
-        let Some(client) = self.clients.get_mut(slot) else { return Ok(()) };
-        let Some(socket) = &client.socket else { return Ok(()) };
+    pub(super) fn write_waiting_login(&mut self, slot: usize) {
+        let Some(attempt) = self.opening.pending.get_mut(&slot) else { return };
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        let Some(socket) = &client.socket else { return };
         match rustix::io::write(socket, &attempt.unsent) {
             Ok(len) if len == attempt.unsent.len() => {
                 (attempt.unsent, client.phase) = (Vec::new(), Phase::LoggingIn);
-                Ok(())
             }
-            Err(Errno::AGAIN) => Ok(()),
+            Err(Errno::AGAIN) => {}
             other => self.end(slot, &format!("writing the login: {other:?}")),
         }
     }

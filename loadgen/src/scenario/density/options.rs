@@ -15,7 +15,7 @@ use crate::options::{RunOptions, TargetOptions, rate};
 use crate::plan::{self, RunId};
 use crate::preflight::{self, Demand};
 use crate::procfs;
-use crate::report::JsonTo;
+use crate::report::{BadUsage, JsonTo};
 use crate::scenario::idle::Guard;
 use crate::target::culver::Culver;
 use crate::units::Span;
@@ -127,7 +127,7 @@ pub(super) struct Thresholds {
     /// Server CPU per message beside the idle connections, so many times that without them at most
     #[arg(long, requires = "beside_pairs", value_name = "RATIO")]
     pub(super) beside_ratio_max: Option<f64>,
-    /// Bytes per connection that this generator itself needs, at most
+    /// Bytes per connection that this generator itself needs, at most; checked where there are enough to tell
     #[arg(long, default_value_t = 400.0, value_name = "BYTES")]
     pub(super) own_bytes_max: f64,
 }
@@ -142,7 +142,7 @@ impl CrowdOptions {
         use culver_protocol::limits::{KEEP_ALIVE_S_MAX, KEEP_ALIVE_S_MIN};
         let (least, most) = (u64::from(KEEP_ALIVE_S_MIN), u64::from(KEEP_ALIVE_S_MAX));
         if !(least * 1_000_000..=most * 1_000_000).contains(&self.keep_alive.us()) {
-            bail!("--keep-alive is from {least}s to {most}s, not {}", self.keep_alive);
+            return Err(BadUsage(format!("--keep-alive is from {least}s to {most}s, not {}", self.keep_alive)).into());
         }
         Ok(())
     }
@@ -215,7 +215,9 @@ impl DensityOptions {
             [(self.quiet, "--quiet"), (self.beside_pairs.map(|_| self.beside_duration), "--beside-duration")]
         {
             if let Some(span) = span.filter(|span| span.0 > max) {
-                bail!("{name} {span} is more than {max:?}, a quarter of --keep-alive: keep-alives wait no longer");
+                let told =
+                    format!("{name} {span} is more than {max:?}, a quarter of --keep-alive: they wait no longer");
+                return Err(BadUsage(told).into());
             }
         }
         Ok(())

@@ -13,6 +13,9 @@ use crate::report::Misses;
 use crate::report::table::{Table, grouped};
 use crate::scenario::idle::{BareFigures, IdleSample, IdleSlope, per_second, quotient};
 
+/// Fewer connections than these say nothing about the generator's own memory, which grows by pages.
+const OWN_SLOPE_MIN: u64 = 10_000;
+
 #[derive(Serialize)]
 pub(super) struct DensityResult {
     pub(super) connections: u64,
@@ -136,10 +139,15 @@ impl DensityResult {
         }
         let asked = &options.thresholds;
         let ratios = self.ratios.as_ref();
+        let is_told = self.connections - self.slope_from >= OWN_SLOPE_MIN;
         let bounded = [
             (asked.user_bytes_max, Some(self.slope.user_bytes_per_connection), "user bytes per connection"),
             (asked.kernel_bytes_max, Some(self.slope.kernel_bytes_per_connection), "kernel bytes per connection"),
-            (Some(asked.own_bytes_max), Some(self.slope.own_bytes_per_connection), "bytes of our own per connection"),
+            (
+                is_told.then_some(asked.own_bytes_max),
+                Some(self.slope.own_bytes_per_connection),
+                "bytes of our own per connection",
+            ),
             (asked.memory_ratio_max, ratios.map(|ratios| ratios.kernel_and_user_ratio), "x the floor's memory"),
             (asked.login_ratio_max, ratios.map(|ratios| ratios.login_cpu_ratio), "x the floor's CPU per login"),
             (asked.idle_cpu_s_max, self.server_cpu_s_idle, "s of server CPU in the quiet time"),
