@@ -24,6 +24,8 @@ use crate::units::Span;
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// Keep-alives are held back for this share of their interval at most: the server gives up at half of one beyond it.
 const HELD_BACK_SHARE: u32 = 4;
+/// Logging in, warming up and waiting for the last messages of a chat, generously.
+const BESIDE_AROUND: Duration = Duration::from_secs(10);
 /// What a server that is told no bound is taken to need for a connection.
 const SERVER_BYTES: u64 = 256;
 
@@ -211,12 +213,14 @@ impl DensityOptions {
     pub(super) fn check(&self) -> Result<()> {
         self.crowd.check()?;
         let max = self.crowd.held_back_max();
-        for (span, name) in
-            [(self.quiet, "--quiet"), (self.beside_pairs.map(|_| self.beside_duration), "--beside-duration")]
-        {
-            if let Some(span) = span.filter(|span| span.0 > max) {
-                let told =
-                    format!("{name} {span} is more than {max:?}, a quarter of --keep-alive: they wait no longer");
+        let around = self.beside_duration.0 + BESIDE_AROUND;
+        let held_back = [
+            (self.quiet.map(|quiet| quiet.0), "--quiet"),
+            (self.beside_pairs.map(|_| around), "--beside-duration, with the ten seconds around it,"),
+        ];
+        for (span, name) in held_back {
+            if let Some(span) = span.filter(|span| *span > max) {
+                let told = format!("{name} is {span:?}, more than a quarter of --keep-alive: they wait no longer");
                 return Err(BadUsage(told).into());
             }
         }
