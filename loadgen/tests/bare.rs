@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use culver_protocol::limits::LENGTH_LEN;
 use culver_protocol::preamble::Preamble;
@@ -16,6 +17,10 @@ const CONNECTIONS: usize = 2000;
 /// Too few for one table, or two: a third of the connections is 667, with a standard deviation of 21.
 const DESCRIPTORS_MAX: usize = 900;
 const THREADS: usize = 3;
+/// Connections that are opened before any of them is answered.
+const HERD: usize = 100;
+/// Bound of a wait for what happens at once or never.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Bare {
     child: Child,
@@ -86,6 +91,12 @@ fn frame(kind: RecordType, message: &impl Message) -> Vec<u8> {
     out
 }
 
+fn connect(address: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(address).expect("it listens");
+    socket.set_read_timeout(Some(PATIENCE)).expect("longer than nothing");
+    socket
+}
+
 fn read_welcome(socket: &mut TcpStream) -> Welcome {
     let mut len = [0; LENGTH_LEN];
     socket.read_exact(&mut len).expect("an answer");
@@ -110,12 +121,16 @@ fn more_logins_than_one_table_holds_are_answered_once_each() {
     let (mut bare, address) = Bare::start(CONNECTIONS, DESCRIPTORS_MAX);
     let login = login_bytes();
     let mut sockets = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let mut socket = TcpStream::connect(address).expect("it listens");
-        socket.write_all(&login).expect("it reads");
-        let welcome = read_welcome(&mut socket);
-        assert_eq!((welcome.ticket.len(), welcome.keep_alive_s), (60, 240));
-        sockets.push(socket);
+    for _ in 0..CONNECTIONS / HERD {
+        let herd = sockets.len();
+        sockets.extend((0..HERD).map(|_| connect(address)));
+        for socket in &mut sockets[herd..] {
+            socket.write_all(&login).expect("it reads");
+        }
+        for socket in &mut sockets[herd..] {
+            let welcome = read_welcome(socket);
+            assert_eq!((welcome.ticket.len(), welcome.keep_alive_s), (60, 240));
+        }
     }
     assert_eq!(bare.report(), (CONNECTIONS as u64, CONNECTIONS as u64));
     let each = bare.sockets_of_each_thread();
