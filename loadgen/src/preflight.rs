@@ -10,6 +10,10 @@ use crate::{procfs, sys};
 
 /// Descriptors of a table beside its connections: standard streams, an epoll, a waker, a file of tickets.
 pub(crate) const TABLE_RESERVE: u64 = 32;
+/// Descriptors of a server's table beside its connections, as `culver-tune` counts them.
+const SERVER_TABLE_RESERVE: u64 = 64;
+/// Connections come to a server's tables by hash, so the fullest has more than its share: percent of it.
+const SPREAD_PERCENT: u64 = 105;
 /// Of the ports of a source address, so many in a hundred are used at most: the kernel looks long for the last ones.
 const PORTS_USED_PERCENT: u64 = 90;
 /// Kernel memory of one end of an idle connection.
@@ -164,12 +168,18 @@ fn explain(demand: &Demand, supply: &Supply, shortages: &[Shortage]) -> String {
     }
     let role = if demand.server_here { "both" } else { "clients" };
     let source_ips = demand.source_addresses.max(addresses_needed(demand, supply));
-    let tables = demand.workers.max(tables_needed(demand.connections, supply.descriptors_per_table));
+    let tables = demand.workers.max(tables_of_a_server(demand.connections, supply.descriptors_per_table));
     text + &format!(
         "what can be mended, this mends: culver-tune apply --connections {} --role {role} --source-ips {source_ips} \
          --fd-tables {tables}",
         demand.connections
     )
+}
+
+/// Tables over which a server has to spread so many connections.
+fn tables_of_a_server(connections: u64, limit: u64) -> u64 {
+    let spread = connections.saturating_mul(SPREAD_PERCENT).div_ceil(100);
+    spread.div_ceil(limit.saturating_sub(SERVER_TABLE_RESERVE).max(1)).max(1)
 }
 
 /// Ports that must be there for so many to be used.
@@ -291,7 +301,7 @@ mod tests {
              ports of the source addresses, net.ipv4.ip_local_port_range: 2530940 needed, 28232 there \
              (--source-ips 90)\n\
              what can be mended, this mends: culver-tune apply --connections 2277846 --role both --source-ips 90 \
-             --fd-tables 115"
+             --fd-tables 120"
         );
     }
 
