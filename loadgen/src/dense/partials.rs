@@ -49,6 +49,11 @@ impl Partials {
         Some(place)
     }
 
+    /// Bytes of an incomplete record.
+    pub(super) fn len(&self, place: Option<PartialIndex>) -> usize {
+        place.and_then(|place| self.buffers.get(position(place))).map_or(0, Vec::len)
+    }
+
     /// The connection needs its buffer no more.
     pub(super) fn release(&mut self, place: Option<PartialIndex>) {
         let Some(place) = place else { return };

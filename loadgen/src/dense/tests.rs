@@ -110,6 +110,7 @@ fn buffers_are_shared_by_those_who_need_one() {
     let mut partials = Partials::default();
     let places: Vec<_> = (0..100_u8).map(|byte| partials.keep(None, &[byte]).expect("there is room")).collect();
     for (byte, place) in (0..100).zip(&places) {
+        assert_eq!(partials.len(Some(*place)), 1);
         assert_eq!(partials.join(Some(*place), &[200]).as_ref(), [byte, 200]);
         assert_eq!(partials.keep(Some(*place), &[]), None);
     }

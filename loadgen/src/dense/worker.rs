@@ -280,7 +280,8 @@ impl Worker {
         let silent_s = client.silent_s(seconds(self.now_us));
         if silent_s > seconds(self.start.load.keep_alive_us * SILENT_HALVES / 2) {
             bump(&self.start.post.tally.silent, 1);
-            return self.end(slot, &format!("nothing came for {silent_s} s"));
+            let partial_len = self.partials.len(client.partial);
+            return self.end(slot, &format!("nothing came for {silent_s} s, behind {partial_len} bytes of a record"));
         }
         client::write_ping(&mut self.out);
         bump(&self.start.post.tally.pings, 1);
