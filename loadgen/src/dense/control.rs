@@ -14,7 +14,6 @@ const FAULTS_MAX: usize = 8;
 /// What all workers share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    pub(super) is_stopped: AtomicBool,
     pub(super) holds_keep_alives: AtomicBool,
     /// Of the server's data, once a WELCOME has told it; 0: not yet.
     pub(super) incarnation: AtomicU64,
@@ -55,6 +54,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub(super) struct Post {
     /// Connections that it should have opened by now.
     pub(super) wanted: AtomicU64,
+    /// It shall close them and end.
+    pub(super) is_stopped: AtomicBool,
     pub(super) tally: Tally,
     pub(super) bell: OwnedFd,
 }
@@ -62,7 +63,7 @@ pub(super) struct Post {
 impl Post {
     pub(super) fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { wanted: AtomicU64::new(0), tally: Tally::default(), bell })
+        Ok(Self { wanted: AtomicU64::new(0), is_stopped: AtomicBool::new(false), tally: Tally::default(), bell })
     }
 
     /// Wakes the worker, which then looks at its wishes.

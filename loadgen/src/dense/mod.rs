@@ -35,10 +35,10 @@ use crate::report::progress::Progress;
 use crate::sys;
 use crate::target::credentials::Credentials;
 
-/// Workers that open connections at the same time: the others wait for their turn.
-const OPENING_MAX: u64 = 4;
+/// Workers that open connections at the same time, or close them: the others wait for their turn.
+const AT_ONCE_MAX: usize = 4;
 /// Logins under way over all workers: what a listener's queue surely holds.
-const PENDING_MAX: u64 = 512;
+const PENDING_MAX: usize = 512;
 /// No login for so long, and none will come.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// Failures up to this number, and one in so many connections, are told in the end; more end the run.
@@ -114,7 +114,7 @@ impl Crowd {
         let count = load.worker_count();
         let share = load.connections.div_ceil(count);
         sys::raise_descriptor_limit(share + sys::DESCRIPTORS_BESIDE).context("the limit of descriptors")?;
-        let pending_max = usize::try_from(PENDING_MAX / count.min(OPENING_MAX)).expect("a small number");
+        let pending_max = PENDING_MAX / usize::try_from(count).map_or(AT_ONCE_MAX, |count| count.min(AT_ONCE_MAX));
         let load = Arc::new(load);
         let mut crowd = Self { shared, posts: Vec::new(), workers: Vec::new(), clock };
         for number in 0..count {
@@ -192,7 +192,7 @@ impl Crowd {
         for (post, place) in &self.posts {
             let share = connections.saturating_sub(place.first).min(place.slots);
             if post.wanted.load(Ordering::Relaxed) < share {
-                if opening >= OPENING_MAX {
+                if opening >= AT_ONCE_MAX {
                     return false;
                 }
                 post.wanted.store(share, Ordering::Relaxed);
@@ -200,7 +200,7 @@ impl Crowd {
             }
             let mut counts = Counts::default();
             post.tally.add_to(&mut counts);
-            opening += u64::from(counts.logins + counts.login_failures < share);
+            opening += usize::from(counts.logins + counts.login_failures < share);
         }
         true
     }
@@ -246,14 +246,23 @@ impl Crowd {
         Ok((outcome, latencies.percentiles()))
     }
 
+    /// A few at a time: were millions closed faster than the server notices, each would hold a page of TCP's memory,
+    /// and the kernel would begin to drop what others send.
     fn end_workers(&mut self) -> Vec<Result<Option<Latencies>>> {
-        self.shared.is_stopped.store(true, Ordering::Relaxed);
-        self.ring_all();
-        let ended = self.workers.drain(..).map(|worker| match worker.join() {
-            Ok(result) => result.map_err(anyhow::Error::from),
-            Err(_) => Err(anyhow::anyhow!("a worker panicked")),
-        });
-        ended.collect()
+        let mut ended = Vec::new();
+        let mut posts = self.posts.iter();
+        let mut workers = self.workers.drain(..).peekable();
+        while workers.peek().is_some() {
+            for (post, _) in posts.by_ref().take(AT_ONCE_MAX) {
+                post.is_stopped.store(true, Ordering::Relaxed);
+                post.ring();
+            }
+            ended.extend(workers.by_ref().take(AT_ONCE_MAX).map(|worker| match worker.join() {
+                Ok(result) => result.map_err(anyhow::Error::from),
+                Err(_) => Err(anyhow::anyhow!("a worker panicked")),
+            }));
+        }
+        ended
     }
 
     fn ring_all(&self) {

@@ -93,7 +93,7 @@ impl Worker {
             start,
         };
         let mut events = Vec::with_capacity(EVENTS_MAX);
-        while !worker.start.shared.is_stopped.load(Ordering::Relaxed) {
+        while !worker.start.post.is_stopped.load(Ordering::Relaxed) {
             worker.turn(&mut events)?;
         }
         Ok(worker.latencies)

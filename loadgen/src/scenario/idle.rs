@@ -11,11 +11,14 @@ use crate::clock::{Clock, micros};
 use crate::dense::{Crowd, CrowdLoad, LoginWith};
 use crate::procfs::{self, KernelMemory};
 use crate::report::progress::Progress;
-use crate::target::Target;
 use crate::target::bare::Bare;
+use crate::target::{Sample, Target};
 
 /// How often the machine's memory is looked at while connections come.
 const MEMORY_LOOK: Duration = Duration::from_millis(500);
+
+/// Attempts to read a target's counters; each waits for some seconds.
+const SAMPLE_ATTEMPTS: u32 = 6;
 
 /// A reading at some number of connections.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -45,7 +48,7 @@ pub(crate) struct IdleSlope {
 impl IdleSample {
     /// Reads the target; `pid` is the server's, where it runs on this machine and is known.
     pub(crate) fn take(target: &mut dyn Target, pid: Option<u32>, connections: u64) -> Result<Self> {
-        let mut sample = target.sample()?;
+        let mut sample = sample(target)?;
         if let Some(pid) = pid {
             sample.rss_bytes = procfs::rss_bytes(pid)?;
         }
@@ -72,6 +75,17 @@ impl IdleSample {
             pss_bytes_per_connection: self.pss_bytes.zip(earlier.pss_bytes).map(|(to, from)| growth(to, from)),
         }
     }
+}
+
+/// Reads the target's counters. On a machine that is busy to the last, a reading may take several attempts: a run of
+/// an hour does not end for one that was late.
+pub(crate) fn sample(target: &mut dyn Target) -> Result<Sample> {
+    for _ in 1..SAMPLE_ATTEMPTS {
+        if let Ok(sample) = target.sample() {
+            return Ok(sample);
+        }
+    }
+    target.sample()
 }
 
 /// Ends a run that is asked to end, or that takes the machine's last memory.

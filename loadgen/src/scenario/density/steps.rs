@@ -11,7 +11,7 @@ use crate::clock::{Clock, seconds};
 use crate::dense::senders::{SENDERS, SenderPlan, Senders, Sent};
 use crate::dense::{Crowd, CrowdLoad, LoginWith};
 use crate::report::progress::Progress;
-use crate::scenario::idle::{Guard, IdleSample};
+use crate::scenario::idle::{Guard, IdleSample, sample};
 use crate::target::Target;
 use crate::target::culver::Culver;
 
@@ -136,12 +136,12 @@ impl Run<'_> {
         guard: &mut Guard,
     ) -> Result<f64> {
         self.with_held_keep_alives(crowd, guard, |guard| {
-            let before = culver.sample()?;
+            let before = sample(culver)?;
             self.progress.wait(span, || {
                 self.progress.tell("quiet: measuring the server's CPU".to_owned());
                 guard.check()
             })?;
-            Ok(seconds(culver.sample()?.cpu_us.saturating_sub(before.cpu_us)))
+            Ok(seconds(sample(culver)?.cpu_us.saturating_sub(before.cpu_us)))
         })
     }
 
