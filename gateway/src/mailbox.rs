@@ -4,7 +4,7 @@
 //! first and then looks at the flag. Whichever order the two run in, one of them sees the other. No thread ever
 //! blocks on a full queue: it is told so and remembers what it has to post.
 
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 use culver_storage::planted::{self, Bug};
@@ -131,6 +131,8 @@ impl Doorbell {
 pub struct Link {
     commands: ArrayQueue<Command>,
     effects: ArrayQueue<Effect>,
+    /// Effects among them for which nobody is woken.
+    patient_effects: AtomicUsize,
     bounds: Bounds,
     /// The reactor found `commands` full and waits for room.
     reactor_waits: AtomicBool,
@@ -156,6 +158,7 @@ impl Link {
         Self {
             commands: ArrayQueue::new(commands),
             effects: ArrayQueue::new(replies + deliveries),
+            patient_effects: AtomicUsize::new(0),
             bounds,
             reactor_waits: AtomicBool::new(false),
             hub_gathers: AtomicBool::new(false),
@@ -226,20 +229,23 @@ impl Link {
         self.commands.len()
     }
 
-    /// Effects that wait.
-    pub fn effects_len(&self) -> usize {
-        self.effects.len()
+    /// Effects that wait and for which the reactor is woken.
+    pub fn pressing_effects_len(&self) -> usize {
+        self.effects.len().saturating_sub(self.patient_effects.load(Ordering::Relaxed))
     }
 
-    /// Hub: posts a reply, for which the reactor reserved room when it posted the command.
+    /// Hub: posts a reply, for which the reactor reserved room when it posted the command. Whether it is to be woken.
     ///
     /// # Panics
     /// If there is no room: then somebody counted wrong.
-    pub fn post_reply(&self, effect: Effect) {
+    pub fn post_reply(&self, effect: Effect) -> bool {
         if planted::is(Bug::ReplyDropped) && self.effects.len() >= self.bounds.deliveries {
-            return;
+            return false;
         }
+        let can_wait = effect.kind.can_wait();
+        self.patient_effects.fetch_add(usize::from(can_wait), Ordering::Relaxed);
         assert!(self.effects.push(effect).is_ok(), "every reply has its place reserved");
+        !can_wait
     }
 
     /// Hub: posts what nobody asked for, if there is room beside the reserved places; else gives it back.
@@ -259,7 +265,9 @@ impl Link {
 
     /// Reactor: the next effect.
     pub fn take_effect(&self) -> Option<Effect> {
-        self.effects.pop()
+        let effect = self.effects.pop()?;
+        self.patient_effects.fetch_sub(usize::from(effect.kind.can_wait()), Ordering::Relaxed);
+        Some(effect)
     }
 
     /// Reactor: whether effects wait.

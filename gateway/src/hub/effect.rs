@@ -204,6 +204,13 @@ impl EffectKind {
         }
     }
 
+    /// Whether nobody waits for it: the reactor hears of it when something else wakes it, within a second. A login's
+    /// answer, where there is nothing to say to the client: what comes to the session next comes behind it.
+    #[must_use]
+    pub fn can_wait(&self) -> bool {
+        matches!(self, Self::LoggedIn { reset: false, gap: false, .. })
+    }
+
     /// Whether it must not be lost: what finds no room is posted again later.
     #[must_use]
     pub fn is_notice(&self) -> bool {

@@ -51,8 +51,9 @@ impl Driver {
             let port = self.reactors.get(reactor).expect("addresses name reactors");
             let mut touch = || touched.get_mut(reactor).into_iter().for_each(|touched| *touched = true);
             if effect.kind.is_reply() {
-                port.link.post_reply(effect);
-                touch();
+                if port.link.post_reply(effect) {
+                    touch();
+                }
                 continue;
             }
             if self.hub.is_void(&effect) {

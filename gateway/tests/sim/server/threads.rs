@@ -106,7 +106,7 @@ impl ReactorThread {
         let overslept = self.sleep.wake() && !had_edges;
         self.bell.withdraw();
         let Some(reactor) = &mut self.reactor else { return 0 };
-        let effects: usize = self.links.iter().map(|link| link.effects_len()).sum();
+        let effects: usize = self.links.iter().map(|link| link.pressing_effects_len()).sum();
         assert!(
             !overslept || effects == 0,
             "nobody sleeps through a message: a reactor did, and {effects} effects wait"
