@@ -1,64 +1,54 @@
-//! `culver-tune`: is this machine ready for N connections?
+//! `culver-tune`: is this machine ready for N connections, and how does it become so?
 //!
-//! Owns the command line and the exit codes: 0 ready, 1 it could not be told, 2 bad usage, 3 something is missing.
+//! Owns the command line and the exit codes: 0 ready or done, 1 failure, 2 bad usage, 3 something is missing or was left
+//! alone.
 
+mod apply;
 mod catalogue;
 mod check;
+mod counters;
+mod examine;
+mod journal;
+mod machine;
+mod namespace;
+mod options;
+mod plan;
 mod procfs;
+mod rollback;
+mod sys;
+#[cfg(test)]
+mod testing;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result, bail};
+use clap::Parser;
 
-use crate::catalogue::{Plan, Role};
-use crate::check::{Report, Table, check};
+use crate::apply::{Origin, apply};
+use crate::check::{Table, check};
+use crate::examine::sysctl_command;
+use crate::journal::{Intent, Journal};
+use crate::machine::{Machine, Place};
+use crate::namespace::{Namespace, Target};
+use crate::options::{Arguments, Command, GoalOptions, JournalOptions};
 use crate::procfs::Procfs;
+use crate::rollback::{Outcome, Rolled, rollback};
 
 const EXIT_ERROR: u8 = 1;
 const EXIT_MISSING: u8 = 3;
 
-/// Kernel settings for the Culver messaging gateway
-#[derive(Debug, Parser)]
-#[command(name = "culver-tune", version)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// What this machine needs for a number of connections, what it has, and how to mend what is missing
-    #[command(after_help = "Examples:\n  \
-        culver-tune check --connections 100000\n  \
-        culver-tune check --connections 15000 --role both --source-ips 2 --explain\n  \
-        culver-tune check --connections 1000000 --json - | jq '.findings[] | select(.enough | not)'\n\n\
-        It reads /proc and changes nothing. The limits of open files are those of the shell that starts it.\n\
-        Exits 0 if the machine is ready, 3 if something is missing.")]
-    Check {
-        /// How many connections are wanted
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-        connections: u64,
-        /// What is to run here
-        #[arg(long, value_enum, default_value_t = Role::Server)]
-        role: Role,
-        /// From how many addresses the clients here connect
-        #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-        source_ips: u64,
-        /// Say of each line by which formula it is required, and where the setting is documented
-        #[arg(long)]
-        explain: bool,
-        /// Write the result as JSON; `-`: to standard output, which then holds nothing else
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
-}
-
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let result = match Arguments::parse().command {
+        Command::Check { goal, explain, json } => run_check(&goal, explain, json.as_deref()),
+        Command::Plan { goal, format } => run_plan(&goal, format),
+        Command::Apply { goal, dry_run, journal } => run_apply(&goal, dry_run, &journal),
+        Command::Rollback { journal } => run_rollback(&journal),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_MISSING),
         Err(error) => {
@@ -69,18 +59,16 @@ fn main() -> ExitCode {
 }
 
 /// Whether the machine is ready.
-fn run(arguments: Arguments) -> Result<bool> {
-    let Command::Check { connections, role, source_ips, explain, json } = arguments.command;
-    let plan = Plan { connections, role, source_addresses: source_ips };
-    let report = check(&Procfs::new("/proc"), &plan)?;
-    let json_on_stdout = json.as_deref() == Some(Path::new("-"));
+fn run_check(options: &GoalOptions, explain: bool, json: Option<&Path>) -> Result<bool> {
+    let report = check(&Machine::open(options.target())?, &options.goal())?;
+    let json_on_stdout = json == Some(Path::new("-"));
     if !json_on_stdout {
         write!(io::stdout(), "{}", Table { report: &report, explain })?;
     }
     match json {
         Some(_) if json_on_stdout => write_json(io::stdout(), &report)?,
         Some(path) => {
-            let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+            let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
             write_json(file, &report)?;
         }
         None => {}
@@ -88,8 +76,162 @@ fn run(arguments: Arguments) -> Result<bool> {
     Ok(report.ready)
 }
 
-fn write_json(mut out: impl Write, report: &Report) -> Result<()> {
+fn write_json(mut out: impl Write, report: &check::Report) -> Result<()> {
     serde_json::to_writer_pretty(&mut out, report)?;
     writeln!(out)?;
     Ok(())
+}
+
+fn run_plan(options: &GoalOptions, format: plan::Format) -> Result<bool> {
+    let told = plan::told(&Machine::open(options.target())?, &options.goal(), format)?;
+    io::stdout().write_all(told.as_bytes())?;
+    Ok(true)
+}
+
+/// Whether the machine is ready afterwards.
+fn run_apply(options: &GoalOptions, dry_run: bool, journal: &JournalOptions) -> Result<bool> {
+    let (machine, goal) = (Machine::open(options.target())?, options.goal());
+    let mut out = io::stdout();
+    if dry_run {
+        let changes = plan::changes(&machine, &goal)?;
+        write!(
+            out,
+            "would be done ({} settings), nothing was changed:\n{}",
+            changes.len(),
+            plan::commands(&machine, &changes)
+        )?;
+        return Ok(true);
+    }
+    if !is_root() {
+        let changes = plan::changes(&machine, &goal)?;
+        if changes.is_empty() {
+            return conclude(&machine, &goal);
+        }
+        let commands = plan::commands(&machine, &changes);
+        bail!("changing settings takes root; nothing was changed. As root run this again, or:\n{commands}");
+    }
+    let origin = origin(&machine)?;
+    let mut journal = Journal::take(&journal.path)?;
+    // What another boot wrote is gone with it, and what is settled needs no keeping among what is not.
+    let stale = journal.open().iter().all(|open| open.intent.boot_id != origin.boot_id);
+    if stale && journal.next_sequence() > 1 {
+        journal = put_aside(journal, &origin)?;
+    }
+    // Looked at under the lock: another apply may have done it meanwhile.
+    let changes = plan::changes(&machine, &goal)?;
+    for applied in apply(&machine, &changes, &mut journal, &origin, &mut |_| Ok(()))? {
+        let change = &applied.change;
+        writeln!(out, "{}: {} -> {}", change.setting, change.old, applied.now)?;
+        if applied.now != change.new {
+            writeln!(out, "  the kernel has made {} of {}", applied.now, change.new)?;
+        }
+    }
+    if changes.is_empty() {
+        writeln!(out, "nothing to change")?;
+    } else {
+        writeln!(out, "`culver-tune rollback` undoes it; the journal is {}", journal.path().display())?;
+    }
+    conclude(&machine, &goal)
+}
+
+/// Tells what no sysctl mends. Whether the machine is ready.
+fn conclude(machine: &Machine, goal: &catalogue::Goal) -> Result<bool> {
+    let report = check(machine, goal)?;
+    let mut out = io::stdout();
+    for finding in report.missing() {
+        let (required, current) = (finding.required.unwrap_or(0), finding.current.unwrap_or(0));
+        let (required, current) = (check::amount(required), check::amount(current));
+        writeln!(
+            out,
+            "still missing: {}: {required} {} are required, {current} are there",
+            finding.name, finding.unit
+        )?;
+        if let Some(mend) = &finding.mend {
+            writeln!(out, "  mend: {mend}")?;
+        }
+    }
+    Ok(report.ready)
+}
+
+/// Whether everything is as it was.
+fn run_rollback(options: &JournalOptions) -> Result<bool> {
+    let mut out = io::stdout();
+    let open = Journal::look(&options.path)?;
+    if open.is_empty() {
+        writeln!(out, "nothing to undo: {} tells of nothing", options.path.display())?;
+        return Ok(true);
+    }
+    let machine = Machine::open(Target::Own)?;
+    if !is_root() {
+        let commands = |open: &journal::Open| {
+            format!(
+                "  {}   # only if it is {} now\n",
+                sysctl_command("", &open.intent.setting, &open.intent.old),
+                open.written()
+            )
+        };
+        let commands: String = open.iter().rev().map(commands).collect();
+        bail!("changing settings takes root; nothing was changed. As root run this again, or:\n{commands}");
+    }
+    let origin = origin(&machine)?;
+    let mut journal = Journal::take(&options.path)?;
+    let find = |intent: &Intent| find(&machine, intent);
+    let rolled = rollback(&mut journal, &origin.boot_id, &find, &mut |_| Ok(()))?;
+    for rolled in &rolled {
+        writeln!(out, "{}", told(rolled, &origin.boot_id))?;
+    }
+    if !journal.open().is_empty() {
+        writeln!(
+            out,
+            "left alone is what somebody else has changed: set it back yourself and run this again, or remove {}",
+            journal.path().display()
+        )?;
+        return Ok(false);
+    }
+    put_aside(journal, &origin)?;
+    Ok(true)
+}
+
+fn put_aside(journal: Journal, origin: &Origin) -> Result<Journal> {
+    let boot_id = journal.open().first().map_or_else(|| origin.boot_id.clone(), |open| open.intent.boot_id.clone());
+    let (aside, journal) = journal.put_aside(&boot_id, origin.time_unix_ms)?;
+    writeln!(io::stdout(), "the journal so far is kept as {}", aside.display())?;
+    Ok(journal)
+}
+
+fn told(rolled: &Rolled, boot_id: &str) -> String {
+    let Intent { setting, old, boot_id: written_in, .. } = &rolled.open.intent;
+    let written = rolled.open.written();
+    match &rolled.outcome {
+        Outcome::Restored => format!("{setting}: {written} -> {old}"),
+        Outcome::Back => format!("{setting}: is back already"),
+        Outcome::Gone if written_in != boot_id => {
+            format!("{setting}: was set before the last boot, and is gone with it")
+        }
+        Outcome::Gone => format!("{setting}: its network namespace is gone, and the setting with it"),
+        Outcome::Left { present } => {
+            format!("{setting}: left alone, for it is {present} and was set to {written}; it was {old} before that")
+        }
+    }
+}
+
+/// The place where a write was made; `None`: it is gone.
+fn find(machine: &Machine, intent: &Intent) -> Result<Option<Procfs>> {
+    match intent.place {
+        Place::Host => Ok(Some(machine.host().clone())),
+        Place::Namespace => Ok(Namespace::find(intent.namespace)?.map(Procfs::of)),
+    }
+}
+
+fn origin(machine: &Machine) -> Result<Origin> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
+    Ok(Origin {
+        boot_id: machine.host().boot_id()?,
+        pid: std::process::id(),
+        time_unix_ms: u64::try_from(since.as_millis())?,
+    })
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
