@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::counters::Counter;
 
 /// Kernel memory of one end of an idle connection, measured: `culver-loadgen density`.
-const KERNEL_BYTES_PER_END: u64 = 4040;
+pub(crate) const KERNEL_BYTES_PER_END: u64 = 4040;
 /// The server's own memory of one idle, logged-in connection, measured in the same way.
 const SERVER_BYTES_PER_CONNECTION: u64 = 200;
 /// What a process needs before the first connection: code, RocksDB's memtables and block cache.
@@ -23,6 +23,8 @@ const DESCRIPTORS_RESERVED: u64 = 1024;
 const DESCRIPTORS_RESERVED_PER_TABLE: u64 = 64;
 /// Connections come to tables by hash, so the fullest has more than its share: percent of it.
 const TABLE_SHARE_PERCENT: u64 = 105;
+/// What others use of the same is never the same for long: percent of what is required, on top of it.
+const SPARE_PERCENT: u64 = 10;
 /// Seconds within which everyone comes back after a restart.
 const HERD_S: u64 = 60;
 /// Without `--rate`, logins expected in a second are N / 60, but within these.
@@ -34,7 +36,7 @@ const ACCEPT_QUEUE_MAX: u64 = 65_535;
 /// Ports below it take a privilege to bind, and servers live there.
 const PORT_MIN: i64 = 1024;
 const PORT_MAX: i64 = 65_535;
-const MEBIBYTE: u64 = 1024 * 1024;
+pub(crate) const MEBIBYTE: u64 = 1024 * 1024;
 
 const _: () = assert!(ACCEPT_QUEUE_MIN <= ACCEPT_QUEUE_MAX && LOGINS_PER_S_MIN <= LOGINS_PER_S_MAX);
 const _: () = assert!(DESCRIPTORS_RESERVED_PER_TABLE <= DESCRIPTORS_RESERVED && TABLE_SHARE_PERCENT >= 100);
@@ -213,6 +215,14 @@ impl Shape {
                 let ports = u64::try_from(last.saturating_add(1).saturating_sub(first)).unwrap_or(0);
                 Some(ports.saturating_mul(goal.source_addresses))
             }
+        }
+    }
+
+    /// What is asked for so that `required` is still there when others use a little more.
+    pub(crate) fn spare(self, required: u64) -> u64 {
+        match self {
+            Self::Beside(_) => required.saturating_add(required / 100 * SPARE_PERCENT),
+            Self::Number | Self::Pages | Self::Ports => required,
         }
     }
 

@@ -5,7 +5,7 @@
 use anyhow::{Result, anyhow};
 use serde::Serialize;
 
-use crate::catalogue::{Facts, Goal, Kind, Setting, Shape, settings};
+use crate::catalogue::{Facts, Goal, KERNEL_BYTES_PER_END, Kind, MEBIBYTE, Setting, Shape, settings};
 use crate::machine::{Machine, Place};
 use crate::procfs::numbers;
 
@@ -31,7 +31,7 @@ pub(crate) struct Examined {
     pub(crate) required: Option<u64>,
     /// What there is of it, in the setting's unit.
     pub(crate) current: Option<u64>,
-    /// What the setting would have to be to give what is required: the same, and what others use already.
+    /// What the setting would have to be to give what is required: that, and what others use already.
     total: Option<u64>,
 }
 
@@ -62,8 +62,8 @@ impl Examined {
             Kind::OpenFilesSoft => Ok(simple(machine.open_files()?.soft)),
             Kind::OpenFilesHard => Ok(simple(machine.open_files()?.hard)),
             Kind::MemoryAvailable => {
-                const MEBIBYTE: u64 = 1024 * 1024;
-                Ok(simple(machine.host().memory_bytes("MemAvailable")? / MEBIBYTE))
+                let theirs = machine.sockets_of_target()?.saturating_mul(KERNEL_BYTES_PER_END);
+                Ok(simple(machine.host().memory_bytes("MemAvailable")?.saturating_add(theirs) / MEBIBYTE))
             }
             Kind::Written(shape) => Self::of_sysctl(setting, shape, required, machine, goal),
             Kind::Shown => Self::of_sysctl(setting, Shape::Number, required, machine, goal),
@@ -84,7 +84,7 @@ impl Examined {
             .amount(&numbers(&present), goal)
             .ok_or_else(|| anyhow!("{} has fewer numbers than it should: {present:?}", setting.name))?;
         let used = match shape {
-            Shape::Beside(taken) => machine.number(taken)?.unwrap_or(0),
+            Shape::Beside(taken) => machine.number(taken)?.unwrap_or(0).saturating_sub(machine.sockets_of_target()?),
             Shape::Number | Shape::Pages | Shape::Ports => 0,
         };
         Ok(Self {
@@ -93,7 +93,7 @@ impl Examined {
             present: Some(present),
             required,
             current: Some(amount.saturating_sub(used)),
-            total: required.map(|required| required.saturating_add(used)),
+            total: required.map(|required| shape.spare(required).saturating_add(used)),
         })
     }
 

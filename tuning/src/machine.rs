@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{Facts, Scope, Setting};
+use crate::counters::Counter;
 use crate::namespace::{Namespace, Target};
 use crate::procfs::{Limit, Procfs, numbers};
 
@@ -39,8 +40,8 @@ impl Machine {
 
     /// A machine of a test's own.
     #[cfg(test)]
-    pub(crate) fn of(namespace: Procfs, host: Procfs) -> Self {
-        Self { namespace, host, target: Target::Own }
+    pub(crate) fn of(namespace: Procfs, host: Procfs, target: Target) -> Self {
+        Self { namespace, host, target }
     }
 
     pub(crate) fn namespace(&self) -> &Procfs {
@@ -102,6 +103,18 @@ impl Machine {
         match &self.target {
             Target::Process(pid) => self.host.open_files(&pid.to_string()),
             Target::Own | Target::Named(_) => self.host.open_files("self"),
+        }
+    }
+
+    /// Sockets that the process asked about, or its neighbours in the namespace, have open: they are part of the goal
+    /// already, not others' use. Nothing is known of them when nobody is asked about.
+    ///
+    /// # Errors
+    /// The counters cannot be read.
+    pub(crate) fn sockets_of_target(&self) -> Result<u64> {
+        match self.target {
+            Target::Process(_) => Ok(Counter::Sockstat("TCP", "inuse").read(self)?.unwrap_or(0)),
+            Target::Own | Target::Named(_) => Ok(0),
         }
     }
 

@@ -31,7 +31,7 @@ use clap::Parser;
 use crate::apply::{Origin, apply};
 use crate::check::{Table, check};
 use crate::examine::sysctl_command;
-use crate::journal::{Intent, Journal};
+use crate::journal::{Intent, Journal, Open};
 use crate::machine::{Machine, Place};
 use crate::namespace::{Namespace, Target};
 use crate::options::{Arguments, Command, GoalOptions, JournalOptions};
@@ -115,7 +115,8 @@ fn run_apply(options: &GoalOptions, dry_run: bool, journal: &JournalOptions) -> 
     // What another boot wrote is gone with it, and what is settled needs no keeping among what is not.
     let stale = journal.open().iter().all(|open| open.intent.boot_id != origin.boot_id);
     if stale && journal.next_sequence() > 1 {
-        journal = put_aside(journal, &origin)?;
+        let boot_id = boot_of(journal.open(), &origin);
+        journal = put_aside(journal, &boot_id, &origin)?;
     }
     // Looked at under the lock: another apply may have done it meanwhile.
     let changes = plan::changes(&machine, &goal)?;
@@ -163,7 +164,7 @@ fn run_rollback(options: &JournalOptions) -> Result<bool> {
     }
     let machine = Machine::open(Target::Own)?;
     if !is_root() {
-        let commands = |open: &journal::Open| {
+        let commands = |open: &Open| {
             format!(
                 "  {}   # only if it is {} now\n",
                 sysctl_command("", &open.intent.setting, &open.intent.old),
@@ -175,6 +176,7 @@ fn run_rollback(options: &JournalOptions) -> Result<bool> {
     }
     let origin = origin(&machine)?;
     let mut journal = Journal::take(&options.path)?;
+    let boot_id = boot_of(journal.open(), &origin);
     let find = |intent: &Intent| find(&machine, intent);
     let rolled = rollback(&mut journal, &origin.boot_id, &find, &mut |_| Ok(()))?;
     for rolled in &rolled {
@@ -188,13 +190,17 @@ fn run_rollback(options: &JournalOptions) -> Result<bool> {
         )?;
         return Ok(false);
     }
-    put_aside(journal, &origin)?;
+    put_aside(journal, &boot_id, &origin)?;
     Ok(true)
 }
 
-fn put_aside(journal: Journal, origin: &Origin) -> Result<Journal> {
-    let boot_id = journal.open().first().map_or_else(|| origin.boot_id.clone(), |open| open.intent.boot_id.clone());
-    let (aside, journal) = journal.put_aside(&boot_id, origin.time_unix_ms)?;
+/// The boot in which the journal was begun.
+fn boot_of(open: &[Open], origin: &Origin) -> String {
+    open.first().map_or_else(|| origin.boot_id.clone(), |open| open.intent.boot_id.clone())
+}
+
+fn put_aside(journal: Journal, boot_id: &str, origin: &Origin) -> Result<Journal> {
+    let (aside, journal) = journal.put_aside(boot_id, origin.time_unix_ms)?;
     writeln!(io::stdout(), "the journal so far is kept as {}", aside.display())?;
     Ok(journal)
 }

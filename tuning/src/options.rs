@@ -140,3 +140,56 @@ pub(crate) struct JournalOptions {
     #[arg(long = "journal", value_name = "FILE", default_value = "/var/lib/culver-tune/journal.jsonl")]
     pub(crate) path: PathBuf,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    /// Other programs tell people to run this line.
+    #[test]
+    fn names_of_options_stay() {
+        let line = "culver-tune apply --connections 2277846 --role both --source-ips 480 --fd-tables 120";
+        let Command::Apply { goal, dry_run: false, journal } = parse(line).expect("as told").command else {
+            panic!("it is apply")
+        };
+        assert_eq!(journal.path.to_str(), Some("/var/lib/culver-tune/journal.jsonl"));
+        let goal = goal.goal();
+        assert_eq!((goal.connections, goal.role, goal.source_addresses), (2_277_846, Role::Both, 480));
+        assert_eq!((goal.descriptor_tables, goal.logins_per_s), (120, 37_964));
+    }
+
+    #[test]
+    fn whose_namespace_is_said_once() {
+        let target = |options: &str| match parse(&format!("culver-tune check --connections 1{options}"))?.command {
+            Command::Check { goal, .. } => Ok::<_, clap::Error>(goal.target()),
+            _ => panic!("it is check"),
+        };
+        assert_eq!(target("").expect("good"), Target::Own);
+        assert_eq!(target(" --pid 7").expect("good"), Target::Process(7));
+        assert_eq!(target(" --netns blue").expect("good"), Target::Named("blue".to_owned()));
+        assert!(target(" --netns blue --pid 7").is_err());
+        assert!(target(" --pid 0").is_err());
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused() {
+        for options in
+            ["--connections 0", "--connections -1", "--connections 1 --fd-tables 0", "--connections 1 --rate 0"]
+        {
+            assert!(parse(&format!("culver-tune plan {options}")).is_err(), "{options}");
+        }
+        assert!(parse("culver-tune plan --connections 1 --fd-tables 65537").is_err());
+        assert!(parse("culver-tune plan").is_err());
+    }
+}

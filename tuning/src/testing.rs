@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::apply::{Origin, Step};
 use crate::catalogue::{Goal, Role};
 use crate::machine::Machine;
+use crate::namespace::Target;
 use crate::procfs::Procfs;
 
 pub(crate) const BOOT: &str = "11111111-2222-3333-4444-555555555555";
@@ -51,7 +52,7 @@ impl Fake {
             write(&folder.path().join("proc"), path, text);
         }
         let procfs = Procfs::new(folder.path().join("proc"), 1);
-        Self { machine: Machine::of(procfs.clone(), procfs), folder }
+        Self { machine: Machine::of(procfs.clone(), procfs, Target::Own), folder }
     }
 
     pub(crate) fn write(&self, path: &str, text: &str) {

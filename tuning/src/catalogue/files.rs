@@ -47,7 +47,7 @@ pub(super) static SETTINGS: [Setting; 6] = [
         kind: Kind::Written(Shape::Beside("fs.file-nr")),
         scope: Scope::Host,
         takes_effect: "at once",
-        formula: "(N + 1,024 + 64 for each table) for each end of a connection on this machine, beside what is open now",
+        formula: "(N + 1,024 + 64 for each table) for each end of a connection on this machine, beside what others have open",
         reason: "beyond it accept(2) and socket(2) fail with ENFILE for everybody who is not root",
         source: "proc(5); kernel, admin-guide/sysctl/fs.rst",
         counter: Counter::Sysctl("fs.file-nr"),

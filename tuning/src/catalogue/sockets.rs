@@ -191,7 +191,7 @@ pub(super) static SETTINGS: [Setting; 22] = [
         kind: Kind::Written(Shape::Beside("net.netfilter.nf_conntrack_count")),
         scope: Scope::Namespace,
         takes_effect: "at once",
-        formula: "N beside what is tracked now, where the kernel can track connections",
+        formula: "N beside what is tracked for others, where the kernel can track connections",
         reason: "where a firewall rule tracks connections, new ones beyond it are dropped without a word; it takes no \
                  memory until they are there",
         source: "kernel, networking/nf_conntrack-sysctl.rst",

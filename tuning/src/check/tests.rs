@@ -1,5 +1,6 @@
 use super::*;
 use crate::catalogue::Role;
+use crate::namespace::Target;
 use crate::plan::{Format, changes, told};
 use crate::procfs::Procfs;
 use crate::testing::{Fake, goal, write};
@@ -128,7 +129,25 @@ fn what_is_open_or_tracked_already_is_taken() {
     assert_eq!(missing(&report), ["fs.file-max", "net.netfilter.nf_conntrack_max"]);
     let tracked = find(&report, "net.netfilter.nf_conntrack_max");
     assert_eq!((tracked.required, tracked.current), (Some(10_000), Some(9_800)));
-    assert_eq!(tracked.mend.as_deref(), Some("sysctl -w net.netfilter.nf_conntrack_max=10700"));
+    assert_eq!(tracked.mend.as_deref(), Some("sysctl -w net.netfilter.nf_conntrack_max=11700"));
+}
+
+/// A server that is asked about while it runs has the connections that it is to have.
+#[test]
+fn the_connections_of_the_process_asked_about_are_not_others() {
+    let fake = Fake::new();
+    fake.set("fs.file-max", "21000\n");
+    fake.set("fs.file-nr", "10900\t0\t21000\n");
+    fake.write("thread-self/net/sockstat", "TCP: inuse 9000 orphan 0 tw 0 alloc 9000 mem 1\n");
+    fake.write("77/limits", "Max open files            30000                40000                files\n");
+    let procfs = fake.machine.host().clone();
+    let asked = crate::machine::Machine::of(procfs.clone(), procfs, Target::Process(77));
+    let asked = check(&asked, &goal(15_000, Role::Server)).expect("readable");
+    let files = find(&asked, "fs.file-max");
+    assert_eq!((files.required, files.current, files.enough), (Some(16_088), Some(19_100), true));
+    assert_eq!(find(&asked, "open files, hard limit").current, Some(40_000));
+    let not_asked = report(&fake, &goal(15_000, Role::Server));
+    assert_eq!(find(&not_asked, "fs.file-max").current, Some(10_100));
 }
 
 #[test]
@@ -220,7 +239,7 @@ fn settings_are_told_apart_by_what_the_namespace_shows() {
     }
     let conntrack = folder.path().join("sys/net/netfilter/nf_conntrack_max");
     std::fs::set_permissions(&conntrack, std::fs::Permissions::from_mode(0o444)).expect("it is ours");
-    let machine = crate::machine::Machine::of(Procfs::new(folder.path(), 2), host.machine.host().clone());
+    let machine = crate::machine::Machine::of(Procfs::new(folder.path(), 2), host.machine.host().clone(), Target::Own);
     let report = check(&machine, &goal(200_000, Role::Server)).expect("readable");
     assert_eq!(find(&report, "net.core.somaxconn").place, Some(Place::Namespace));
     assert_eq!(find(&report, "net.core.somaxconn").current, Some(128));
