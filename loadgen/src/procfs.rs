@@ -47,14 +47,25 @@ pub(crate) fn processor() -> Option<String> {
 pub(crate) fn listener_pid(port: u16) -> Option<u32> {
     let inode = listener_inode(&std::fs::read_to_string("/proc/net/tcp").ok()?, port)?;
     let wanted = format!("socket:[{inode}]");
-    let processes = std::fs::read_dir("/proc").ok()?;
-    processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
-        descriptors.is_ok_and(|mut descriptors| {
-            descriptors.any(|fd| {
-                fd.and_then(|fd| std::fs::read_link(fd.path())).is_ok_and(|link| link.as_os_str() == wanted.as_str())
-            })
-        })
+    let numbers = |path: &str| -> Vec<u32> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    };
+    let processes = numbers("/proc");
+    let mut of_processes = processes.iter().copied();
+    // Most have one table of descriptors; a thread may have one of its own.
+    of_processes.find(|pid| has_open(&format!("/proc/{pid}/fd"), &wanted)).or_else(|| {
+        let threads = |pid: u32| numbers(&format!("/proc/{pid}/task"));
+        let holds = |pid: u32, thread: u32| has_open(&format!("/proc/{pid}/task/{thread}/fd"), &wanted);
+        processes.iter().copied().find(|pid| threads(*pid).into_iter().any(|thread| holds(*pid, thread)))
+    })
+}
+
+/// Whether one of a table's descriptors is this file.
+fn has_open(table: &str, wanted: &str) -> bool {
+    let mut descriptors = std::fs::read_dir(table).into_iter().flatten();
+    descriptors.any(|descriptor| {
+        descriptor.and_then(|entry| std::fs::read_link(entry.path())).is_ok_and(|link| link.as_os_str() == wanted)
     })
 }
 
