@@ -246,8 +246,10 @@ impl Hub {
         self.reads_outstanding -= 1;
         match result {
             ReadResult::Loaded(loaded) => {
-                self.loads.remove(&loaded.load());
+                let load = loaded.load();
+                self.loads.remove(&load);
                 self.shards.loaded(loaded);
+                self.parking.handle_loaded(load);
                 Ok(())
             }
             ReadResult::Inbox { tag, user, after, entries, through } => {
@@ -275,18 +277,18 @@ impl Hub {
         }
     }
 
-    /// Tries what is parked again, after reads have come back.
+    /// Tries again what was parked for reads that have come back, and what that held back.
     ///
     /// # Errors
     /// The engine could not be read.
     pub fn retry_parked(&mut self, now_ms: u64) -> Result<(), EngineError> {
-        for Parked { arrival, work, load } in self.parking.take() {
-            let still_waits = load.is_some_and(|load| self.loads.contains(&load));
-            if still_waits && !self.parking.holds_back(&work) {
-                // Its read is under way: to decide again would find nothing new, and looks at cold state are dear.
-                self.parking.park(Parked { arrival, work, load });
-            } else {
-                self.handle_arrived(arrival, work, now_ms)?;
+        while let Some((place, Parked { arrival, work, .. })) = self.parking.next_ready() {
+            match self.try_work(arrival, &work, now_ms)? {
+                Tried::Done => self.parking.finish(place, &work),
+                Tried::Waits(load) => {
+                    self.parking.put_back(place, Parked { arrival, work, load: Some(load) });
+                    self.request(load);
+                }
             }
         }
         self.ask_for_dropped();
@@ -429,26 +431,26 @@ impl Hub {
 
     fn handle_work(&mut self, work: Work, now_ms: u64) -> Result<(), EngineError> {
         self.arrivals += 1;
-        self.handle_arrived(self.arrivals, work, now_ms)
-    }
-
-    fn handle_arrived(&mut self, arrival: u64, work: Work, now_ms: u64) -> Result<(), EngineError> {
+        let arrival = self.arrivals;
         let overtakes = planted::is(Bug::ParkedOvertaken) && matches!(work, Work::Command(Command::Send { .. }));
         if self.parking.holds_back(&work) && !overtakes {
             self.park(Parked { arrival, work, load: None });
             return Ok(());
         }
-        let tried = match &work {
-            Work::Command(command) => self.try_command(arrival, command, now_ms)?,
-            Work::Arrival(outgoing) => self.arrive(outgoing, now_ms)?,
-            Work::Fold(user) => self.fold_user(*user, now_ms)?,
-            Work::Floor(folded) => self.raise_floor(folded, now_ms)?,
-        };
-        if let Tried::Waits(load) = tried {
+        if let Tried::Waits(load) = self.try_work(arrival, &work, now_ms)? {
             self.park(Parked { arrival, work, load: Some(load) });
             self.request(load);
         }
         Ok(())
+    }
+
+    fn try_work(&mut self, arrival: u64, work: &Work, now_ms: u64) -> Result<Tried, EngineError> {
+        match work {
+            Work::Command(command) => self.try_command(arrival, command, now_ms),
+            Work::Arrival(outgoing) => self.arrive(outgoing, now_ms),
+            Work::Fold(user) => self.fold_user(*user, now_ms),
+            Work::Floor(folded) => self.raise_floor(folded, now_ms),
+        }
     }
 
     fn park(&mut self, parked: Parked) {

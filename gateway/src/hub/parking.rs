@@ -5,7 +5,7 @@
 //! it comes again; what may not is one of a kind (Login, Close, ACK, Resume) for each session, of which the newest counts,
 //! and floors are bounded by how many are folded at once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use culver_protocol::id::{ConversationId, UserId};
 use culver_storage::command::Load;
@@ -44,17 +44,28 @@ enum Kind {
     Resume,
 }
 
-/// What is parked, in the order it came.
+/// The place of what is parked: later work has a greater one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(u64);
+
+/// What is parked. Only what a read has come back for, and what nothing is before any more, is tried again: however
+/// much waits, the rest costs nothing meanwhile.
 pub struct Parking {
     /// SENDs and RPCs, items of all streams, and of one stream that may wait.
     sends_max: usize,
     arrivals_max: usize,
     of_stream_max: usize,
-    parked: VecDeque<Parked>,
-    /// Keys of all that is parked; rebuilt when it is retried.
-    keys: HashSet<Key>,
+    parked: BTreeMap<Place, Parked>,
+    next: u64,
+    /// Who has each key, in the order they came. Invariant: never empty, and who is tried again is the first for all
+    /// its keys.
+    queues: HashMap<Key, VecDeque<Place>>,
+    /// Who waits for each read.
+    waiting: HashMap<Load, Vec<Place>>,
+    /// Who waits for no read and is the first for all its keys.
+    ready: BTreeSet<Place>,
     /// Where the ACK and the Resume of a session are.
-    latest: HashMap<(Address, Kind), usize>,
+    latest: HashMap<(Address, Kind), Place>,
     sends: usize,
     arrivals: HashMap<Stream, usize>,
     arrivals_total: usize,
@@ -84,8 +95,11 @@ impl Parking {
             sends_max: parked_sends,
             arrivals_max: parked_arrivals,
             of_stream_max: parked_of_stream,
-            parked: VecDeque::new(),
-            keys: HashSet::new(),
+            parked: BTreeMap::new(),
+            next: 0,
+            queues: HashMap::new(),
+            waiting: HashMap::new(),
+            ready: BTreeSet::new(),
             latest: HashMap::new(),
             sends: 0,
             arrivals: HashMap::new(),
@@ -114,7 +128,7 @@ impl Parking {
     /// Whether something parked holds this back.
     #[must_use]
     pub fn holds_back(&self, work: &Work) -> bool {
-        !self.keys.is_empty() && keys(work).into_iter().flatten().any(|key| self.keys.contains(&key))
+        !self.queues.is_empty() && keys(work).into_iter().flatten().any(|key| self.queues.contains_key(&key))
     }
 
     /// Whether there is room for this.
@@ -144,15 +158,74 @@ impl Parking {
 
     /// Parks something behind what is there, or in the place of what it makes void.
     pub fn park(&mut self, parked: Parked) {
-        if let Some(latest) = latest_of(&parked.work) {
-            let next = self.parked.len();
-            let place = *self.latest.entry(latest).or_insert(next);
-            if let Some(earlier) = self.parked.get_mut(place) {
-                earlier.work = parked.work;
-                return;
+        if let Some(place) = latest_of(&parked.work).and_then(|latest| self.latest.get(&latest)) {
+            self.parked.get_mut(place).expect("the newest of its kind is parked").work = parked.work;
+            return;
+        }
+        let place = Place(self.next);
+        self.next += 1;
+        for key in keys(&parked.work).into_iter().flatten() {
+            let queue = self.queues.entry(key).or_default();
+            // A conversation with oneself has one key twice.
+            if queue.back() != Some(&place) {
+                queue.push_back(place);
             }
         }
-        self.keys.extend(keys(&parked.work).into_iter().flatten());
+        self.keep(place, parked);
+    }
+
+    /// A read has come back: who waited for it may be tried again.
+    pub fn handle_loaded(&mut self, load: Load) {
+        for place in self.waiting.remove(&load).unwrap_or_default() {
+            self.parked.get_mut(&place).expect("who waits is parked").load = None;
+            self.note_ready(place);
+        }
+    }
+
+    /// Takes out the first that is to be tried again. What it holds back is held back until [`Parking::finish`], or for
+    /// longer, if it has to wait again: [`Parking::put_back`].
+    pub fn next_ready(&mut self) -> Option<(Place, Parked)> {
+        let place = self.ready.pop_first()?;
+        let parked = self.parked.remove(&place).expect("what is ready is parked");
+        if let Some(latest) = latest_of(&parked.work) {
+            self.latest.remove(&latest);
+        }
+        match &parked.work {
+            Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends -= 1,
+            Work::Arrival(outgoing) => {
+                self.arrivals_total -= 1;
+                let left = self.arrivals.get_mut(&outgoing.stream).expect("it was counted");
+                *left -= 1;
+                if *left == 0 {
+                    self.arrivals.remove(&outgoing.stream);
+                }
+            }
+            Work::Command(_) | Work::Fold(_) | Work::Floor(_) => {}
+        }
+        Some((place, parked))
+    }
+
+    /// It has to wait again, where it was.
+    pub fn put_back(&mut self, place: Place, parked: Parked) {
+        self.keep(place, parked);
+    }
+
+    /// It is decided: what it held back may be tried.
+    pub fn finish(&mut self, place: Place, work: &Work) {
+        for key in keys(work).into_iter().flatten() {
+            let Some(queue) = self.queues.get_mut(&key) else { continue };
+            queue.retain(|other| *other != place);
+            match queue.front().copied() {
+                Some(next) => self.note_ready(next),
+                None => drop(self.queues.remove(&key)),
+            }
+        }
+    }
+
+    fn keep(&mut self, place: Place, parked: Parked) {
+        if let Some(latest) = latest_of(&parked.work) {
+            self.latest.insert(latest, place);
+        }
         match &parked.work {
             Work::Command(Command::Send { .. } | Command::Rpc { .. }) => self.sends += 1,
             Work::Arrival(outgoing) => {
@@ -161,17 +234,19 @@ impl Parking {
             }
             Work::Command(_) | Work::Fold(_) | Work::Floor(_) => {}
         }
-        self.parked.push_back(parked);
+        if let Some(load) = parked.load {
+            self.waiting.entry(load).or_default().push(place);
+        }
+        self.parked.insert(place, parked);
     }
 
-    /// Takes everything out, to be retried in order; what must go on waiting is parked again.
-    pub fn take(&mut self) -> VecDeque<Parked> {
-        self.keys.clear();
-        self.latest.clear();
-        self.sends = 0;
-        self.arrivals.clear();
-        self.arrivals_total = 0;
-        std::mem::take(&mut self.parked)
+    /// Notes whether it can be tried.
+    fn note_ready(&mut self, place: Place) {
+        let Some(parked) = self.parked.get(&place) else { return };
+        let is_first = |key: Key| self.queues.get(&key).and_then(VecDeque::front) == Some(&place);
+        if parked.load.is_none() && keys(&parked.work).into_iter().flatten().all(is_first) {
+            self.ready.insert(place);
+        }
     }
 }
 
@@ -263,8 +338,27 @@ mod tests {
         Work::Arrival(Outgoing { stream, n: 1, item })
     }
 
+    const LOAD: Load = Load::User(UserId(0));
+
+    /// Something that waits for a read.
     fn park(parking: &mut Parking, work: Work) {
+        parking.park(Parked { arrival: 1, work, load: Some(LOAD) });
+    }
+
+    /// Something held back behind another.
+    fn park_behind(parking: &mut Parking, work: Work) {
+        assert!(parking.holds_back(&work), "{work:?}");
         parking.park(Parked { arrival: 1, work, load: None });
+    }
+
+    /// All that can be decided now is, and nothing has to wait again.
+    fn decide_all(parking: &mut Parking) -> Vec<Work> {
+        let decide = || {
+            let (place, parked) = parking.next_ready()?;
+            parking.finish(place, &parked.work);
+            Some(parked.work)
+        };
+        std::iter::from_fn(decide).collect()
     }
 
     #[test]
@@ -278,8 +372,38 @@ mod tests {
         for free in [send(3, 4), send(2, 3), close(3), arrival(1, 1)] {
             assert!(!parking.holds_back(&free), "{free:?}");
         }
-        assert_eq!(parking.take().len(), 1);
+        assert_eq!(decide_all(&mut parking).len(), 0, "its read has not come back");
+        parking.handle_loaded(LOAD);
+        assert_eq!(decide_all(&mut parking).len(), 1);
         assert!(!parking.holds_back(&send(1, 2)));
+        assert!(parking.is_empty() && parking.queues.is_empty() && parking.waiting.is_empty());
+    }
+
+    #[test]
+    fn what_is_tried_again_is_what_a_read_came_back_for_and_what_it_held_back() {
+        let mut parking = Parking::new(&Bounds::default());
+        let wait = |parking: &mut Parking, work, user| {
+            parking.park(Parked { arrival: 1, work, load: Some(Load::User(UserId(user))) });
+        };
+        wait(&mut parking, send(1, 2), 2);
+        wait(&mut parking, send(3, 4), 4);
+        park_behind(&mut parking, close(1));
+        park_behind(&mut parking, send(5, 2));
+        park_behind(&mut parking, close(5));
+        park_behind(&mut parking, close(3));
+        parking.handle_loaded(Load::User(UserId(2)));
+        let (place, first) = parking.next_ready().expect("its read has come back");
+        assert!(matches!(first.work, Work::Command(Command::Send { .. })));
+        assert!(parking.next_ready().is_none(), "the rest is behind it, or waits for another read");
+        // It needs another read, and holds back what it held back.
+        parking.put_back(place, Parked { load: Some(LOAD), ..first });
+        assert!(decide_all(&mut parking).is_empty());
+        parking.handle_loaded(LOAD);
+        assert_eq!(decide_all(&mut parking).len(), 4, "one after the other");
+        assert_eq!((parking.len(), parking.sends()), (2, 1));
+        parking.handle_loaded(Load::User(UserId(4)));
+        assert_eq!(decide_all(&mut parking).len(), 2);
+        assert!(parking.is_empty() && parking.queues.is_empty() && parking.waiting.is_empty() && parking.sends == 0);
     }
 
     #[test]
@@ -323,14 +447,11 @@ mod tests {
     fn of_a_sessions_acknowledgements_the_newest_counts() {
         let mut parking = Parking::new(&Bounds::default());
         park(&mut parking, send(1, 2));
-        (1..=1000).for_each(|through| park(&mut parking, ack(through)));
-        park(&mut parking, close(1));
-        let taken = parking.take();
-        let [_, Parked { work: Work::Command(Command::Ack { through, .. }), .. }, _] =
-            taken.iter().collect::<Vec<_>>()[..]
-        else {
-            panic!("{taken:?}")
-        };
+        (1..=1000).for_each(|through| park_behind(&mut parking, ack(through)));
+        park_behind(&mut parking, close(1));
+        parking.handle_loaded(LOAD);
+        let decided = decide_all(&mut parking);
+        let [_, Work::Command(Command::Ack { through, .. }), _] = &decided[..] else { panic!("{decided:?}") };
         assert_eq!(*through, InboxSeq(1000));
         park(&mut parking, ack(7));
         assert_eq!(parking.len(), 1, "what was taken is not there any more");
