@@ -1,7 +1,7 @@
 //! The only unsafe code of the gateway: calls for which no safe wrapper exists.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use culver_storage::descriptors::Table;
 
@@ -49,6 +49,14 @@ fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
 fn own(number: i32) -> OwnedFd {
     // SAFETY: the number is open in the table that the thread has just got to itself, and nothing there owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// The epoll instance of a poll, for what mio does not do: watching a socket level-triggered.
+#[expect(unsafe_code, reason = "mio tells the number of its epoll instance, and lends nothing")]
+#[must_use]
+pub fn epoll_of(poll: &mio::Poll) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as the poll is there, which is borrowed for as long as the result.
+    unsafe { BorrowedFd::borrow_raw(poll.as_raw_fd()) }
 }
 
 /// Gives free memory of the allocator's arenas back to the kernel (malloc_trim(3), glibc).

@@ -14,6 +14,7 @@ use culver_storage::filter::Retention;
 use culver_storage::reader::{Read, ReadResult};
 use culver_storage::topology::HubId;
 
+use super::command::Command;
 use super::effect::Effect;
 use super::gathering::Gathering;
 use super::{Counts, Hub};
@@ -187,7 +188,7 @@ impl Driver {
         self.hub.pass(now.mono_ms());
         let mut busy = self.take_in(now_ms, clock, counters)?;
         busy |= self.take_mail(now_ms)?;
-        busy |= self.take_commands(now_ms)?;
+        busy |= self.take_commands(now_ms, clock)?;
         self.hub.keep_up(now_ms, now.mono_ms())?;
         self.log_expiry();
         while let Some(read) = self.hub.next_read() {
@@ -221,6 +222,15 @@ impl Driver {
             && let Some(left_us) = self.gathering.left_us(clock.mono_us())
         {
             // Nobody need ring: whatever comes is taken together.
+            return Some(Duration::from_micros(left_us));
+        }
+        if let Some(left_us) = self.gathering.logins_left_us(clock.mono_us()) {
+            // Who brings more logins need not ring; the writer and readers do.
+            self.inbox.bell.announce_patient();
+            if self.has_results() || self.is_finished() {
+                self.wake_up();
+                return None;
+            }
             return Some(Duration::from_micros(left_us));
         }
         if self.hub.is_writing() {
@@ -319,13 +329,15 @@ impl Driver {
         Ok(busy)
     }
 
-    fn take_commands(&mut self, now_ms: u64) -> Result<bool, EngineError> {
+    fn take_commands(&mut self, now_ms: u64, clock: &impl Clock) -> Result<bool, EngineError> {
         let most = self.hub.bounds().commands_a_turn;
         let mut busy = false;
+        let (mut logins, mut others) = (0, 0);
         for port in &self.reactors {
             let mut taken = 0;
             while taken < most && self.hub.has_room() {
                 let Some(command) = port.link.take_command() else { break };
+                *(if matches!(command, Command::Login { .. }) { &mut logins } else { &mut others }) += 1;
                 self.hub.handle_command(command, now_ms)?;
                 taken += 1;
             }
@@ -336,12 +348,19 @@ impl Driver {
                 }
             }
         }
+        if busy {
+            self.gathering.handled(logins, others, clock.mono_us());
+        }
         Ok(busy)
     }
 
+    /// Whether the writer or a reader has said something.
+    fn has_results(&self) -> bool {
+        !self.inbox.durable.is_empty() || !self.inbox.reads.is_empty()
+    }
+
     fn has_work(&self) -> bool {
-        !self.inbox.durable.is_empty()
-            || !self.inbox.reads.is_empty()
+        self.has_results()
             || (self.hub.has_room() && (self.reactors.iter().any(|port| port.link.has_commands()) || self.has_mail()))
     }
 

@@ -1,4 +1,4 @@
-//! When a hub's next batch goes to its writer. Pure: the time is an argument, in microseconds that never jump.
+//! When a hub's next batch goes to its writer, and when logins wait for company. Pure: the time is an argument, in microseconds that never jump.
 
 /// Messages of a batch from which on the next one waits for company.
 const GATHER_MESSAGES_MIN: u64 = 16;
@@ -10,6 +10,11 @@ const GATHER_PER_MESSAGE_US: u64 = 4;
 /// Longest such wait at all.
 const GATHER_MAX_US: u64 = 2000;
 
+/// Logins that come in such an interval after each other are a rush.
+const RUSH_US: u64 = 1000;
+/// For so long the hub sleeps in a rush, and nobody wakes it to log in one more: waking it costs more than a login.
+const GATHER_LOGINS_US: u64 = 1000;
+
 /// When the next batch goes to the writer. Under load a short wait, as long as a write takes, doubles what a write
 /// carries: fewer syncs, fewer wakes, and fewer writes to sockets. A lone message never waits.
 #[derive(Default)]
@@ -19,6 +24,10 @@ pub(super) struct Gathering {
     until_us: Option<u64>,
     /// Messages accepted since the last write.
     pub(super) messages: u64,
+    /// When the last login was handled.
+    login_us: Option<u64>,
+    /// Until when logins gather.
+    logins_until_us: Option<u64>,
 }
 
 impl Gathering {
@@ -38,6 +47,26 @@ impl Gathering {
         had_company
     }
 
+    /// Logins were handled, or something else was.
+    pub(super) fn handled(&mut self, logins: u64, others: u64, now_us: u64) {
+        self.logins_until_us = None;
+        if logins == 0 {
+            return;
+        }
+        let is_rush =
+            self.login_us.is_some_and(|before_us| now_us.saturating_sub(before_us) < RUSH_US + GATHER_LOGINS_US);
+        self.login_us = Some(now_us);
+        // Who sends messages meanwhile does not wait for the sake of logins.
+        if is_rush && others == 0 {
+            self.logins_until_us = Some(now_us + GATHER_LOGINS_US);
+        }
+    }
+
+    /// How long logins gather still.
+    pub(super) fn logins_left_us(&self, now_us: u64) -> Option<u64> {
+        self.logins_until_us.and_then(|until_us| until_us.checked_sub(now_us)).filter(|left_us| *left_us > 0)
+    }
+
     /// How long to wait still.
     pub(super) fn left_us(&self, now_us: u64) -> Option<u64> {
         self.until_us.and_then(|until_us| until_us.checked_sub(now_us)).filter(|left_us| *left_us > 0)
@@ -47,6 +76,24 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logins_gather_in_a_rush_in_which_nobody_sends() {
+        let mut gathering = Gathering::default();
+        for (now_us, logins, others, waits) in [
+            (10_000, 1, 0, false),
+            (11_000, 1, 0, true),
+            (12_500, 5, 0, true),
+            (13_000, 5, 1, false),
+            (13_500, 1, 0, true),
+            (14_000, 0, 0, false),
+            (20_000, 1, 0, false),
+        ] {
+            gathering.handled(logins, others, now_us);
+            assert_eq!(gathering.logins_left_us(now_us), waits.then_some(GATHER_LOGINS_US), "at {now_us}");
+            assert_eq!(gathering.logins_left_us(now_us + GATHER_LOGINS_US), None);
+        }
+    }
 
     #[test]
     fn a_lone_message_never_waits_and_many_wait_as_long_as_a_write_takes() {

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mio::net::{TcpListener, TcpStream};
-use mio::{Interest, Registry, Token};
+use mio::{Poll, Token};
+use rustix::event::epoll;
 use rustix::net::Shutdown;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::sys::epoll_of;
 
 /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
@@ -31,12 +34,14 @@ impl Group {
     }
 }
 
-/// A listening socket among those that share its address.
+/// A listening socket among those that share its address. Watched level-triggered: who took a connection need not ask
+/// in vain whether there is another, for the next look at the poll says so.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
     group: Arc<Group>,
     is_listening: bool,
+    is_watched: bool,
 }
 
 impl Listener {
@@ -55,22 +60,10 @@ impl Listener {
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         group.join();
-        Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true })
+        Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true, is_watched: false })
     }
 
-    /// Has `registry` tell of connections. Again: also of those that it has told of already.
-    ///
-    /// # Errors
-    /// Those of epoll_ctl(2).
-    pub fn watch(&mut self, registry: &Registry, token: Token, again: bool) -> io::Result<()> {
-        if again {
-            registry.reregister(&mut self.socket, token, Interest::READABLE)
-        } else {
-            registry.register(&mut self.socket, token, Interest::READABLE)
-        }
-    }
-
-    /// The next connection; `None`: there is none, or it has stepped back.
+    /// The next connection, if there is one.
     ///
     /// # Errors
     /// Those of accept4(2).
@@ -88,37 +81,58 @@ impl Listener {
         }
     }
 
-    /// Leaves new connections to the others, unless it is the last: that one stays, to tell clients why they are
-    /// turned away. With net.ipv4.tcp_migrate_req, what waits in its queue goes to the others; without, it is reset.
+    /// Takes connections, or takes them again: `poll` tells of them by `token`.
     ///
     /// # Errors
-    /// Those of shutdown(2).
-    pub fn step_back(&mut self) -> io::Result<bool> {
-        if !self.is_listening || !self.group.leave() {
-            return Ok(false);
-        }
-        self.is_listening = false;
-        rustix::net::shutdown(&self.socket, Shutdown::Read)?;
-        Ok(true)
-    }
-
-    /// Takes connections again.
-    ///
-    /// # Errors
-    /// Those of listen(2).
-    pub fn step_forward(&mut self) -> io::Result<()> {
+    /// Those of listen(2) and epoll_ctl(2).
+    pub fn step_forward(&mut self, poll: &Poll, token: Token) -> io::Result<()> {
         if !self.is_listening {
             rustix::net::listen(&self.socket, BACKLOG)?;
             self.is_listening = true;
             self.group.join();
         }
+        if !self.is_watched {
+            epoll::add(epoll_of(poll), &self.socket, epoll::EventData::new_u64(token.0 as u64), epoll::EventFlags::IN)?;
+            self.is_watched = true;
+        }
         Ok(())
+    }
+
+    /// Leaves new connections to the others, unless it is the last: that one stays, to tell clients why they are
+    /// turned away. With net.ipv4.tcp_migrate_req, what waits in its queue goes to the others; without, it is reset.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2) and shutdown(2).
+    pub fn step_back(&mut self, poll: &Poll) -> io::Result<()> {
+        if self.is_listening && self.group.leave() {
+            self.is_listening = false;
+            self.look_away(poll)?;
+            rustix::net::shutdown(&self.socket, Shutdown::Read)?;
+        }
+        Ok(())
+    }
+
+    /// Takes no connections for now, even as the last: they wait in its queue.
+    ///
+    /// # Errors
+    /// As [`Self::step_back`].
+    pub fn pause(&mut self, poll: &Poll) -> io::Result<()> {
+        self.step_back(poll)?;
+        self.look_away(poll)
     }
 
     /// Whether it takes connections.
     #[must_use]
     pub fn is_listening(&self) -> bool {
         self.is_listening
+    }
+
+    /// A socket that does not listen would be told of without end.
+    fn look_away(&mut self, poll: &Poll) -> io::Result<()> {
+        if std::mem::take(&mut self.is_watched) {
+            epoll::delete(epoll_of(poll), &self.socket)?;
+        }
+        Ok(())
     }
 }
 
@@ -127,6 +141,8 @@ mod tests {
     use std::net::{SocketAddr, TcpStream as Client};
 
     use super::*;
+
+    const TOKEN: Token = Token(7);
 
     /// Of all connections that are there, how many this listener has.
     fn accepted(listener: &Listener) -> usize {
@@ -146,11 +162,13 @@ mod tests {
 
     #[test]
     fn who_steps_back_gets_no_connection_until_it_steps_forward() {
-        let (address, mut first, second) = two();
-        assert!(first.step_back().expect("shutdown works"));
+        let (poll, (address, mut first, second)) = (Poll::new().expect("a poll"), two());
+        first.step_forward(&poll, TOKEN).expect("it listens already");
+        first.step_back(&poll).expect("shutdown works");
+        assert!(!first.is_listening());
         let mut clients: Vec<_> = (0..32).map(|_| Client::connect(address).expect("the other listens")).collect();
         assert_eq!((accepted(&first), accepted(&second)), (0, 32));
-        first.step_forward().expect("listen works");
+        first.step_forward(&poll, TOKEN).expect("listen works");
         clients.extend((0..64).map(|_| Client::connect(address).expect("both listen")));
         let (of_first, of_second) = (accepted(&first), accepted(&second));
         assert_eq!(of_first + of_second, 64);
@@ -159,12 +177,35 @@ mod tests {
 
     #[test]
     fn the_last_one_stays() {
-        let (address, mut first, mut second) = two();
-        assert!(first.step_back().expect("shutdown works"));
-        assert!(!second.step_back().expect("nothing to do"));
+        let (poll, (address, mut first, mut second)) = (Poll::new().expect("a poll"), two());
+        first.step_back(&poll).expect("shutdown works");
+        second.step_back(&poll).expect("nothing to do");
+        assert!(second.is_listening());
         let _client = Client::connect(address).expect("the last one listens");
         assert_eq!(accepted(&second), 1);
-        first.step_forward().expect("listen works");
-        assert!(second.step_back().expect("shutdown works"));
+        first.step_forward(&poll, TOKEN).expect("listen works");
+        second.step_back(&poll).expect("shutdown works");
+        assert!(first.is_listening() && !second.is_listening());
+    }
+
+    #[test]
+    fn who_does_not_take_connections_is_not_told_of_them() {
+        let (mut poll, (address, mut first, mut second)) = (Poll::new().expect("a poll"), two());
+        let mut events = mio::Events::with_capacity(4);
+        let mut told = |poll: &mut Poll| {
+            poll.poll(&mut events, Some(std::time::Duration::ZERO)).expect("epoll works");
+            events.iter().count()
+        };
+        second.step_back(&poll).expect("shutdown works");
+        first.step_forward(&poll, TOKEN).expect("watched");
+        let _client = Client::connect(address).expect("the first listens");
+        assert_eq!((told(&mut poll), told(&mut poll)), (1, 1), "for as long as it waits");
+        first.pause(&poll).expect("it looks away");
+        assert_eq!((told(&mut poll), first.is_listening()), (0, true), "the last one, whose queue goes on");
+        first.step_forward(&poll, TOKEN).expect("watched");
+        assert_eq!((told(&mut poll), accepted(&first)), (1, 1));
+        second.step_forward(&poll, TOKEN).expect("listen works");
+        first.pause(&poll).expect("it steps back");
+        assert_eq!((told(&mut poll), first.is_listening()), (0, false), "nor is told of its end without end");
     }
 }

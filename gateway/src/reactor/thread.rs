@@ -60,6 +60,12 @@ pub struct ReactorThread {
     listener: Option<Listener>,
     /// Until when it takes no connections, for one could not be had.
     paused_until_us: Option<u64>,
+    /// Connections accepted in one turn: more and more while there are some in every turn. So none is asked for in
+    /// vain where they come one by one.
+    accepts: usize,
+    /// Turns, and the last that accepted as many as it might.
+    turns: u64,
+    accepted_all_in: u64,
     /// The kernel has more events than were taken.
     more_events: bool,
     reactor: Reactor<TcpStream>,
@@ -93,10 +99,22 @@ impl ReactorThread {
     pub fn new(parts: Parts) -> io::Result<Self> {
         let Parts { number, poll, alarm, bell, mut listener, hubs, around, stage } = parts;
         alarm.watch(poll.registry(), ALARM)?;
-        listener.watch(poll.registry(), LISTENER, false)?;
+        listener.step_forward(&poll, LISTENER)?;
         let reactor = Reactor::new(number, hubs, around);
         let listener = Some(listener);
-        Ok(Self { poll, alarm, bell, stage, listener, paused_until_us: None, more_events: false, reactor })
+        Ok(Self {
+            poll,
+            alarm,
+            bell,
+            stage,
+            listener,
+            paused_until_us: None,
+            accepts: 1,
+            turns: 0,
+            accepted_all_in: 0,
+            more_events: false,
+            reactor,
+        })
     }
 
     /// Runs until the server leaves and everything under way is answered and written.
@@ -107,6 +125,7 @@ impl ReactorThread {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             self.wait(&mut events)?;
+            self.turns += 1;
             self.reactor.begin_turn(SystemClock.now());
             let mut seen = 0;
             for event in &events {
@@ -161,7 +180,9 @@ impl ReactorThread {
     }
 
     fn accept(&mut self) {
-        for _ in 0..ACCEPTS_A_TURN {
+        let goes_on = self.accepted_all_in + 1 == self.turns;
+        self.accepts = if goes_on { (self.accepts * 2).min(ACCEPTS_A_TURN) } else { 1 };
+        for _ in 0..self.accepts {
             let Some(listener) = &self.listener else { return };
             let stream = match listener.accept() {
                 Ok(Some(stream)) => stream,
@@ -169,7 +190,8 @@ impl ReactorThread {
                 Err(error) => {
                     // Out of descriptors or memory, or the peer is gone already: the others are still there.
                     tracing::warn!(%error, "a connection could not be accepted; no other for a second");
-                    return self.pause();
+                    self.paused_until_us = Some(self.reactor.mono_us().saturating_add(PAUSE_US));
+                    return self.change_listener(Listener::pause);
                 }
             };
             let Some(slot) = self.reactor.accept(stream) else { continue };
@@ -181,46 +203,28 @@ impl ReactorThread {
                 continue;
             }
             if self.reactor.is_full() {
-                self.step_back();
+                self.change_listener(Listener::step_back);
             }
         }
-        // Edge-triggered: the rest would not be announced again.
-        self.watch_listener_again();
+        self.accepted_all_in = self.turns;
     }
 
     /// Takes connections again, if it had stepped back and has room, or had paused and that is over.
     fn look_at_listener(&mut self) {
-        let Some(listener) = &mut self.listener else { return };
+        let Some(listener) = &self.listener else { return };
         let is_over = self.paused_until_us.is_some_and(|until_us| self.reactor.mono_us() >= until_us);
         let returns = !listener.is_listening() && self.paused_until_us.is_none() && self.reactor.has_room_again();
-        if !is_over && !returns {
-            return;
-        }
-        self.paused_until_us = None;
-        if let Err(error) = listener.step_forward() {
-            tracing::error!(%error, "the listener cannot listen any more");
-        }
-        self.watch_listener_again();
-    }
-
-    fn step_back(&mut self) {
-        match self.listener.as_mut().map(Listener::step_back) {
-            Some(Ok(true)) => tracing::debug!("full: new connections go to the other reactors"),
-            Some(Err(error)) => tracing::warn!(%error, "the listener cannot leave its group"),
-            Some(Ok(false)) | None => {}
+        if is_over || returns {
+            self.paused_until_us = None;
+            self.change_listener(|listener, poll| listener.step_forward(poll, LISTENER));
         }
     }
 
-    fn pause(&mut self) {
-        self.paused_until_us = Some(self.reactor.mono_us().saturating_add(PAUSE_US));
-        self.step_back();
-    }
-
-    fn watch_listener_again(&mut self) {
+    fn change_listener(&mut self, change: impl FnOnce(&mut Listener, &Poll) -> io::Result<()>) {
         if let Some(listener) = &mut self.listener
-            && let Err(error) = listener.watch(self.poll.registry(), LISTENER, true)
+            && let Err(error) = change(listener, &self.poll)
         {
-            tracing::error!(%error, "the listener cannot be watched any more");
+            tracing::error!(%error, "the listener does not do as it should");
         }
     }
 }

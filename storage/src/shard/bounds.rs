@@ -45,7 +45,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             conversations_cached: 256 * 1024,
-            users_cached: 256 * 1024,
+            users_cached: 64 * 1024,
             talks_cached: 128 * 1024,
             senders_cached: 256 * 1024,
             awaited: 64 * 1024,
