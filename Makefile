@@ -9,16 +9,17 @@ FROM ?= 0
 SEED ?=
 REPLAY ?=
 HOURS ?= 1
+CONNECTIONS ?= 2600000
 ROUNDS ?= 300
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test demo bench fuzz sim soak powercut crash-points env
+.PHONY: help run test demo bench density-1m density-record density-most fuzz sim soak powercut crash-points env
 
 help: ## this list
 	@echo 'Culver, a messaging gateway. The first build compiles RocksDB: 12 to 30 minutes on two cores, once.'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: ## build and start the server on loopback (DATA=data is its directory)
 	@scripts/run '$(DATA)'
@@ -31,6 +32,21 @@ demo: ## density, chat, kill and restart against a real server, as one table
 
 bench: ## every figure that Culver promises, into RESULTS=docs/benchmarks/results; ONLY='drain crash' picks some
 	@scripts/bench '$(RESULTS)' $(ONLY)
+
+DENSITY = RESULTS='$(RESULTS)' scripts/density
+# Every connection gets a message, and all are held with keep-alives.
+HELD = --message --hold 10m $(ARGS)
+
+density-1m: ## 1,000,000 connections, both ends here, held 10 minutes; what one costs beside a bare epoll program
+	@REGISTER=1 $(DENSITY) density-1m 1000000 --slope-from 100000 --with-floor --quiet 60s --beside-pairs 64 \
+	  --user-bytes-max 192 --memory-ratio-max 1.05 --login-ratio-max 1.5 --idle-cpu-s-max 1.2 --beside-ratio-max 1.15 \
+	  --give-back 60s $(HELD)
+
+density-record: ## 2,277,846 connections, one more than WhatsApp held in 2012, in the same way
+	@$(DENSITY) density-record 2277846 --slope-from 100000 $(HELD)
+
+density-most: ## as many as fit: CONNECTIONS=2600000
+	@$(DENSITY) density-most '$(CONNECTIONS)' --slope-from 100000 $(HELD)
 
 fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each
 	@scripts/setup test

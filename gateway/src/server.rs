@@ -31,7 +31,7 @@ use crate::config::Config;
 use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
 use crate::mailbox::{self, Doorbell};
-use crate::metrics::{Metrics, Totals};
+use crate::metrics::Metrics;
 use crate::ops::{Ops, OpsSetup, Phase, Readiness, Refusal, Snapshot, TakeBackup, TakeSnapshot};
 use crate::preflight::{Capacity, Ports};
 use crate::reactor::hubs::ToHub;
@@ -47,7 +47,7 @@ mod hubs;
 
 /// How often memory that nobody uses any more is looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
-/// Messages in that time after which it is worth it.
+/// Messages, or logins, in that time after which it is worth it.
 const RUSH: u64 = 10_000;
 
 /// What a server starts from: everything that could be checked has been.
@@ -209,24 +209,49 @@ impl Links {
 }
 
 /// Waits for all reactors to end; meanwhile gives memory back to the kernel, after a mass disconnect and when a rush of
-/// messages is over: the allocator keeps that of memtables which have become files.
+/// messages or of logins is over: the allocator keeps that of memtables which have become files, and of tables that
+/// have grown.
 fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics) {
-    let (mut connections_peak, mut messages_peak, mut messages_before) = (0, 0, 0);
+    let (mut connections_peak, mut messages, mut logins) = (0, Rush::default(), Rush::default());
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(HOUSEKEEPING) {
-        let Totals { connections, messages_accepted, .. } = metrics.totals();
-        let messages = messages_accepted - messages_before;
-        messages_before = messages_accepted;
-        connections_peak = connections_peak.max(connections);
-        messages_peak = messages_peak.max(messages);
-        let rush_is_over = messages_peak >= RUSH && messages < messages_peak / 10;
-        if connections < connections_peak / 2 || rush_is_over {
+        let totals = metrics.totals();
+        connections_peak = connections_peak.max(totals.connections);
+        let are_over = [messages.is_over(totals.messages_accepted), logins.is_over(totals.logins)];
+        if totals.connections < connections_peak / 2 || are_over.contains(&true) {
             return_free_memory();
             info!(
-                connections,
-                connections_peak, messages, messages_peak, "it has become quiet: free memory is given back"
+                connections = totals.connections,
+                connections_peak,
+                messages_peak = messages.peak,
+                logins_peak = logins.peak,
+                "it has become quiet: free memory is given back"
             );
-            (connections_peak, messages_peak) = (connections, messages);
+            connections_peak = totals.connections;
+            messages.begin_anew();
+            logins.begin_anew();
         }
+    }
+}
+
+/// How many of something there are between two looks at the house.
+#[derive(Default)]
+struct Rush {
+    before: u64,
+    now: u64,
+    peak: u64,
+}
+
+impl Rush {
+    /// Whether there were so many, and are only few now. `total` counts all there have ever been.
+    fn is_over(&mut self, total: u64) -> bool {
+        self.now = total - self.before;
+        self.before = total;
+        self.peak = self.peak.max(self.now);
+        self.peak >= RUSH && self.now < self.peak / 10
+    }
+
+    fn begin_anew(&mut self) {
+        self.peak = self.now;
     }
 }
 
