@@ -34,7 +34,7 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// Commands of all reactors together on their way to one hub, about: their queues are memory from the start.
+    /// Commands of up to 64 reactors together on their way to one hub: their queues are memory from the start.
     const COMMANDS_ALL: usize = 16_384;
     /// Fewest for one reactor.
     const COMMANDS_MIN: usize = 256;
@@ -98,8 +98,8 @@ impl Doorbell {
         self.waiting.announce();
     }
 
-    /// The owner, before it looks a last time and sleeps: until somebody rings who has something urgent, which is
-    /// sure to come.
+    /// The owner, before it looks a last time and sleeps: until somebody rings who has something urgent, or for a time
+    /// that all else can wait.
     pub fn announce_patient(&self) {
         self.patient.store(true, Ordering::Relaxed);
         self.waiting.announce();
@@ -155,6 +155,7 @@ impl Link {
     pub fn new(bounds: Bounds) -> Self {
         let Bounds { commands, kept, replies, deliveries } = bounds;
         assert!(kept < commands && commands <= replies, "there is room for commands, and every one may be answered");
+        assert!(kept <= replies / 2, "who waits for room is owed more than wakes it");
         Self {
             commands: ArrayQueue::new(commands),
             effects: ArrayQueue::new(replies + deliveries),
@@ -231,10 +232,18 @@ impl Link {
 
     /// Effects that wait and for which the reactor is woken.
     pub fn pressing_effects_len(&self) -> usize {
-        self.effects.len().saturating_sub(self.patient_effects.load(Ordering::Relaxed))
+        let patient = self.patient_effects.load(Ordering::Relaxed);
+        let waits = self.effects.len();
+        if patient >= self.patient_effects_max() { waits } else { waits.saturating_sub(patient) }
     }
 
-    /// Hub: posts a reply, for which the reactor reserved room when it posted the command. Whether it is to be woken.
+    /// With so many effects that can wait the reactor is woken. A reactor that waits for room is owed more.
+    fn patient_effects_max(&self) -> usize {
+        (self.bounds.replies / 4).max(1)
+    }
+
+    /// Hub: posts a reply, for which the reactor reserved room when it posted the command. Whether it is to be woken:
+    /// for what can wait only if there is much of it, for a reactor to which so much is owed may be waiting for room.
     ///
     /// # Panics
     /// If there is no room: then somebody counted wrong.
@@ -243,9 +252,9 @@ impl Link {
             return false;
         }
         let can_wait = effect.kind.can_wait();
-        self.patient_effects.fetch_add(usize::from(can_wait), Ordering::Relaxed);
+        let before = self.patient_effects.fetch_add(usize::from(can_wait), Ordering::Relaxed);
         assert!(self.effects.push(effect).is_ok(), "every reply has its place reserved");
-        !can_wait
+        !can_wait || before + 1 >= self.patient_effects_max()
     }
 
     /// Hub: posts what nobody asked for, if there is room beside the reserved places; else gives it back.
@@ -352,6 +361,19 @@ mod tests {
             assert!(bounds.commands < bounds.replies && bounds.deliveries == bounds.replies, "{bounds:?}");
         }
         assert_eq!(Bounds::of_one_among(256).commands, Bounds::COMMANDS_MIN);
+    }
+
+    #[test]
+    fn a_hub_remembers_what_all_reactors_can_make_wait() {
+        let hub = crate::hub::bounds::Bounds::default();
+        let awaited = culver_storage::shard::Bounds::default().awaited;
+        for reactors in 1..=crate::config::REACTORS_MAX {
+            let parked = reactors * Bounds::of_one_among(reactors).replies + hub.parked_sends + hub.parked_arrivals;
+            assert!(
+                parked <= awaited,
+                "{reactors} reactors: {parked} may wait for reads, and {awaited} are remembered"
+            );
+        }
     }
 
     impl WaitFlag for LoomBool {

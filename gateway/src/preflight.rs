@@ -12,8 +12,11 @@ use thiserror::Error;
 
 use crate::config::{CONNECTIONS_MAX, Config, REACTORS_MAX};
 
-/// Descriptors for everything but connections: RocksDB's files, listeners, pollers, wakers, the operators' port.
-pub const DESCRIPTORS_RESERVED: u64 = 256;
+/// Descriptors for everything but connections: RocksDB's files (`open_files_max`), and the operators' port, logs and the
+/// like.
+pub const DESCRIPTORS_RESERVED: u64 = 512 + 128;
+/// Of those that each reactor takes in the table that all share: its alarm's two ends, its listener and its poll.
+const DESCRIPTORS_SHARED: u64 = 4;
 /// Descriptors of a reactor with a table of its own, beside connections: the standard ones, its listener, poll and
 /// alarm, and a connection that is turned away.
 pub const DESCRIPTORS_OF_A_REACTOR: u64 = 16;
@@ -51,7 +54,7 @@ pub enum PreflightError {
     },
     /// More connections asked for than descriptors allow.
     #[error(
-        "{wanted} connections need {needed} file descriptors ({DESCRIPTORS_RESERVED} are for other files), but the \
+        "{wanted} connections need {needed} file descriptors ({reserved} are for other files), but the \
          limit is {limit}. Raise it (`ulimit -n {needed}`, or LimitNOFILE={needed} in the systemd unit; \
          `culver-tune plan --connections {wanted}` has all of it), give every reactor a table of its own \
          (--private-fd-tables), or ask for fewer: --connections-max {possible}."
@@ -61,6 +64,8 @@ pub enum PreflightError {
         wanted: u64,
         /// Descriptors that they need.
         needed: u64,
+        /// Those for everything else.
+        reserved: u64,
         /// Descriptors there can be.
         limit: u64,
         /// Connections that would fit.
@@ -87,12 +92,14 @@ pub enum PreflightError {
     },
     /// Not even one connection fits.
     #[error(
-        "the limit of {limit} file descriptors leaves none for connections ({DESCRIPTORS_RESERVED} are for other \
+        "the limit of {limit} file descriptors leaves none for connections ({reserved} are for other \
          files). Raise it: `ulimit -n 65536`, or LimitNOFILE=65536 in the systemd unit."
     )]
     NoDescriptors {
         /// Descriptors there can be.
         limit: u64,
+        /// Those for everything else.
+        reserved: u64,
     },
     /// The soft limit cannot be raised to the hard one.
     #[error("cannot raise the soft limit of file descriptors to the hard limit of {limit}: {source}")]
@@ -173,6 +180,8 @@ pub struct Capacity {
     pub connections_max: u32,
     /// Connections of each.
     pub of_a_reactor: usize,
+    /// Descriptors that each table may have.
+    pub descriptors: u64,
 }
 
 /// How many connections there may be: the number asked for if the descriptors suffice, or as many as they allow.
@@ -194,16 +203,24 @@ pub fn reserve_descriptors(config: &Config) -> Result<Capacity, PreflightError> 
 
 /// Every connection takes its descriptor from the same `limit`.
 fn within_one_table(config: &Config, limit: u64) -> Result<Capacity, PreflightError> {
-    let connections_max = connections_within(config.connections_max, limit)?;
     let reactors = config.reactor_count();
-    Ok(Capacity { reactors, connections_max, of_a_reactor: (connections_max as usize).div_ceil(reactors) })
+    let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_SHARED * reactors as u64;
+    let connections_max = connections_within(config.connections_max, limit, reserved)?;
+    Ok(Capacity {
+        reactors,
+        connections_max,
+        of_a_reactor: (connections_max as usize).div_ceil(reactors),
+        descriptors: limit,
+    })
 }
 
 /// Every reactor has `limit` descriptors to itself.
 fn within_tables(config: &Config, limit: u64) -> Result<Capacity, PreflightError> {
     let room = limit.saturating_sub(DESCRIPTORS_OF_A_REACTOR).min(CONNECTIONS_MAX.into());
-    if room == 0 || limit <= DESCRIPTORS_RESERVED {
-        return Err(PreflightError::NoDescriptors { limit });
+    // The shared table has an alarm of each reactor beside what everything else takes.
+    let shared = DESCRIPTORS_RESERVED + REACTORS_MAX as u64;
+    if room == 0 || limit < shared {
+        return Err(PreflightError::NoDescriptors { limit, reserved: shared });
     }
     let wanted = u64::from(config.connections_max);
     let needed = (wanted * SPREAD_PERCENT).div_ceil(room * 100);
@@ -221,19 +238,20 @@ fn within_tables(config: &Config, limit: u64) -> Result<Capacity, PreflightError
         reactors: usize::try_from(reactors).expect("REACTORS_MAX fits"),
         connections_max: u32::try_from(granted).expect("CONNECTIONS_MAX fits a u32"),
         of_a_reactor: usize::try_from(share).expect("CONNECTIONS_MAX fits"),
+        descriptors: limit,
     })
 }
 
-/// `wanted` connections (0: as many as possible) within `limit` descriptors.
-fn connections_within(wanted: u32, limit: u64) -> Result<u32, PreflightError> {
-    let possible = limit.saturating_sub(DESCRIPTORS_RESERVED).min(CONNECTIONS_MAX.into());
+/// `wanted` connections (0: as many as possible) within `limit` descriptors, of which so many are `reserved`.
+fn connections_within(wanted: u32, limit: u64, reserved: u64) -> Result<u32, PreflightError> {
+    let possible = limit.saturating_sub(reserved).min(CONNECTIONS_MAX.into());
     if possible == 0 {
-        return Err(PreflightError::NoDescriptors { limit });
+        return Err(PreflightError::NoDescriptors { limit, reserved });
     }
     let wanted = u64::from(wanted);
     if wanted > possible {
-        let needed = wanted + DESCRIPTORS_RESERVED;
-        return Err(PreflightError::TooFewDescriptors { wanted, needed, limit, possible });
+        let needed = wanted + reserved;
+        return Err(PreflightError::TooFewDescriptors { wanted, needed, reserved, limit, possible });
     }
     let granted = if wanted == 0 { possible } else { wanted };
     Ok(u32::try_from(granted).expect("CONNECTIONS_MAX fits a u32"))
@@ -255,7 +273,7 @@ pub fn warnings(config: &Config, capacity: &Capacity) -> Vec<String> {
         ));
     }
     let migrates = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
-    if capacity.reactors > 1 && config.private_fd_tables && migrates.is_ok_and(|value| value.trim() == "0") {
+    if capacity.reactors > 1 && migrates.is_ok_and(|value| value.trim() == "0") {
         warnings.push(
             "net.ipv4.tcp_migrate_req is 0: connections that wait at a reactor which is full are reset instead of \
              going to another (`sysctl -w net.ipv4.tcp_migrate_req=1`, or `culver-tune apply`)"
@@ -283,12 +301,12 @@ mod tests {
 
     #[test]
     fn descriptors_bound_connections() {
-        assert_eq!(connections_within(0, 1024).expect("some fit"), 768);
-        assert_eq!(connections_within(768, 1024).expect("just fits"), 768);
-        assert_eq!(connections_within(0, u64::MAX).expect("many fit"), CONNECTIONS_MAX);
-        let error = connections_within(769, 1024).expect_err("one too many").to_string();
+        assert_eq!(connections_within(0, 1024, 256).expect("some fit"), 768);
+        assert_eq!(connections_within(768, 1024, 256).expect("just fits"), 768);
+        assert_eq!(connections_within(0, u64::MAX, 256).expect("many fit"), CONNECTIONS_MAX);
+        let error = connections_within(769, 1024, 256).expect_err("one too many").to_string();
         assert!(error.contains("ulimit -n 1025") && error.contains("--connections-max 768"), "{error}");
-        assert!(matches!(connections_within(0, 256), Err(PreflightError::NoDescriptors { limit: 256 })));
+        assert!(matches!(connections_within(0, 256, 256), Err(PreflightError::NoDescriptors { limit: 256, .. })));
     }
 
     #[test]
@@ -307,7 +325,7 @@ mod tests {
         assert!(error.contains("at most 256"), "{error}");
         assert_eq!(of(0, 4, 20_000).expect("many fit").connections_max, 76_129);
         assert_eq!(of(8, 8, 20_000).expect("they fit").of_a_reactor, 2);
-        assert!(matches!(of(0, 1, 200), Err(PreflightError::NoDescriptors { limit: 200 })));
+        assert!(matches!(of(0, 1, 800), Err(PreflightError::NoDescriptors { limit: 800, .. })));
     }
 
     #[test]

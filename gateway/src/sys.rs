@@ -25,7 +25,7 @@ pub fn take_private_descriptors(kept: &OwnedFd) -> io::Result<OwnedFd> {
     let number = kept.as_raw_fd();
     let place = u32::try_from(number).expect("open descriptors are not negative");
     assert!(place >= STANDARD, "standard descriptors are kept anyway");
-    // The first call leaves the shared table, and only then closes; there is always something to close behind.
+    // The first call leaves the shared table, and only then closes.
     if place > STANDARD {
         close_range(STANDARD, place - 1, libc::CLOSE_RANGE_UNSHARE)?;
         close_range(place + 1, u32::MAX, 0)?;
@@ -49,6 +49,27 @@ fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
 fn own(number: i32) -> OwnedFd {
     // SAFETY: the number is open in the table that the thread has just got to itself, and nothing there owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// Leaves SIGTERM and SIGINT to other threads: their handler writes to a descriptor by its number in the shared table.
+///
+/// # Errors
+/// Those of pthread_sigmask(3).
+#[expect(unsafe_code, reason = "no safe wrapper knows signal masks")]
+pub fn leave_signals_to_others() -> io::Result<()> {
+    let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: it makes the set that it is given empty, and with that a valid one.
+    let mut signals = unsafe {
+        libc::sigemptyset(signals.as_mut_ptr());
+        signals.assume_init()
+    };
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: the set is valid, and so is the signal's number.
+        unsafe { libc::sigaddset(&raw mut signals, signal) };
+    }
+    // SAFETY: the set is valid; nothing is asked of what was blocked before.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 /// The epoll instance of a poll, for what mio does not do: watching a socket level-triggered.

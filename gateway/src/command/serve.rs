@@ -83,10 +83,10 @@ impl Serve {
         let authenticator = Arc::new(Authenticator::load(&config, data_dir.incarnation())?);
         let greeting = greeting(&config, &ports);
         let (hubs, volumes) = (topology.hub_count(), topology.volume_count());
-        let preflight::Capacity { reactors, connections_max, of_a_reactor } = capacity;
+        let preflight::Capacity { reactors, connections_max, of_a_reactor, descriptors } = capacity;
         info!(
             listen = %ports.listen, ops = %ports.ops_address, connections_max, reactors, of_a_reactor,
-            private_fd_tables = config.private_fd_tables, hubs, volumes, "starting"
+            descriptors, private_fd_tables = config.private_fd_tables, hubs, volumes, "starting"
         );
         let on_ready = Box::new(move || {
             if let Err(error) = super::print(&greeting) {

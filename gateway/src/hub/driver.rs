@@ -187,8 +187,9 @@ impl Driver {
         self.hub.set_space_low(self.space.is_low());
         self.hub.pass(now.mono_ms());
         let mut busy = self.take_in(now_ms, clock, counters)?;
-        busy |= self.take_mail(now_ms)?;
-        busy |= self.take_commands(now_ms, clock)?;
+        let mail = self.take_mail(now_ms)?;
+        busy |= mail > 0;
+        busy |= self.take_commands(now_ms, mail, clock)?;
         self.hub.keep_up(now_ms, now.mono_ms())?;
         self.log_expiry();
         while let Some(read) = self.hub.next_read() {
@@ -313,10 +314,10 @@ impl Driver {
         Ok(busy | read)
     }
 
-    /// What other hubs say.
-    fn take_mail(&mut self, now_ms: u64) -> Result<bool, EngineError> {
+    /// What other hubs say: how much it was.
+    fn take_mail(&mut self, now_ms: u64) -> Result<u64, EngineError> {
         let (own, most) = (self.hub.id(), self.hub.bounds().mail_a_turn);
-        let mut busy = false;
+        let mut all = 0;
         for (other, port) in hub_ids().zip(&self.hubs).filter(|(other, _)| *other != own) {
             let mut taken = 0;
             while taken < most && self.hub.has_room() {
@@ -324,15 +325,16 @@ impl Driver {
                 self.hub.handle_mail(mail, now_ms)?;
                 taken += 1;
             }
-            busy |= taken > 0;
+            all += taken as u64;
         }
-        Ok(busy)
+        Ok(all)
     }
 
-    fn take_commands(&mut self, now_ms: u64, clock: &impl Clock) -> Result<bool, EngineError> {
+    /// `others`: what was handled before them in this turn.
+    fn take_commands(&mut self, now_ms: u64, mut others: u64, clock: &impl Clock) -> Result<bool, EngineError> {
         let most = self.hub.bounds().commands_a_turn;
         let mut busy = false;
-        let (mut logins, mut others) = (0, 0);
+        let mut logins = 0;
         for port in &self.reactors {
             let mut taken = 0;
             while taken < most && self.hub.has_room() {
@@ -348,7 +350,7 @@ impl Driver {
                 }
             }
         }
-        if busy {
+        if logins + others > 0 {
             self.gathering.handled(logins, others, clock.mono_us());
         }
         Ok(busy)

@@ -1,4 +1,5 @@
-//! When a hub's next batch goes to its writer, and when logins wait for company. Pure: the time is an argument, in microseconds that never jump.
+//! When a hub's next batch goes to its writer, and when logins wait for company. Pure: the time is an argument, in
+//! microseconds that never jump.
 
 /// Messages of a batch from which on the next one waits for company.
 const GATHER_MESSAGES_MIN: u64 = 16;
@@ -56,7 +57,7 @@ impl Gathering {
         let is_rush =
             self.login_us.is_some_and(|before_us| now_us.saturating_sub(before_us) < RUSH_US + GATHER_LOGINS_US);
         self.login_us = Some(now_us);
-        // Who sends messages meanwhile does not wait for the sake of logins.
+        // With anything else among them nothing waits for the sake of logins.
         if is_rush && others == 0 {
             self.logins_until_us = Some(now_us + GATHER_LOGINS_US);
         }

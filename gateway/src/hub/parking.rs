@@ -214,7 +214,11 @@ impl Parking {
     pub fn finish(&mut self, place: Place, work: &Work) {
         for key in keys(work).into_iter().flatten() {
             let Some(queue) = self.queues.get_mut(&key) else { continue };
-            queue.retain(|other| *other != place);
+            if queue.front() == Some(&place) {
+                queue.pop_front();
+            } else {
+                queue.retain(|other| *other != place); // something has overtaken another, which is a bug by itself
+            }
             match queue.front().copied() {
                 Some(next) => self.note_ready(next),
                 None => drop(self.queues.remove(&key)),

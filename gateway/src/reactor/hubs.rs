@@ -132,7 +132,7 @@ impl Hubs {
     }
 
     /// Whether clients' commands find room everywhere after all. If not, whoever has none rings when there is: a hub
-    /// that owes too much rings with what it owes.
+    /// that owes too much rings with what it owes, answers that could wait among it.
     pub(super) fn wait_for_room(&self) -> bool {
         self.0.iter().all(|hub| hub.has_reply_room() && hub.to.link.wait_for_room(hub.to.link.bounds().kept))
     }

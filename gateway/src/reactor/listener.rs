@@ -106,19 +106,24 @@ impl Listener {
     pub fn step_back(&mut self, poll: &Poll) -> io::Result<()> {
         if self.is_listening && self.group.leave() {
             self.is_listening = false;
-            self.look_away(poll)?;
             rustix::net::shutdown(&self.socket, Shutdown::Read)?;
+            self.look_away(poll)?;
         }
         Ok(())
     }
 
-    /// Takes no connections for now, even as the last: they wait in its queue.
+    /// Takes no connections for now: they wait in its queue.
     ///
     /// # Errors
-    /// As [`Self::step_back`].
+    /// Those of epoll_ctl(2).
     pub fn pause(&mut self, poll: &Poll) -> io::Result<()> {
-        self.step_back(poll)?;
         self.look_away(poll)
+    }
+
+    /// Whether it takes the connections that come to it.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.is_watched
     }
 
     /// Whether it takes connections.
@@ -133,6 +138,14 @@ impl Listener {
             epoll::delete(epoll_of(poll), &self.socket)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.is_listening {
+            self.group.0.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -205,7 +218,7 @@ mod tests {
         first.step_forward(&poll, TOKEN).expect("watched");
         assert_eq!((told(&mut poll), accepted(&first)), (1, 1));
         second.step_forward(&poll, TOKEN).expect("listen works");
-        first.pause(&poll).expect("it steps back");
+        first.step_back(&poll).expect("shutdown works");
         assert_eq!((told(&mut poll), first.is_listening()), (0, false), "nor is told of its end without end");
     }
 }

@@ -230,6 +230,24 @@ impl<S: Socket> Reactor<S> {
         Some(slot)
     }
 
+    /// By what the socket in a slot is to be watched: the slot and which of its connections it is.
+    ///
+    /// # Panics
+    /// If the slot is empty.
+    #[must_use]
+    pub fn tag(&self, slot: u32) -> u64 {
+        let connection = self.connections.get(slot).expect("the caller has just accepted it");
+        u64::from(connection.generation) << 32 | u64::from(slot)
+    }
+
+    /// The slot of a tag; `None`: what was watched by it is gone, and another connection may be there.
+    #[must_use]
+    pub fn slot_of(&self, tag: u64) -> Option<u32> {
+        let slot = u32::try_from(tag & u64::from(u32::MAX)).expect("32 bits");
+        let connection = self.connections.get(slot)?;
+        (u64::from(connection.generation) == tag >> 32).then_some(slot)
+    }
+
     /// Whether no other connection finds room.
     #[must_use]
     pub fn is_full(&self) -> bool {

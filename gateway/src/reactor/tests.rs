@@ -134,6 +134,20 @@ fn an_effect_of_an_earlier_generation_reaches_nobody() {
 }
 
 #[test]
+fn an_event_of_an_earlier_connection_is_nobodys() {
+    let mut world = World::new();
+    let earlier = world.connect(1, usize::MAX).expect("there is room");
+    let tag = world.reactor.tag(earlier.slot);
+    assert_eq!(world.reactor.slot_of(tag), Some(earlier.slot));
+    world.hang_up(&earlier, &[]);
+    assert_eq!(world.reactor.slot_of(tag), None);
+    let present = world.connect(2, usize::MAX).expect("there is room");
+    assert_eq!(present.slot, earlier.slot);
+    assert_eq!(world.reactor.slot_of(tag), None);
+    assert_eq!(world.reactor.slot_of(world.reactor.tag(present.slot)), Some(present.slot));
+}
+
+#[test]
 fn a_slot_is_free_when_every_hub_that_knew_the_session_has_said_so() {
     let mut world = World::new();
     let (peer, address) = world.log_in(1);

@@ -27,8 +27,10 @@ const GATHER: Duration = Duration::from_micros(250);
 /// How long a reactor takes no connections when the machine had no descriptor or memory for one.
 const PAUSE_US: u64 = 1_000_000;
 
+/// No slot has such a number.
 const LISTENER: Token = Token(usize::MAX);
 const ALARM: Token = Token(usize::MAX - 1);
+const _: () = assert!(usize::BITS == 64, "a tag has 64 bits");
 
 /// What the server is doing; all reactors' threads watch it.
 #[derive(Debug, Default)]
@@ -133,8 +135,9 @@ impl ReactorThread {
                 match event.token() {
                     LISTENER => self.accept(),
                     ALARM => self.alarm.silence(),
-                    Token(slot) => {
-                        let slot = u32::try_from(slot).expect("tokens are slots");
+                    Token(tag) => {
+                        // What was said of a connection that has gone since is not meant for who has its slot now.
+                        let Some(slot) = self.reactor.slot_of(tag as u64) else { continue };
                         if event.is_writable() {
                             self.reactor.handle_writable(slot);
                         }
@@ -150,8 +153,8 @@ impl ReactorThread {
                 self.listener = None;
                 self.reactor.leave();
             }
-            self.look_at_listener();
             self.reactor.end_turn();
+            self.look_at_listener();
             if self.reactor.has_left() {
                 return Ok(());
             }
@@ -162,6 +165,7 @@ impl ReactorThread {
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.bell.announce();
         let wait = if self.more_events { Wait::Not } else { self.reactor.plan_wait() };
+        let wait = if self.stage.is_leaving() && self.listener.is_some() { Wait::Not } else { wait };
         let timeout = match wait {
             Wait::Not => Duration::ZERO,
             Wait::For(longest) => {
@@ -183,24 +187,22 @@ impl ReactorThread {
         let goes_on = self.accepted_all_in + 1 == self.turns;
         self.accepts = if goes_on { (self.accepts * 2).min(ACCEPTS_A_TURN) } else { 1 };
         for _ in 0..self.accepts {
+            if self.reactor.is_full() {
+                self.change_listener(Listener::step_back); // the others may have room by now
+            }
             let Some(listener) = &self.listener else { return };
             let stream = match listener.accept() {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
-                Err(error) => {
-                    // Out of descriptors or memory, or the peer is gone already: the others are still there.
-                    tracing::warn!(%error, "a connection could not be accepted; no other for a second");
-                    self.paused_until_us = Some(self.reactor.mono_us().saturating_add(PAUSE_US));
-                    return self.change_listener(Listener::pause);
-                }
+                Err(error) => return self.pause(&error),
             };
             let Some(slot) = self.reactor.accept(stream) else { continue };
+            let tag = Token(usize::try_from(self.reactor.tag(slot)).expect("64 bits"));
             let stream = self.reactor.socket_mut(slot).expect("just accepted");
             let interest = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = self.poll.registry().register(stream, Token(slot as usize), interest) {
-                tracing::warn!(%error, "a connection could not be watched");
+            if let Err(error) = self.poll.registry().register(stream, tag, interest) {
                 self.reactor.discard(slot);
-                continue;
+                return self.pause(&error);
             }
             if self.reactor.is_full() {
                 self.change_listener(Listener::step_back);
@@ -209,22 +211,34 @@ impl ReactorThread {
         self.accepted_all_in = self.turns;
     }
 
+    /// Out of descriptors or memory: those who wait can wait a little longer.
+    fn pause(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "a connection could not be had; no other for a second");
+        self.change_listener(Listener::pause);
+        self.pause_until_later();
+    }
+
+    fn pause_until_later(&mut self) {
+        self.paused_until_us = Some(self.reactor.mono_us().saturating_add(PAUSE_US));
+    }
+
     /// Takes connections again, if it had stepped back and has room, or had paused and that is over.
     fn look_at_listener(&mut self) {
         let Some(listener) = &self.listener else { return };
-        let is_over = self.paused_until_us.is_some_and(|until_us| self.reactor.mono_us() >= until_us);
-        let returns = !listener.is_listening() && self.paused_until_us.is_none() && self.reactor.has_room_again();
-        if is_over || returns {
+        if listener.is_watched() || self.paused_until_us.is_some_and(|until_us| self.reactor.mono_us() < until_us) {
+            return;
+        }
+        if listener.is_listening() || self.reactor.has_room_again() {
             self.paused_until_us = None;
-            self.change_listener(|listener, poll| listener.step_forward(poll, LISTENER));
+            if !self.change_listener(|listener, poll| listener.step_forward(poll, LISTENER)) {
+                self.pause_until_later();
+            }
         }
     }
 
-    fn change_listener(&mut self, change: impl FnOnce(&mut Listener, &Poll) -> io::Result<()>) {
-        if let Some(listener) = &mut self.listener
-            && let Err(error) = change(listener, &self.poll)
-        {
-            tracing::error!(%error, "the listener does not do as it should");
-        }
+    /// Whether it does as it should.
+    fn change_listener(&mut self, change: impl FnOnce(&mut Listener, &Poll) -> io::Result<()>) -> bool {
+        let changed = self.listener.as_mut().map_or(Ok(()), |listener| change(listener, &self.poll));
+        changed.inspect_err(|error| tracing::error!(%error, "the listener does not do as it should")).is_ok()
     }
 }

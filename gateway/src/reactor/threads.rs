@@ -21,6 +21,7 @@ use super::hubs::ToHub;
 use super::listener::{Group, Listener};
 use super::thread::{Parts, ReactorThread, Stage};
 use crate::mailbox::Doorbell;
+use crate::sys::leave_signals_to_others;
 
 /// What a reactor serves.
 pub struct Work {
@@ -42,6 +43,8 @@ pub struct Work {
 struct Begun {
     bell: Arc<Doorbell>,
     work: Sender<(Work, Arc<Doorbell>)>,
+    /// All listen: it may serve.
+    go: Sender<()>,
     /// Says once that it has its descriptors, and once that it listens.
     steps: Receiver<io::Result<()>>,
     thread: JoinHandle<io::Result<()>>,
@@ -67,7 +70,7 @@ impl ReactorThreads {
         self.0.iter().map(|begun| Arc::clone(&begun.bell)).collect()
     }
 
-    /// Gives each its work, by number; returns when all listen.
+    /// Gives each its work, by number; returns when all listen. Before that none serves.
     ///
     /// # Errors
     /// One of them cannot listen.
@@ -78,6 +81,9 @@ impl ReactorThreads {
         }
         for begun in &self.0 {
             begun.wait_for_step()?;
+        }
+        for begun in &self.0 {
+            begun.go.send(()).map_err(io::Error::other)?;
         }
         Ok(self.0.into_iter().map(|begun| begun.thread).collect())
     }
@@ -93,6 +99,7 @@ impl Begun {
 fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
     let alarm = Arc::new(Alarm::new()?);
     let (work, to_do) = channel::bounded(1);
+    let (go, may_go) = channel::bounded(1);
     let (told, steps) = channel::bounded(2);
     let to_set_off = Arc::clone(&alarm);
     let bell = Arc::new(Doorbell::new(move || to_set_off.set_off()));
@@ -112,14 +119,14 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
         match listening {
             Ok(reactor) => {
                 tell(&told, Ok(()))?;
-                let ended = reactor.run();
+                let ended = if may_go.recv().is_ok() { reactor.run() } else { Ok(()) };
                 drop(running);
                 ended
             }
             Err(error) => tell(&told, Err(error)),
         }
     })?;
-    let begun = Begun { bell, work, steps, thread };
+    let begun = Begun { bell, work, go, steps, thread };
     begun.wait_for_step()?;
     Ok(begun)
 }
@@ -131,6 +138,7 @@ fn tell(told: &Sender<io::Result<()>>, step: io::Result<()>) -> io::Result<()> {
 
 /// The thread's own end of the alarm, and its poll, in the table of descriptors that it will use.
 fn settle(alarm: Arc<Alarm>, private_table: bool) -> io::Result<(Poll, Alarm)> {
+    leave_signals_to_others()?;
     let own = if private_table { alarm.take_along()? } else { alarm.share()? };
     // The other end's number means nothing here any more; the bell keeps it for those who ring.
     drop(alarm);

@@ -289,9 +289,9 @@ fn too_few_descriptors_are_refused() {
         assert_eq!(output.status.code(), Some(FAILURE), "{}", stderr(&output));
         stderr(&output)
     };
-    let said = limited(1000, "--connections-max 5000");
+    let said = limited(1000, "--reactors 1 --connections-max 5000");
     for part in
-        ["5000 connections need 5256", "limit is 1000", "ulimit -n 5256", "LimitNOFILE=5256", "--connections-max 744"]
+        ["5000 connections need 5644", "limit is 1000", "ulimit -n 5644", "LimitNOFILE=5644", "--connections-max 356"]
     {
         assert!(said.contains(part), "{part:?} is missing in {said:?}");
     }

@@ -48,7 +48,7 @@ impl Default for Bounds {
             users_cached: 64 * 1024,
             talks_cached: 128 * 1024,
             senders_cached: 256 * 1024,
-            awaited: 64 * 1024,
+            awaited: 256 * 1024,
             lookups_first: 16,
             head_hint_lag: HEAD_HINT_LAG_MAX,
             time_reservation_ms: 1000,
