@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind};
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 use crate::catalogue::written;
 use crate::examine::Change;
@@ -99,6 +99,14 @@ fn apply_one(
     before(Step::Record)?;
     journal.add(Record::Write(intent))?;
     before(Step::Write)?;
+    // Once more, for syncing the line may have taken long: what somebody else has set meanwhile stays.
+    let present = read();
+    if present.as_ref().ok() != Some(old) {
+        before(Step::Record)?;
+        journal.add(Record::Settled { sequence, how: Settled::Failed })?;
+        let present = present?;
+        bail!("somebody else has changed {setting} just now, to {present}: it stays so; run this again");
+    }
     if let Err(refused) = procfs.write_sysctl(setting, new) {
         if procfs.sysctl(setting).is_ok_and(|now| now.as_ref() == Some(old)) {
             before(Step::Record)?;

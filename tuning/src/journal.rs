@@ -54,12 +54,12 @@ pub(crate) struct Intent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Settled {
-    /// The kernel refused it.
+    /// The kernel refused it, or somebody else came first: nothing was written.
     Failed,
     Restored,
     /// The old value was there already.
     Back,
-    /// Its namespace is gone, and the setting with it.
+    /// Its boot or its namespace is gone, and the setting with it.
     Gone,
 }
 

@@ -74,9 +74,32 @@ fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
     assert_eq!(journal.open().len(), 1);
 }
 
-/// The setting is taken away between the journal's line and the write, so that the kernel refuses it.
+/// Somebody else comes in while the journal's line is synced.
 #[test]
-fn a_write_that_is_refused_stops_everything_and_is_told() {
+fn what_somebody_else_changes_while_the_line_is_synced_is_not_overwritten() {
+    let fake = Fake::new();
+    let mut journal = Journal::take(&fake.journal()).expect("free");
+    let changes = changes(&fake.machine, &a_million()).expect("readable");
+    let mut writes = 0;
+    let mut before = |step| {
+        writes += usize::from(step == Step::Write);
+        if step == Step::Write && writes == 2 {
+            fake.set("net.ipv4.tcp_migrate_req", "2");
+        }
+        Ok(())
+    };
+    let error = apply(&fake.machine, &changes, &mut journal, &origin(), &mut before).expect_err("it has changed");
+    let text = format!("{error:#}");
+    assert!(text.contains("somebody else has changed net.ipv4.tcp_migrate_req just now, to 2"), "{text}");
+    assert_eq!(fake.get("net.ipv4.tcp_migrate_req"), "2");
+    let open: Vec<_> = journal.open().iter().map(|open| open.intent.setting.as_str()).collect();
+    assert_eq!(open, ["net.core.somaxconn"], "of the second there is nothing to undo");
+    assert_eq!(journal.next_sequence(), 3, "but it was written down");
+}
+
+/// The setting is taken away between the journal's line and the write.
+#[test]
+fn a_setting_that_vanishes_stops_everything_and_is_told() {
     let fake = Fake::new();
     let mut journal = Journal::take(&fake.journal()).expect("free");
     let changes = changes(&fake.machine, &a_million()).expect("readable");
@@ -87,10 +110,9 @@ fn a_write_that_is_refused_stops_everything_and_is_told() {
         }
         Ok(())
     };
-    let error = apply(&fake.machine, &changes, &mut journal, &origin(), &mut before).expect_err("refused");
-    let text = format!("{error:#}");
-    assert!(text.starts_with("stopped; `culver-tune rollback` undoes"), "what became of it is not known: {text}");
-    assert!(text.contains("net.core.somaxconn"), "{text}");
+    let error = apply(&fake.machine, &changes, &mut journal, &origin(), &mut before).expect_err("it is not there");
+    assert_eq!(format!("{error:#}"), "nothing was changed: net.core.somaxconn is gone");
+    assert!(journal.open().is_empty(), "there is nothing to undo");
     assert_eq!(fake.get("net.ipv4.tcp_migrate_req"), "0", "nothing after it was done");
 }
 
