@@ -25,18 +25,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use crate::apply::{Origin, apply};
 use crate::check::{Table, check};
-use crate::examine::sysctl_command;
 use crate::journal::{Intent, Journal, Open};
 use crate::machine::{Machine, Place};
-use crate::namespace::{Namespace, Target};
+use crate::namespace::{Found, INITIAL, Namespace, Target};
 use crate::options::{Arguments, Command, GoalOptions, JournalOptions};
 use crate::procfs::Procfs;
-use crate::rollback::{Outcome, Rolled, rollback};
+use crate::rollback::{Outcome, Rolled, by_hand, rollback};
 
 const EXIT_ERROR: u8 = 1;
 const EXIT_MISSING: u8 = 3;
@@ -164,14 +163,12 @@ fn run_rollback(options: &JournalOptions) -> Result<bool> {
     }
     let machine = Machine::open(Target::Own)?;
     if !is_root() {
-        let commands = |open: &Open| {
-            format!(
-                "  {}   # only if it is {} now\n",
-                sysctl_command("", &open.intent.setting, &open.intent.old),
-                open.written()
-            )
+        let boot_id = machine.host().boot_id()?;
+        let line = |open: &Open| {
+            let prefix = prefix_of(&open.intent)?;
+            Ok(format!("  {}\n", by_hand(open, &boot_id, prefix.as_deref())))
         };
-        let commands: String = open.iter().rev().map(commands).collect();
+        let commands = open.iter().rev().map(line).collect::<Result<String>>()?;
         bail!("changing settings takes root; nothing was changed. As root run this again, or:\n{commands}");
     }
     let origin = origin(&machine)?;
@@ -182,10 +179,17 @@ fn run_rollback(options: &JournalOptions) -> Result<bool> {
     for rolled in &rolled {
         writeln!(out, "{}", told(rolled, &origin.boot_id))?;
     }
+    let failed = rolled.iter().filter(|rolled| matches!(rolled.outcome, Outcome::Failed { .. })).count();
+    ensure!(
+        failed == 0,
+        "{failed} of {} settings could not be put back, and are still in the journal: mend what is said above and run \
+         this again",
+        rolled.len()
+    );
     if !journal.open().is_empty() {
         writeln!(
             out,
-            "left alone is what somebody else has changed: set it back yourself and run this again, or remove {}",
+            "what was left alone is still in the journal: set it back yourself and run this again, or remove {}",
             journal.path().display()
         )?;
         return Ok(false);
@@ -215,18 +219,33 @@ fn told(rolled: &Rolled, boot_id: &str) -> String {
             format!("{setting}: was set before the last boot, and is gone with it")
         }
         Outcome::Gone => format!("{setting}: its network namespace is gone, and the setting with it"),
+        Outcome::Failed { why } => format!("{setting}: not put back, it was {old}: {why}"),
+        Outcome::Unseen => format!(
+            "{setting}: left alone, for it, or its network namespace, is not found from here; it was set to {written} \
+             and was {old} before that"
+        ),
         Outcome::Left { present } => {
             format!("{setting}: left alone, for it is {present} and was set to {written}; it was {old} before that")
         }
     }
 }
 
-/// The place where a write was made; `None`: it is gone.
-fn find(machine: &Machine, intent: &Intent) -> Result<Option<Procfs>> {
+/// The place where a write was made.
+fn find(machine: &Machine, intent: &Intent) -> Result<Found<Procfs>> {
     match intent.place {
-        Place::Host => Ok(Some(machine.host().clone())),
+        Place::Host => Ok(Found::Here(machine.host().clone())),
         Place::Namespace => Ok(Namespace::find(intent.namespace)?.map(Procfs::of)),
     }
+}
+
+/// What has to stand before a command so that it runs where a write was made; `None`: that is not found.
+fn prefix_of(intent: &Intent) -> Result<Option<String>> {
+    let prefix = namespace::prefix_of(intent.namespace)?;
+    Ok(match intent.place {
+        // Nobody but root may look at the first process, and root is who is to run the command.
+        Place::Host => prefix.or_else(|| Some(format!("nsenter --net={INITIAL} "))),
+        Place::Namespace => prefix,
+    })
 }
 
 fn origin(machine: &Machine) -> Result<Origin> {

@@ -19,7 +19,7 @@ fn apply_killed(fake: &Fake, goal: &Goal, steps: usize) -> bool {
 
 fn rollback_killed(fake: &Fake, boot_id: &str, steps: usize) -> Result<Vec<Rolled>> {
     let mut journal = Journal::take(&fake.journal())?;
-    let find = |_: &Intent| Ok(Some(fake.machine.host().clone()));
+    let find = |_: &Intent| Ok(Found::Here(fake.machine.host().clone()));
     rollback(&mut journal, boot_id, &find, &mut killed_after(steps))
 }
 
@@ -155,7 +155,7 @@ fn a_namespace_that_is_gone_takes_its_settings_with_it() {
     let mut journal = Journal::take(&fake.journal()).expect("free");
     let find = |intent: &Intent| {
         let gone = intent.setting == "net.core.somaxconn";
-        Ok((!gone).then(|| fake.machine.host().clone()))
+        Ok(if gone { Found::Gone } else { Found::Here(fake.machine.host().clone()) })
     };
     let rolled = rollback(&mut journal, BOOT, &find, &mut |_| Ok(())).expect("writable");
     assert_eq!(rolled.last().map(|rolled| &rolled.outcome), Some(&Outcome::Gone));
@@ -164,6 +164,87 @@ fn a_namespace_that_is_gone_takes_its_settings_with_it() {
         Some(("net.core.somaxconn", fake.get("net.core.somaxconn"))),
         after.into_iter().find(|(name, _)| *name == "net.core.somaxconn")
     );
+}
+
+#[test]
+fn what_is_not_found_from_here_is_left_alone_until_it_is() {
+    let fake = Fake::new();
+    let before = fake.settings();
+    assert!(apply_killed(&fake, &million(1), usize::MAX));
+    let mut journal = Journal::take(&fake.journal()).expect("free");
+    let find = |intent: &Intent| {
+        let unseen = intent.setting == "net.core.somaxconn";
+        Ok(if unseen { Found::Unseen } else { Found::Here(fake.machine.host().clone()) })
+    };
+    let rolled = rollback(&mut journal, BOOT, &find, &mut |_| Ok(())).expect("writable");
+    assert_eq!(rolled.last().map(|rolled| &rolled.outcome), Some(&Outcome::Unseen));
+    assert_eq!(journal.open().len(), 1);
+    drop(journal);
+    assert_eq!(roll_back(&fake), [Outcome::Restored]);
+    assert_eq!(fake.settings(), before);
+}
+
+#[test]
+fn a_setting_that_is_hidden_is_not_gone() {
+    let fake = Fake::new();
+    assert!(apply_killed(&fake, &million(1), usize::MAX));
+    fake.remove("net.core.somaxconn");
+    assert_eq!(roll_back(&fake).last(), Some(&Outcome::Unseen));
+    fake.set("net.core.somaxconn", "16666");
+    assert_eq!(roll_back(&fake), [Outcome::Restored]);
+}
+
+/// Of three settings the middle one cannot be written, as /proc has them: the older one is restored all the same.
+#[test]
+fn one_that_cannot_be_written_does_not_keep_the_others_from_being_restored() {
+    let fake = Fake::new();
+    assert!(apply_killed(&fake, &million(1), usize::MAX));
+    let path = fake.folder.path().join("proc").join(crate::testing::sysctl_path("net.ipv4.tcp_migrate_req"));
+    let read_only = "/proc/sys/kernel/ngroups_max";
+    let present = fs::read_to_string(read_only).expect("every kernel has it").trim().to_owned();
+    let mut journal = Journal::take(&fake.journal()).expect("free");
+    journal.add(Record::Done { sequence: 2, value: present }).expect("written");
+    drop(journal);
+    fs::remove_file(&path).expect("it was there");
+    std::os::unix::fs::symlink(read_only, &path).expect("a link");
+    let outcomes = roll_back(&fake);
+    assert!(
+        matches!(outcomes.as_slice(), [Outcome::Restored, Outcome::Failed { why }, Outcome::Restored]
+            if why.contains("tcp_migrate_req")),
+        "{outcomes:?}"
+    );
+    let open = Journal::look(&fake.journal()).expect("readable");
+    assert_eq!(open.iter().map(|open| open.intent.sequence).collect::<Vec<_>>(), [2], "it is tried again");
+}
+
+#[test]
+fn one_whose_place_cannot_be_entered_stays_in_the_journal() {
+    let fake = Fake::new();
+    assert!(apply_killed(&fake, &million(1), usize::MAX));
+    let mut journal = Journal::take(&fake.journal()).expect("free");
+    let find = |intent: &Intent| {
+        ensure!(intent.setting != "net.ipv4.tcp_mem", "Operation not permitted");
+        Ok(Found::Here(fake.machine.host().clone()))
+    };
+    let rolled = rollback(&mut journal, BOOT, &find, &mut |_| Ok(())).expect("the journal is writable");
+    let outcomes: Vec<_> = rolled.into_iter().map(|rolled| rolled.outcome).collect();
+    let failed = Outcome::Failed { why: "Operation not permitted".to_owned() };
+    assert_eq!(outcomes, [failed, Outcome::Restored, Outcome::Restored]);
+    assert_eq!(journal.open().len(), 1);
+}
+
+#[test]
+fn by_hand_it_is_undone_only_where_and_when_it_was_done() {
+    let fake = Fake::new();
+    assert!(apply_killed(&fake, &million(1), usize::MAX));
+    let open = Journal::look(&fake.journal()).expect("readable");
+    let memory = open.last().expect("there are three");
+    let command = "sysctl -w net.ipv4.tcp_mem=\"90000 120000 180000\"   # only if it is 500000 750000 1000000 now";
+    assert_eq!(by_hand(memory, BOOT, Some("")), command);
+    assert_eq!(by_hand(memory, BOOT, Some("ip netns exec blue ")), format!("ip netns exec blue {command}"));
+    for line in [by_hand(memory, BOOT, None), by_hand(memory, "another", Some(""))] {
+        assert!(line.starts_with("# net.ipv4.tcp_mem: was set ") && !line.contains("sysctl"), "{line}");
+    }
 }
 
 #[test]
