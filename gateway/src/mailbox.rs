@@ -155,7 +155,6 @@ impl Link {
     pub fn new(bounds: Bounds) -> Self {
         let Bounds { commands, kept, replies, deliveries } = bounds;
         assert!(kept < commands && commands <= replies, "there is room for commands, and every one may be answered");
-        assert!(kept <= replies / 2, "who waits for room is owed more than wakes it");
         Self {
             commands: ArrayQueue::new(commands),
             effects: ArrayQueue::new(replies + deliveries),
@@ -237,9 +236,9 @@ impl Link {
         if patient >= self.patient_effects_max() { waits } else { waits.saturating_sub(patient) }
     }
 
-    /// With so many effects that can wait the reactor is woken. A reactor that waits for room is owed more.
+    /// With so many effects that can wait the reactor is woken. One that waits for room is owed as many, or more.
     fn patient_effects_max(&self) -> usize {
-        (self.bounds.replies / 4).max(1)
+        ((self.bounds.replies - self.bounds.kept) / 2).max(1)
     }
 
     /// Hub: posts a reply, for which the reactor reserved room when it posted the command. Whether it is to be woken:

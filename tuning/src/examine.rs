@@ -131,8 +131,8 @@ impl Examined {
         let required = self.required?;
         Some(match self.setting.kind {
             Kind::OpenFilesSoft | Kind::OpenFilesHard => format!(
-                "LimitNOFILE={required} in the systemd unit, or \"* hard nofile {required}\" in \
-                 /etc/security/limits.d/culver.conf and log in again, or more --fd-tables"
+                "LimitNOFILE={required} in the systemd unit, or \"* hard nofile {required}\" (for root: \
+                 \"root hard nofile {required}\") in /etc/security/limits.d/culver.conf and log in again, or more --fd-tables"
             ),
             Kind::MemoryAvailable => {
                 format!("a machine, or a smaller share of this one for others, with {required} MiB to spare")

@@ -13,6 +13,7 @@ mod machine;
 mod namespace;
 mod options;
 mod plan;
+mod ports;
 mod procfs;
 mod rollback;
 mod sys;
@@ -30,6 +31,7 @@ use clap::Parser;
 
 use crate::apply::{Origin, apply};
 use crate::check::{Table, check};
+use crate::examine::Change;
 use crate::journal::{Intent, Journal, Open};
 use crate::machine::{Machine, Place};
 use crate::namespace::{Found, INITIAL, Namespace, Target};
@@ -93,6 +95,7 @@ fn run_apply(options: &GoalOptions, dry_run: bool, journal: &JournalOptions) -> 
     let mut out = io::stdout();
     if dry_run {
         let changes = plan::changes(&machine, &goal)?;
+        warn_of_ports(&machine, &changes);
         write!(
             out,
             "would be done ({} settings), nothing was changed:\n{}",
@@ -106,6 +109,7 @@ fn run_apply(options: &GoalOptions, dry_run: bool, journal: &JournalOptions) -> 
         if changes.is_empty() {
             return conclude(&machine, &goal);
         }
+        warn_of_ports(&machine, &changes);
         let commands = plan::commands(&machine, &changes);
         bail!("changing settings takes root; nothing was changed. As root run this again, or:\n{commands}");
     }
@@ -119,6 +123,7 @@ fn run_apply(options: &GoalOptions, dry_run: bool, journal: &JournalOptions) -> 
     }
     // Looked at under the lock: another apply may have done it meanwhile.
     let changes = plan::changes(&machine, &goal)?;
+    warn_of_ports(&machine, &changes);
     for applied in apply(&machine, &changes, &mut journal, &origin, &mut |_| Ok(()))? {
         let change = &applied.change;
         writeln!(out, "{}: {} -> {}", change.setting, change.old, applied.now)?;
@@ -132,6 +137,15 @@ fn run_apply(options: &GoalOptions, dry_run: bool, journal: &JournalOptions) -> 
         writeln!(out, "`culver-tune rollback` undoes it; the journal is {}", journal.path().display())?;
     }
     conclude(&machine, &goal)
+}
+
+/// Only a warning: without it, or where it cannot be told, nothing is done otherwise.
+fn warn_of_ports(machine: &Machine, changes: &[Change]) {
+    match ports::warning(machine, changes) {
+        Ok(None) => {}
+        Ok(Some(warning)) => eprintln!("warning: {warning}"),
+        Err(error) => eprintln!("warning: whether the ports of a listener are taken in is not known: {error:#}"),
+    }
 }
 
 /// Tells what no sysctl mends. Whether the machine is ready.

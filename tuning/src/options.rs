@@ -80,7 +80,7 @@ pub(crate) enum Command {
         culver-tune rollback\n  \
         culver-tune rollback --journal /root/tune.jsonl\n\n\
         It may be run again at any time, also after it or `apply` was killed.\n\
-        Exits 0 if everything is as it was, 3 if something was left alone.")]
+        Exits 0 if everything is as it was, 3 if something was left alone, 1 if something could not be put back.")]
     Rollback {
         #[command(flatten)]
         journal: JournalOptions,

@@ -74,7 +74,7 @@ pub(crate) fn told(machine: &Machine, goal: &Goal, format: Format) -> Result<Str
         Format::Json => serde_json::to_string_pretty(&plan(&examined, machine, goal))? + "\n",
         Format::SysctlD => sysctl_d(&examined, machine, goal),
         Format::Systemd => limits(&examined, goal, |files| format!("[Service]\nLimitNOFILE={files}\n")),
-        Format::LimitsD => limits(&examined, goal, |files| format!("* soft nofile {files}\n* hard nofile {files}\n")),
+        Format::LimitsD => limits(&examined, goal, limits_d),
     })
 }
 
@@ -146,6 +146,12 @@ fn sysctl_d(examined: &[Examined], machine: &Machine, goal: &Goal) -> String {
             .unwrap_or_default();
     }
     text
+}
+
+/// `*` does not hold for root, who has lines of its own (limits.conf(5)).
+fn limits_d(files: u64) -> String {
+    let lines = |who| format!("{who} soft nofile {files}\n{who} hard nofile {files}\n");
+    lines("*") + &lines("root")
 }
 
 fn limits(examined: &[Examined], goal: &Goal, lines: impl Fn(u64) -> String) -> String {

@@ -3,8 +3,8 @@
 //! Owns paths and the parsing of what they hold; the root is an argument, so tests bring their own. Never judges a
 //! value, and never decides what is written.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +12,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::namespace::{Namespace, NamespaceId};
+
+/// More listeners than a machine has; of what is beyond it no warning is given.
+const LISTENERS_MAX: usize = 100_000;
 
 /// A tree like /proc, seen from one network namespace.
 #[derive(Clone, Debug)]
@@ -151,6 +154,38 @@ impl Procfs {
         self.read(&format!("thread-self/net/{file}"))
     }
 
+    /// A setting that is a list, as the kernel tells it; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) fn list(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.read(&sysctl_path(name))?.map(|text| text.trim().to_owned()))
+    }
+
+    /// Ports of this namespace on which somebody listens for TCP connections, as often as somebody does.
+    ///
+    /// # Errors
+    /// The sockets cannot be read.
+    pub(crate) fn listening_ports(&self) -> Result<Vec<u16>> {
+        let mut ports = Vec::new();
+        for file in ["tcp", "tcp6"] {
+            let path = self.root.join("thread-self/net").join(file);
+            let opened = self.within(|| match File::open(&path) {
+                Ok(file) => Ok(Some(file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error).with_context(|| format!("opening {}", path.display())),
+            })?;
+            // Listeners come first: of a million connections behind them only the first is read.
+            let lines = opened.into_iter().flat_map(|file| BufReader::new(file).lines().skip(1));
+            for line in lines.take(LISTENERS_MAX) {
+                let line = line.with_context(|| format!("reading {}", path.display()))?;
+                let Some(port) = listening_port(&line) else { break };
+                ports.push(port);
+            }
+        }
+        Ok(ports)
+    }
+
     fn read(&self, path: &str) -> Result<Option<String>> {
         let path = self.root.join(path);
         self.within(|| match fs::read_to_string(&path) {
@@ -179,6 +214,15 @@ pub(crate) fn numbers(text: &str) -> Vec<i64> {
 
 fn sysctl_path(name: &str) -> String {
     format!("sys/{}", name.replace('.', "/"))
+}
+
+/// The port of a line of /proc/net/tcp, if it is a listener's.
+fn listening_port(line: &str) -> Option<u16> {
+    const LISTEN: &str = "0A";
+    let mut words = line.split_whitespace().skip(1);
+    let (local, _remote, state) = (words.next()?, words.next()?, words.next()?);
+    let (_, port) = local.rsplit_once(':')?;
+    (state == LISTEN).then(|| u16::from_str_radix(port, 16).ok()).flatten()
 }
 
 fn limit(word: Option<&str>) -> Result<u64> {

@@ -261,7 +261,8 @@ fn plans_come_as_files() {
     let systemd = told(&fake.machine, &goal, Format::Systemd).expect("readable");
     assert!(systemd.ends_with("[Service]\nLimitNOFILE=17564\n"), "{systemd}");
     let limits = told(&fake.machine, &goal, Format::LimitsD).expect("readable");
-    assert!(limits.ends_with("* soft nofile 17564\n* hard nofile 17564\n"), "{limits}");
+    assert!(limits.contains("\n* soft nofile 17564\n* hard nofile 17564\n"), "{limits}");
+    assert!(limits.ends_with("\nroot soft nofile 17564\nroot hard nofile 17564\n"), "`*` is not root: {limits}");
     let table = told(&fake.machine, &goal, Format::Table).expect("readable");
     assert!(table.contains("net.core.somaxconn (now 4096), of a network namespace"), "{table}");
     let nothing = told(&fake.machine, &crate::testing::goal(100, Role::Server), Format::Table).expect("readable");

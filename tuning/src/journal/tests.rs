@@ -82,6 +82,19 @@ fn two_never_have_it_at_once() {
 }
 
 #[test]
+fn a_link_in_the_place_of_the_lock_is_not_followed() {
+    let (fake, path) = filled();
+    let victim = fake.folder.path().join("victim");
+    fs::write(&victim, "precious").expect("written");
+    let lock = path.with_file_name("journal.jsonl.lock");
+    fs::remove_file(&lock).expect("it was there");
+    std::os::unix::fs::symlink(&victim, &lock).expect("a link");
+    let error = Journal::take(&path).expect_err("a link");
+    assert!(format!("{error:#}").contains("must not be a symbolic link"), "{error:#}");
+    assert_eq!(fs::read_to_string(&victim).expect("readable"), "precious");
+}
+
+#[test]
 fn put_aside_it_is_kept_and_a_new_one_begins() {
     let (_fake, path) = filled();
     let journal = Journal::take(&path).expect("free");
