@@ -1,12 +1,10 @@
 //! Memory and machine as /proc tells them. Read-only.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
 mod kernel;
 
 use anyhow::{Context, Result};
 
-#[expect(unused_imports, reason = "for the scenario of idle connections")]
-pub(crate) use self::kernel::{KernelMemory, SlabObjects, connection_slabs, kernel_memory, slab_objects};
+pub(crate) use self::kernel::{KernelMemory, SlabObjects, connection_slabs, kernel_memory};
 
 /// Resident memory of a process.
 pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
@@ -16,12 +14,6 @@ pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
 /// Resident memory of a process, where pages that several share count in parts: each its own.
 pub(crate) fn pss_bytes(pid: u32) -> Result<u64> {
     told(&format!("/proc/{pid}/smaps_rollup"), "Pss:", kibibytes)
-}
-
-/// Threads of a process.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the scenario of idle connections"))]
-pub(crate) fn thread_count(pid: u32) -> Result<u64> {
-    told(&format!("/proc/{pid}/status"), "Threads:", number)
 }
 
 /// Memory that can still be had without swapping.
@@ -114,7 +106,6 @@ mod tests {
     fn this_process_has_memory() {
         assert!(rss_bytes(std::process::id()).expect("this process exists") > 0);
         assert!(pss_bytes(std::process::id()).expect("this process exists") > 0);
-        assert!(thread_count(std::process::id()).expect("this process exists") >= 1);
         assert!(memory_available_bytes().expect("Linux") > 0);
         assert_eq!(kibibytes("VmRSS:\t  12 kB\n", "VmRSS:"), Some(12 * 1024));
     }

@@ -1,9 +1,10 @@
 //! What the operating system is asked beyond the standard library: sockets from a given source address, limits,
-//! CPU time, precise waking, sockets without a record. The only file that may hold unsafe code.
+//! CPU time, precise waking, sockets without a record, being asked to end. The only file that may hold unsafe code.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::epoll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -81,6 +82,33 @@ pub(crate) fn raise_descriptor_limit(wanted: u64) -> io::Result<u64> {
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(wanted.min(hard)), maximum: limit.maximum })?;
     Ok(wanted.min(hard))
+}
+
+/// The first SIGINT or SIGTERM is noted, so that a run closes its connections; the second ends it.
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the run was asked to end.
+pub(crate) fn is_interrupted() -> bool {
+    IS_INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// From now on the first signal only asks.
+#[expect(unsafe_code, reason = "no safe wrapper knows sigaction(2)")]
+pub(crate) fn catch_interrupts() {
+    let handler: extern "C" fn(libc::c_int) = note_interrupt;
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: a zeroed sigaction is a valid one, with an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART | libc::SA_RESETHAND;
+        // SAFETY: the action is initialised, and its handler does nothing but store into a static atomic.
+        let result = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+        assert_eq!(result, 0, "these signals can be caught");
+    }
+}
+
+extern "C" fn note_interrupt(_signal: libc::c_int) {
+    IS_INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
 /// User and system time of all threads of this process.

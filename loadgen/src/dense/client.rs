@@ -13,6 +13,7 @@ use culver_protocol::record::{Cipher, RecordType};
 use prost::Message;
 
 use super::partials::PartialIndex;
+use super::senders;
 use crate::plan::{self, RunId};
 
 /// Name and version, for the operator's eyes.
@@ -83,6 +84,8 @@ pub(super) enum Verdict {
     Again,
     /// It is somebody else's.
     Strange,
+    /// It is not what was sent.
+    Damaged,
     /// Of an earlier run, which ended before it was acknowledged.
     Older,
 }
@@ -135,11 +138,14 @@ impl Client {
         if index != expected.index {
             return Verdict::Strange;
         }
+        if !senders::is_whole(&entry.payload, message) {
+            return Verdict::Damaged;
+        }
         let due = u64::from(self.messages);
         if round < due {
             return Verdict::Again;
         }
-        self.messages = u8::try_from(round + 1).unwrap_or(u8::MAX);
+        self.messages = u8::try_from(round.saturating_add(1)).unwrap_or(u8::MAX);
         Verdict::Due { sent_us: sent_us(&entry.payload).unwrap_or(0), missing: round - due }
     }
 

@@ -36,6 +36,13 @@ impl Shared {
         }
     }
 
+    /// Keeps why a worker ended, in front of all other faults.
+    pub(super) fn note_end(&self, why: String) {
+        let mut faults = lock(&self.faults);
+        faults.insert(0, why);
+        faults.truncate(FAULTS_MAX);
+    }
+
     pub(super) fn errors(&self) -> BTreeMap<u32, u64> {
         lock(&self.errors).clone()
     }
@@ -89,7 +96,7 @@ macro_rules! tally {
 
         impl Tally {
             pub(super) fn add_to(&self, counts: &mut Counts) {
-                $(counts.$name += self.$name.load(Ordering::Relaxed);)*
+                $(counts.$name = counts.$name.saturating_add(self.$name.load(Ordering::Relaxed));)*
             }
         }
     };
@@ -116,6 +123,8 @@ tally! {
     strange;
     /// Messages that a later one overtook.
     overtaken;
+    /// Messages whose content is not what was sent.
+    damaged;
     /// Messages that an earlier run had left behind.
     older;
     /// Keep-alives sent.
@@ -126,9 +135,9 @@ tally! {
     pings_behind;
 }
 
-/// Adds to a count of one's own.
+/// Adds to a count of one's own: nobody else changes it meanwhile. What the wire says may be any number.
 pub(super) fn bump(count: &AtomicU64, by: u64) {
-    count.fetch_add(by, Ordering::Relaxed);
+    count.store(count.load(Ordering::Relaxed).saturating_add(by), Ordering::Relaxed);
 }
 
 /// How fast connections may be opened, over all workers.

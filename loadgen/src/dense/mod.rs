@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use self::control::Counts;
 use self::control::{Post, Shared};
+pub(crate) use self::keep_alive::STEP_US;
 use self::sources::Sources;
 use self::worker::{Place, Start, Worker};
 use crate::clock::Clock;
@@ -140,7 +141,10 @@ impl Crowd {
             clock: self.clock,
         };
         let thread = std::thread::Builder::new().name(format!("crowd-{}", place.number)).stack_size(STACK_LEN);
-        let worker = thread.spawn(move || Worker::run(start)).context("cannot start a worker")?;
+        let shared = Arc::clone(&self.shared);
+        let name = place.number;
+        let run = move || Worker::run(start).inspect_err(|error| shared.note_end(format!("worker {name}: {error}")));
+        let worker = thread.spawn(run).context("cannot start a worker")?;
         self.posts.push((post, place));
         self.workers.push(worker);
         Ok(())
@@ -228,7 +232,7 @@ impl Crowd {
 
     pub(crate) fn check_alive(&self) -> Result<()> {
         if self.workers.iter().any(JoinHandle::is_finished) {
-            bail!("a worker ended before its time");
+            bail!("a worker ended before its time: {}", self.first_faults());
         }
         Ok(())
     }

@@ -13,10 +13,12 @@ use anyhow::{Context, Result, bail};
 use bytes::{BufMut, Bytes, BytesMut};
 use culver_protocol::client::{Client, Event};
 use culver_protocol::id::{ConversationId, UserId};
+use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::links::{LinkIndex, Links};
 use crate::plan::{self, DEVICE, MessageIndex, RunId};
+use crate::report::Misses;
 use crate::target::{Target, client_config};
 use crate::worker::{self, Driver, Finished};
 
@@ -24,8 +26,10 @@ use crate::worker::{self, Driver, Finished};
 pub(crate) const SENDERS: u64 = 64;
 /// Messages that each of them has under way.
 const WINDOW: usize = 16;
-/// Bytes of a payload: run, number, time of sending, and zeros.
+/// Bytes of a payload: run, number, time of sending, and the number again to the end.
 const PAYLOAD_LEN: usize = 64;
+/// Of them, those in front of the filler.
+const HEAD_LEN: usize = 24;
 /// How often the pace is looked at, where one is asked for.
 const PACE_US: u64 = 1000;
 /// A worker ends by itself after this.
@@ -55,13 +59,26 @@ impl SenderPlan {
     }
 
     fn payload(&self, message: u64, now_us: u64) -> Bytes {
-        let mut payload = BytesMut::with_capacity(PAYLOAD_LEN);
-        payload.put_u64(self.run.0);
-        payload.put_u64(message);
-        payload.put_u64(now_us);
-        payload.resize(PAYLOAD_LEN, 0);
-        payload.freeze()
+        payload(self.run, MessageIndex(message), now_us)
     }
+}
+
+/// The payload of one message.
+pub(super) fn payload(run: RunId, message: MessageIndex, now_us: u64) -> Bytes {
+    let mut payload = BytesMut::with_capacity(PAYLOAD_LEN);
+    payload.put_u64(run.0);
+    payload.put_u64(message.0);
+    payload.put_u64(now_us);
+    while payload.len() < PAYLOAD_LEN {
+        payload.put_u64(message.0);
+    }
+    payload.freeze()
+}
+
+/// Whether a payload that says it is this message has its length, and its number to the end.
+pub(super) fn is_whole(payload: &[u8], message: MessageIndex) -> bool {
+    let filler = payload.get(HEAD_LEN..).unwrap_or_default();
+    payload.len() == PAYLOAD_LEN && filler.chunks(8).all(|chunk| chunk == message.0.to_be_bytes())
 }
 
 #[derive(Debug, Default)]
@@ -91,19 +108,38 @@ pub(crate) struct Sent {
     pub(crate) refused: u64,
 }
 
+/// What those who send went through.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct SenderOutcome {
+    /// Errors that the server told, by code.
+    pub(crate) sender_errors_by_code: BTreeMap<u32, u64>,
+    /// Connections that ended or could not be made, but by our own doing.
+    pub(crate) sender_disconnects: u64,
+}
+
+impl SenderOutcome {
+    pub(crate) fn check(&self, misses: &mut Misses) {
+        let Self { sender_errors_by_code: errors, sender_disconnects: disconnects } = self;
+        misses.expect(errors.is_empty(), || format!("those who send were told errors, by code: {errors:?}"));
+        misses.expect(*disconnects == 0, || format!("{disconnects} connections of those who send were lost"));
+    }
+}
+
 impl Senders {
     pub(crate) fn start(target: &dyn Target, plan: SenderPlan, clock: Clock) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let configs = (0..SENDERS).map(|number| client_config(target, plan.sender(number), DEVICE, plan.seed));
+        let configs = configs.collect::<Result<Vec<_>>>()?;
         let driver = SenderDriver {
             plan,
             shared: Arc::clone(&shared),
-            configs: configs.collect::<Result<_>>()?,
             next: (0..SENDERS).collect(),
             begun_us: 0,
             begun_sent: 0,
             until: 0,
             errors: BTreeMap::new(),
+            are_there: vec![false; configs.len()],
+            configs,
         };
         let deadline_us = clock.now_us() + RUN_US_MAX;
         let worker = worker::spawn("senders".to_owned(), target.address(), clock, deadline_us, driver);
@@ -124,11 +160,15 @@ impl Senders {
         Ok(Sent { logins: load(logins), sent: load(sent), acked: load(acked), refused: load(refused) })
     }
 
-    /// Ends them; returns the errors that the server told, by code.
-    pub(crate) fn close(self) -> Result<BTreeMap<u32, u64>> {
+    /// Ends them; returns what they went through.
+    pub(crate) fn close(self) -> Result<SenderOutcome> {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
         let finished = self.worker.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?.context("a worker")?;
-        Ok(finished.driver.errors)
+        let counts = finished.counts;
+        Ok(SenderOutcome {
+            sender_errors_by_code: finished.driver.errors,
+            sender_disconnects: counts.disconnects + counts.connect_failures,
+        })
     }
 }
 
@@ -144,9 +184,18 @@ struct SenderDriver {
     begun_sent: u64,
     until: u64,
     errors: BTreeMap<u32, u64>,
+    /// Who has been logged in: a sender counts once, however often it comes.
+    are_there: Vec<bool>,
 }
 
 impl SenderDriver {
+    fn handle_login(&mut self, index: LinkIndex) {
+        let Some(is_there) = self.are_there.get_mut(index.0) else { return };
+        if !std::mem::replace(is_there, true) {
+            self.shared.logins.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Sends one message if it is due and there is room; `false`: not now.
     fn send(&mut self, index: LinkIndex, client: &mut Client, now_us: u64) -> bool {
         let Some(next) = self.next.get_mut(index.0) else { return false };
@@ -202,7 +251,7 @@ impl Driver for SenderDriver {
 
     fn handle_event(&mut self, index: LinkIndex, client: &mut Client, event: Event, now_us: u64) {
         match event {
-            Event::LoggedIn(_) => drop(self.shared.logins.fetch_add(1, Ordering::Relaxed)),
+            Event::LoggedIn(_) => self.handle_login(index),
             Event::Sent(_) => drop(self.shared.acked.fetch_add(1, Ordering::Relaxed)),
             Event::Rejected { retry: false, .. } => drop(self.shared.refused.fetch_add(1, Ordering::Relaxed)),
             Event::Receipt(receipt) => client.receipts_persisted(receipt.version),
@@ -262,5 +311,10 @@ mod tests {
         let payload = plan.payload(1502, 77);
         assert_eq!(payload.len(), PAYLOAD_LEN);
         assert_eq!(plan::message_index(plan.run, &payload), Some(MessageIndex(1502)));
+        assert!(is_whole(&payload, MessageIndex(1502)));
+        assert!(!is_whole(&payload, MessageIndex(1503)));
+        let last = payload.len() - 1;
+        assert!(!is_whole(&payload[..last], MessageIndex(1502)), "cut short");
+        assert!(!is_whole(&[&payload[..last], &[0]].concat(), MessageIndex(1502)), "another last byte");
     }
 }

@@ -13,7 +13,7 @@ use super::client::{Client, Expected, Heard, Phase, Verdict, write_login, write_
 use super::partials::{Partials, next_record};
 use super::sources::Sources;
 use super::*;
-use crate::plan::RunId;
+use crate::plan::{MessageIndex, RunId};
 
 fn record(kind: RecordType, message: &impl Message) -> Vec<u8> {
     let mut out = Vec::new();
@@ -22,8 +22,8 @@ fn record(kind: RecordType, message: &impl Message) -> Vec<u8> {
 }
 
 fn entry(inbox_seq: u64, run: u64, message: u64) -> proto::Entry {
-    let payload = [run.to_be_bytes(), message.to_be_bytes(), 5_u64.to_be_bytes()].concat();
-    proto::Entry { inbox_seq, payload: payload.into(), ..Default::default() }
+    let payload = senders::payload(RunId(run), MessageIndex(message), 5);
+    proto::Entry { inbox_seq, payload, ..Default::default() }
 }
 
 fn deliver(entries: impl IntoIterator<Item = proto::Entry>) -> Vec<u8> {
@@ -101,6 +101,9 @@ fn messages_count_once_and_for_their_recipient() {
     assert_eq!(client.handle_entry(&entry(5, 1, 13), &expected), due(0), "the second round");
     assert_eq!(client.handle_entry(&entry(6, 1, 43), &expected), due(2), "two rounds were left out");
     assert_eq!(client.handle_entry(&entry(7, 1, 33), &expected), Verdict::Again, "and are given up");
+    let mut cut = entry(8, 1, 53);
+    cut.payload.truncate(63);
+    assert_eq!(client.handle_entry(&cut, &expected), Verdict::Damaged);
     let bare = proto::Entry::default();
     assert_eq!(client.handle_entry(&bare, &expected), Verdict::Older);
 }

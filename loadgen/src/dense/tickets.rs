@@ -11,7 +11,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -34,7 +34,10 @@ const BLOCK_SLOTS: u64 = 1024;
 /// It cannot be read or made, or belongs to other users or to another program.
 pub(super) fn prepare(path: &Path, first_user: u64) -> Result<()> {
     let told = || format!("the tickets in {}", path.display());
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(told)?;
+    // Whoever reads a ticket is its user.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).with_context(told)?;
     let wanted = header(first_user);
     if file.metadata().with_context(told)?.len() == 0 {
         return file.write_all_at(&wanted, 0).with_context(told);

@@ -96,6 +96,8 @@ impl Worker {
         while !worker.start.post.is_stopped.load(Ordering::Relaxed) {
             worker.turn(&mut events)?;
         }
+        worker.drain(&mut events)?;
+        worker.opening.flush_tickets()?;
         Ok(worker.latencies)
     }
 
@@ -111,10 +113,27 @@ impl Worker {
                 tv_nsec: i64::try_from(wait_us % 1_000_000 * 1000).expect("below one second"),
             }
         });
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), wait.as_ref()) {
-            Err(Errno::INTR) => return Ok(()),
+        self.handle_events(events, wait.as_ref()).map(drop)
+    }
+
+    /// What has come by now is heard before all is closed: a connection that the server has ended counts as lost.
+    fn drain(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        for _ in 0..=self.clients.len() / EVENTS_MAX {
+            if self.handle_events(events, Some(&at_once))? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for events and handles them; returns how many there were.
+    fn handle_events(&mut self, events: &mut Vec<epoll::Event>, wait: Option<&Timespec>) -> io::Result<usize> {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), wait) {
+            Err(Errno::INTR) => return Ok(0),
             result => result?,
         };
+        let count = events.len();
         self.now_us = self.start.clock.now_us();
         for event in events.drain(..) {
             match event.data.u64() {
@@ -122,7 +141,7 @@ impl Worker {
                 slot => self.handle_ready(usize::try_from(slot).expect("a slot"), event.flags),
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// The wishes themselves are looked at in every turn.
@@ -231,9 +250,10 @@ impl Worker {
                 }
                 Verdict::Again => bump(&post.tally.duplicated, 1),
                 Verdict::Strange => bump(&post.tally.strange, 1),
+                Verdict::Damaged => bump(&post.tally.damaged, 1),
                 Verdict::Older => bump(&post.tally.older, 1),
             }
-            if matches!(verdict, Verdict::Again | Verdict::Strange) {
+            if matches!(verdict, Verdict::Again | Verdict::Strange | Verdict::Damaged) {
                 let user = client::user(load.first_user, index).0;
                 shared.note_fault(|| format!("user {user} got a message: {verdict:?}"));
             }

@@ -4,7 +4,6 @@ mod beside;
 mod options;
 mod result;
 mod steps;
-pub(crate) mod sys;
 
 use anyhow::Result;
 
@@ -19,6 +18,7 @@ use crate::clock::Clock;
 use crate::dense::Crowd;
 use crate::procfs;
 use crate::report::Document;
+use crate::sys;
 use crate::target::culver::Culver;
 
 /// Runs the scenario.
@@ -29,7 +29,7 @@ pub(crate) fn run(mut options: DensityOptions) -> Result<Document> {
     sys::catch_interrupts();
     let mut culver = options.crowd.target.find()?;
     let load = options.crowd.load(seed, &options.run)?;
-    options.crowd.preflight(&load, &culver)?;
+    options.crowd.preflight(&load, &culver, options.others())?;
     let pid = options.crowd.server_pid();
     let mut guard = options.crowd.guard();
     let mut phases = Phases::default();
@@ -69,15 +69,19 @@ fn measure(
     let crowd = Crowd::start(run.load.clone(), &run.login, run.clock)?;
     let mut grow = |to: u64, told: &'static str, phases: &mut Phases, guard: &mut Guard| {
         let took = phases.time(told, || crowd.grow_to(to, run.progress, || guard.check()))?;
+        let pings = crowd.counts().pings;
         let grown = IdleSample::take(culver, run.pid, to)?;
         phases.time("settling", || run.hold(&crowd, options.settle(), guard))?;
-        anyhow::Ok((took, grown, IdleSample::take(culver, run.pid, to)?))
+        anyhow::Ok((took, grown, IdleSample::take(culver, run.pid, to)?, pings))
     };
-    let (took_first, _, low) = grow(slope_from, "ramp to the slope's start", &mut phases, guard)?;
-    let (took_rest, grown, high) = grow(connections, "ramp", &mut phases, guard)?;
+    let (took_first, _, low, _) = grow(slope_from, "ramp to the slope's start", &mut phases, guard)?;
+    let (took_rest, grown, high, pings_before) = grow(connections, "ramp", &mut phases, guard)?;
     let slabs = procfs::connection_slabs();
-    let messaging =
-        if options.message { Some(phases.time("message", || run.send_messages(&crowd, culver, guard))?) } else { None };
+    let presence_high = culver.presence()?;
+    let (messaging, senders) = match options.message {
+        true => Some(phases.time("message", || run.send_messages(&crowd, culver, guard))?).unzip(),
+        false => (None, None),
+    };
     phases.time("hold", || run.hold(&crowd, options.hold.0, guard))?;
     let server_cpu_s_idle = match options.quiet {
         Some(quiet) => Some(phases.time("quiet", || run.measure_quiet(&crowd, quiet.0, culver, guard))?),
@@ -86,6 +90,8 @@ fn measure(
     if let Some(beside) = &mut beside {
         phases.time("chat beside the idle", || beside.measure_beside(run, &crowd, culver, guard))?;
     }
+    let keep_alives = phases.time("last keep-alives", || run.check_keep_alives(&crowd, pings_before, guard))?;
+    let presence_held = culver.presence()?;
     let held = IdleSample::take(culver, run.pid, connections)?;
     let (outcome, _) = phases.time("leaving", || crowd.close())?;
     let after_bytes = phases.time("giving back", || run.watch_give_back(culver, &before, &high, guard))?;
@@ -110,6 +116,9 @@ fn measure(
         samples: [before, low, high, held],
         slabs,
         memory_read_from: if run.pid.is_some() { "/proc/PID/status" } else { "ops port" },
+        keep_alives,
+        presence: [presence_high, presence_held],
+        senders,
         disconnects: outcome.counts.disconnects,
         errors_by_code: outcome.errors,
         faults: outcome.faults,

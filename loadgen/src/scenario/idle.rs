@@ -6,16 +6,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::density::sys::is_interrupted;
 use crate::clock::{Clock, micros};
 use crate::dense::{Crowd, CrowdLoad, LoginWith};
 use crate::procfs::{self, KernelMemory};
 use crate::report::progress::Progress;
+use crate::sys::is_interrupted;
 use crate::target::bare::Bare;
 use crate::target::{Sample, Target};
 
 /// How often the machine's memory is looked at while connections come.
 const MEMORY_LOOK: Duration = Duration::from_millis(500);
+
+/// What a server says of its resident memory and what its process has are this far apart at most.
+const RSS_APART_PERCENT: u64 = 20;
 
 /// Attempts to read a target's counters; each waits for some seconds.
 const SAMPLE_ATTEMPTS: u32 = 6;
@@ -26,6 +29,9 @@ pub(crate) struct IdleSample {
     pub(crate) connections: u64,
     /// Resident memory of the server less what its storage reports as its own.
     pub(crate) user_bytes: u64,
+    pub(crate) rss_bytes: u64,
+    /// What its storage reports.
+    pub(crate) engine_bytes: u64,
     /// Its proportional share of memory, with what its storage has, where its process is known.
     pub(crate) pss_bytes: Option<u64>,
     pub(crate) kernel: KernelMemory,
@@ -50,11 +56,21 @@ impl IdleSample {
     pub(crate) fn take(target: &mut dyn Target, pid: Option<u32>, connections: u64) -> Result<Self> {
         let mut sample = sample(target)?;
         if let Some(pid) = pid {
+            let told_bytes = sample.rss_bytes;
             sample.rss_bytes = procfs::rss_bytes(pid)?;
+            if told_bytes.abs_diff(sample.rss_bytes) > told_bytes / 100 * RSS_APART_PERCENT {
+                bail!(
+                    "process {pid} has {} bytes resident, and the server says of itself that it has {told_bytes}: that is \
+                     another process; name the right one with --server-pid",
+                    sample.rss_bytes
+                );
+            }
         }
         Ok(Self {
             connections,
             user_bytes: sample.plain_bytes(),
+            rss_bytes: sample.rss_bytes,
+            engine_bytes: sample.engine_bytes,
             // Of another user's process it cannot be read.
             pss_bytes: pid.and_then(|pid| procfs::pss_bytes(pid).ok()),
             kernel: procfs::kernel_memory()?,
@@ -143,6 +159,7 @@ impl BareFigures {
         guard: &mut Guard,
         progress: &Progress,
     ) -> Result<Self> {
+        guard.check()?;
         let mut bare = Bare::start(load.connections)?;
         let pid = Some(bare.pid());
         let load = CrowdLoad {
@@ -156,6 +173,7 @@ impl BareFigures {
         let crowd = Crowd::start(load, &LoginWith::Nothing, Clock::start())?;
         let mut grow = |to: u64| {
             let took = crowd.grow_to(to, progress, || guard.check())?;
+            guard.check()?;
             let grown = IdleSample::take(&mut bare, pid, to)?;
             progress.wait(settle, || guard.check())?;
             anyhow::Ok((took, grown, IdleSample::take(&mut bare, pid, to)?))
@@ -174,6 +192,11 @@ impl BareFigures {
 
 /// A keep-alive interval beyond every run: nobody answers at a floor.
 const NEVER_US: u64 = 24 * 3600 * 1_000_000;
+
+/// So many times a measured figure; one that is nothing or less was not measured, and no ratio to it is a good one.
+pub(crate) fn ratio(of: f64, by: f64) -> f64 {
+    if of > 0.0 && by > 0.0 { of / by } else { f64::INFINITY }
+}
 
 /// The quotient of two counts; 0 where there is nothing to divide by.
 #[expect(clippy::cast_precision_loss, reason = "counts, bytes and microseconds of a run are below 2^52")]

@@ -6,17 +6,17 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::density::sys::catch_interrupts;
 use super::density::{CrowdOptions, MessageFigures, check_clients, send_round, wait_for_logins};
 use super::idle::{Guard, IdleSample, per_second, quotient};
 use crate::clock::Clock;
-use crate::dense::senders::{SenderPlan, Senders};
+use crate::dense::senders::{SENDERS, SenderOutcome, SenderPlan, Senders};
 use crate::dense::{Counts, Crowd, CrowdLoad};
 use crate::options::{RunOptions, rate};
 use crate::report::histogram::Percentiles;
 use crate::report::progress::Progress;
 use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
 use crate::report::{Document, JsonTo, Misses};
+use crate::sys;
 use crate::target::culver::Culver;
 use crate::units::Span;
 
@@ -64,6 +64,8 @@ struct IdleBurstResult {
     /// Median of the rounds.
     server_cpu_us_per_msg: f64,
     logins_per_s: f64,
+    #[serde(flatten)]
+    senders: SenderOutcome,
     disconnects: u64,
     errors_by_code: BTreeMap<u32, u64>,
     faults: Vec<String>,
@@ -81,10 +83,10 @@ pub(crate) fn run(mut options: IdleBurstOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
     options.crowd.check()?;
     let progress = options.run.progress("idle-burst");
-    catch_interrupts();
+    sys::catch_interrupts();
     let mut culver = options.crowd.target.find()?;
     let load = CrowdLoad { measures_delivery: true, ..options.crowd.load(seed, &options.run)? };
-    options.crowd.preflight(&load, &culver)?;
+    options.crowd.preflight(&load, &culver, SENDERS)?;
     let result = measure(&options, seed, load, &mut culver, &progress)?;
     let missed = result.check(&options);
     Document::new("idle-burst", seed, &options, &result, result.render(), missed)
@@ -127,7 +129,7 @@ fn measure(
     }
     // What came twice comes late.
     rest(options, &mut guard, progress)?;
-    senders.close()?;
+    let sender_outcome = senders.close()?;
     let (outcome, delivery_us) = crowd.close()?;
     let costs: Vec<f64> = rounds.iter().map(|round| round.server_cpu_us_per_msg).collect();
     let all = connections * u64::from(options.rounds);
@@ -138,6 +140,7 @@ fn measure(
         delivery_us,
         server_cpu_us_per_msg: crate::report::histogram::median(&costs),
         logins_per_s: per_second(connections, took),
+        senders: sender_outcome,
         disconnects: outcome.counts.disconnects,
         errors_by_code: outcome.errors,
         faults: outcome.faults,
@@ -156,6 +159,7 @@ impl IdleBurstResult {
     fn check(&self, options: &IdleBurstOptions) -> Vec<String> {
         let mut misses = Misses::default();
         check_clients(&self.clients, &self.errors_by_code, &self.faults, &mut misses);
+        self.senders.check(&mut misses);
         self.messages.check(self.connections * self.rounds.len() as u64, &mut misses);
         let bounded = [
             (options.delivery_p50_ms_max, self.delivery_us.p50, "p50"),

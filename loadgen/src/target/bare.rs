@@ -6,6 +6,7 @@ mod child;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -42,6 +43,8 @@ impl Bare {
         let program = std::env::current_exe().context("where is this program?")?;
         let mut command = Command::new(program);
         command.args(["bare", "--connections", &connections.to_string()]);
+        // Whom a terminal interrupts is this program alone, which then ends the other.
+        command.process_group(0);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start the bare floor")?;
         let commands = child.stdin.take().expect("asked for above");

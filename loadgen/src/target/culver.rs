@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use culver_protocol::client::Credential;
 use culver_protocol::id::{DeviceId, UserId};
+use serde::Serialize;
 
 use super::credentials::Credentials;
 use super::{Sample, Target};
@@ -21,6 +22,13 @@ pub(crate) struct Culver {
     credentials: Credentials,
 }
 
+/// Who is there, by the server's own word.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Presence {
+    pub(crate) sessions: u64,
+    pub(crate) connections: u64,
+}
+
 impl Culver {
     /// Finds the server: reads the credentials and asks the ops port once.
     pub(crate) fn find(address: SocketAddr, ops: SocketAddr, credentials: &Path) -> Result<Self> {
@@ -32,6 +40,15 @@ impl Culver {
     /// How many connections it takes; `None`: it does not tell.
     pub(crate) fn connections_max(&self) -> Result<Option<u64>> {
         Ok(self.ops.metrics()?.get("culver_connections_max").map(whole))
+    }
+
+    /// How many connections and logged-in sessions it says it has.
+    pub(crate) fn presence(&self) -> Result<Presence> {
+        let metrics = self.ops.metrics()?;
+        Ok(Presence {
+            sessions: whole(metrics.value("culver_sessions")?),
+            connections: whole(metrics.value("culver_connections")?),
+        })
     }
 
     /// What tokens are made with.

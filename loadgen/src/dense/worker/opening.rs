@@ -65,6 +65,11 @@ impl Opening {
         kept.map_err(|error| format!("the ticket file: {error}"))
     }
 
+    /// Writes what was kept of tickets.
+    pub(super) fn flush_tickets(&mut self) -> io::Result<()> {
+        self.tickets.as_mut().map_or(Ok(()), Tickets::flush)
+    }
+
     /// A login came to nothing; `true`: it is tried again with a token.
     pub(super) fn handle_ended(&mut self, slot: usize) -> bool {
         let is_again = self.pending.remove(&slot).is_some_and(|attempt| attempt.is_refused);
@@ -106,10 +111,8 @@ impl Worker {
             }
             let is_fresh = self.opening.again.is_empty();
             if is_fresh && self.clients.len() as u64 >= wanted {
-                if self.opening.pending.is_empty()
-                    && let Some(tickets) = &mut self.opening.tickets
-                {
-                    tickets.flush()?;
+                if self.opening.pending.is_empty() {
+                    self.opening.flush_tickets()?;
                 }
                 return Ok(None);
             }

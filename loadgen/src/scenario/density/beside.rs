@@ -12,7 +12,7 @@ use crate::report::Misses;
 use crate::report::histogram::median;
 use crate::report::machine::cores;
 use crate::scenario::chat::{self, PairMeasurement, median_of};
-use crate::scenario::idle::Guard;
+use crate::scenario::idle::{Guard, ratio};
 use crate::scenario::pairs::{Pace, PairLoad};
 use crate::target::culver::Culver;
 use crate::units::Span;
@@ -50,7 +50,10 @@ impl Beside {
         Self { pairs, alone: Vec::new(), beside: Vec::new() }
     }
 
+    /// The first run is that of a server that has just been started, with users it has never seen: it counts for nothing.
     pub(super) fn measure_alone(&mut self, run: &Run<'_>, culver: &mut Culver, guard: &mut Guard) -> Result<()> {
+        guard.check()?;
+        self.measure(run, culver, 0)?;
         for number in 0..run.options.beside_runs {
             guard.check()?;
             let measured = self.measure(run, culver, number)?;
@@ -94,7 +97,7 @@ impl Beside {
         let without = median(&alone);
         BesideFigures {
             pairs: self.pairs,
-            server_cpu_us_per_msg_ratio: if without > 0.0 { median(&beside) / without } else { 0.0 },
+            server_cpu_us_per_msg_ratio: ratio(median(&beside), without),
             server_cpu_us_per_msg_alone: alone,
             server_cpu_us_per_msg_beside: beside,
             msgs_per_s_alone: median_of(&self.alone, |run| run.msgs_per_s),

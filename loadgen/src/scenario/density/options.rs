@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::clock::unix_ms;
+use crate::dense::senders::SENDERS;
 use crate::dense::sources::{SourceOption, Sources};
 use crate::dense::{CrowdLoad, LoginWith};
 use crate::options::{RunOptions, TargetOptions, rate};
@@ -172,7 +173,8 @@ impl CrowdOptions {
     }
 
     /// Whether this machine and the server have room: said before the first connection.
-    pub(crate) fn preflight(&self, load: &CrowdLoad, culver: &Culver) -> Result<()> {
+    /// `others` connect beside the crowd.
+    pub(crate) fn preflight(&self, load: &CrowdLoad, culver: &Culver, others: u64) -> Result<()> {
         preflight::check(&Demand {
             connections: load.connections,
             workers: load.worker_count(),
@@ -181,10 +183,11 @@ impl CrowdOptions {
             server_bytes_per_connection: SERVER_BYTES,
         })?;
         match culver.connections_max()? {
-            Some(max) if max < load.connections => bail!(
-                "the server takes {max} connections at most, not {}: start it with a higher --connections-max, and with \
-                 descriptors for them",
-                load.connections
+            Some(max) if max < load.connections + others => bail!(
+                "the server takes {max} connections at most, not {} and {others} that send: start it with \
+                 --connections-max {} or more, and with descriptors for them",
+                load.connections,
+                load.connections + others
             ),
             _ => Ok(()),
         }
@@ -210,8 +213,18 @@ impl DensityOptions {
         self.run.json_to()
     }
 
+    /// Who connects beside the crowd.
+    pub(super) fn others(&self) -> u64 {
+        let senders = if self.message { SENDERS } else { 0 };
+        senders + 2 * self.beside_pairs.map_or(0, u64::from)
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         self.crowd.check()?;
+        if let Some(from) = self.slope_from.filter(|from| *from >= self.crowd.connections) {
+            let told = format!("--slope-from {from} is not below --connections {}", self.crowd.connections);
+            return Err(BadUsage(told).into());
+        }
         let max = self.crowd.held_back_max();
         let around = self.beside_duration.0 + BESIDE_AROUND;
         let held_back = [

@@ -6,12 +6,14 @@ use serde::Serialize;
 
 use super::beside::BesideFigures;
 use super::options::DensityOptions;
-use super::steps::{Messaging, Phase};
+use super::steps::{KeepAliveFigures, Messaging, Phase};
 use crate::dense::Counts;
+use crate::dense::senders::SenderOutcome;
 use crate::procfs::SlabObjects;
 use crate::report::Misses;
 use crate::report::table::{Table, grouped};
-use crate::scenario::idle::{BareFigures, IdleSample, IdleSlope, per_second, quotient};
+use crate::scenario::idle::{BareFigures, IdleSample, IdleSlope, per_second, quotient, ratio};
+use crate::target::culver::Presence;
 
 /// Fewer connections than these say nothing about the generator's own memory, which grows by pages.
 const OWN_SLOPE_MIN: u64 = 10_000;
@@ -38,6 +40,11 @@ pub(super) struct DensityResult {
     pub(super) user_bytes_at_connections: u64,
     pub(super) user_bytes_after: u64,
     pub(super) memory_read_from: &'static str,
+    pub(super) keep_alives: KeepAliveFigures,
+    /// By the server's own word, at all connections and at the end of the time held.
+    pub(super) presence: [Presence; 2],
+    #[serde(flatten)]
+    pub(super) senders: Option<SenderOutcome>,
     pub(super) disconnects: u64,
     pub(super) errors_by_code: BTreeMap<u32, u64>,
     pub(super) faults: Vec<String>,
@@ -103,7 +110,6 @@ pub(super) struct FloorRatios {
 impl FloorRatios {
     pub(super) fn of(slope: &IdleSlope, server_cpu_us_per_login: f64, floor: &BareFigures) -> Self {
         let bytes = |slope: &IdleSlope| slope.kernel_bytes_per_connection + slope.user_bytes_per_connection;
-        let ratio = |of: f64, by: f64| if by > 0.0 { of / by } else { 0.0 };
         Self {
             kernel_and_user_ratio: ratio(bytes(slope), bytes(&floor.slope)),
             login_cpu_ratio: ratio(server_cpu_us_per_login, floor.login_cpu_us),
@@ -114,13 +120,16 @@ impl FloorRatios {
 /// What no crowd may go through, whatever is measured.
 pub(crate) fn check_clients(clients: &Counts, errors: &BTreeMap<u32, u64>, faults: &[String], misses: &mut Misses) {
     let first = || faults.first().map_or_else(String::new, |fault| format!(": {fault}"));
-    let Counts { disconnects, login_failures, duplicated, strange, overtaken, .. } = *clients;
+    let Counts { disconnects, login_failures, duplicated, strange, damaged, overtaken, .. } = *clients;
     misses.expect(disconnects == 0, || format!("{disconnects} connections were lost{}", first()));
     misses.expect(login_failures == 0, || format!("{login_failures} logins failed{}", first()));
     misses.expect(errors.is_empty(), || format!("the server told errors, by code: {errors:?}"));
-    let is_clean = duplicated == 0 && strange == 0 && overtaken == 0;
+    let is_clean = duplicated == 0 && strange == 0 && damaged == 0 && overtaken == 0;
     misses.expect(is_clean, || {
-        format!("{duplicated} messages came twice, {strange} to somebody else, {overtaken} too late{}", first())
+        format!(
+            "{duplicated} messages came twice, {strange} to somebody else, {damaged} damaged, {overtaken} too late{}",
+            first()
+        )
     });
 }
 
@@ -137,6 +146,8 @@ impl DensityResult {
         if let Some(floor) = &self.floor {
             misses.expect(floor.failures == 0, || format!("{} connections failed at the floor", floor.failures));
         }
+        self.check_presence(&mut misses);
+        self.check_measured(options, &mut misses);
         let asked = &options.thresholds;
         let ratios = self.ratios.as_ref();
         let is_told = self.connections - self.slope_from >= OWN_SLOPE_MIN;
@@ -169,9 +180,56 @@ impl DensityResult {
         misses.into_vec()
     }
 
+    /// Whether all were there all the time, and were served.
+    fn check_presence(&self, misses: &mut Misses) {
+        let (connections, older) = (self.connections, self.clients.older);
+        misses.expect(older == 0, || {
+            format!(
+                "{older} messages of earlier runs came: give others with --seed or --first-user, or an empty server"
+            )
+        });
+        self.keep_alives.check(misses);
+        for Presence { sessions, connections: open } in self.presence {
+            let are_there = sessions >= connections && open >= connections;
+            misses.expect(are_there, || {
+                format!("the server has {sessions} sessions and {open} connections, not {connections}")
+            });
+        }
+        if let Some(senders) = &self.senders {
+            senders.check(misses);
+        }
+    }
+
+    /// A figure that is asked for and came out as nothing or less was not measured: it is not the best of all.
+    fn check_measured(&self, options: &DensityOptions, misses: &mut Misses) {
+        let asked = &options.thresholds;
+        let (user, kernel) = (self.slope.user_bytes_per_connection, self.slope.kernel_bytes_per_connection);
+        let is_memory_asked = asked.memory_ratio_max.is_some();
+        let unmeasured = [
+            (asked.user_bytes_max.is_some() || is_memory_asked, user, "user bytes"),
+            (asked.kernel_bytes_max.is_some() || is_memory_asked, kernel, "kernel bytes"),
+        ];
+        for (is_asked, found, what) in unmeasured {
+            misses.expect(!is_asked || found > 0.0, || {
+                format!("the {what} per connection could not be measured: {found:.1}; take more connections")
+            });
+        }
+        let has_grown = self.user_bytes_at_connections > self.user_bytes_before;
+        misses.expect(has_grown || asked.given_back_min.is_none(), || {
+            "what came back could not be measured: memory did not grow; take more connections".to_owned()
+        });
+        for IdleSample { rss_bytes, engine_bytes, .. } in &self.samples {
+            misses.expect(engine_bytes < rss_bytes, || {
+                format!(
+                    "user bytes could not be measured: of {rss_bytes} bytes the storage says {engine_bytes} are its own"
+                )
+            });
+        }
+    }
+
     pub(super) fn render(&self) -> String {
         let bytes = |bytes: f64| format!("{bytes:.1}");
-        let ratio = |ratio: f64| format!("{ratio:.3}");
+        let times = |ratio: f64| format!("{ratio:.3}");
         let (slope, ratios, floor) = (&self.slope, self.ratios.as_ref(), self.floor.as_ref());
         let rows = [
             ("connections", Some(grouped(self.connections))),
@@ -184,20 +242,25 @@ impl DensityResult {
                     bytes(floor.slope.kernel_bytes_per_connection + floor.slope.user_bytes_per_connection)
                 }),
             ),
-            ("kernel and user, x the floor's", ratios.map(|ratios| ratio(ratios.kernel_and_user_ratio))),
+            ("kernel and user, x the floor's", ratios.map(|ratios| times(ratios.kernel_and_user_ratio))),
             ("generator bytes per connection", Some(bytes(slope.own_bytes_per_connection))),
             ("logins per second", Some(format!("{:.0}", self.logins_per_s))),
             ("server CPU us per login", Some(bytes(self.server_cpu_us_per_login))),
-            ("CPU per login, x the floor's", ratios.map(|ratios| ratio(ratios.login_cpu_ratio))),
+            ("CPU per login, x the floor's", ratios.map(|ratios| times(ratios.login_cpu_ratio))),
             ("messages delivered", self.messages.map(|messages| grouped(messages.delivered))),
             ("messages lost", self.messages.map(|messages| grouped(messages.lost))),
             ("messages per second", self.messages.map(|messages| format!("{:.0}", messages.msgs_per_s))),
             ("keep-alives answered", Some(grouped(self.clients.pongs))),
+            ("sessions at the end, by the server's word", self.presence.last().map(|found| grouped(found.sessions))),
             ("connections lost", Some(grouped(self.disconnects))),
+            (
+                "connections of those who send lost",
+                self.senders.as_ref().map(|senders| grouped(senders.sender_disconnects)),
+            ),
             ("server CPU s in the quiet time", self.server_cpu_s_idle.map(|spent_s| format!("{spent_s:.2}"))),
             (
                 "CPU per message, x without the idle",
-                self.beside.as_ref().map(|beside| ratio(beside.server_cpu_us_per_msg_ratio)),
+                self.beside.as_ref().map(|beside| times(beside.server_cpu_us_per_msg_ratio)),
             ),
             ("share of the growth given back", Some(format!("{:.2}", self.given_back_ratio))),
             ("memory before", Some(grouped(self.user_bytes_before))),

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::options::DensityOptions;
 use super::result::given_back;
 use crate::clock::{Clock, seconds};
-use crate::dense::senders::{SENDERS, SenderPlan, Senders, Sent};
-use crate::dense::{Crowd, CrowdLoad, LoginWith};
+use crate::dense::senders::{SENDERS, SenderOutcome, SenderPlan, Senders, Sent};
+use crate::dense::{Crowd, CrowdLoad, LoginWith, STEP_US};
+use crate::report::Misses;
 use crate::report::progress::Progress;
 use crate::scenario::idle::{Guard, IdleSample, sample};
 use crate::target::Target;
@@ -21,6 +22,10 @@ const SENDERS_MAX: Duration = Duration::from_secs(30);
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// Keep-alives that were under way are through after this.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
+/// After this every worker has made a step of its keep-alives.
+const TWO_STEPS: Duration = Duration::from_micros(2 * STEP_US);
+/// Longest wait for the answers to the keep-alives under way.
+const ANSWERS_MAX: Duration = Duration::from_secs(30);
 /// Between two readings of memory while it comes back: every one costs the server a scrape.
 const GIVE_BACK_LOOK: Duration = Duration::from_millis(500);
 
@@ -57,6 +62,25 @@ pub(super) struct Run<'a> {
     pub(super) clock: Clock,
     pub(super) pid: Option<u32>,
     pub(super) progress: &'a Progress,
+}
+
+/// What became of the keep-alives.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct KeepAliveFigures {
+    pub(super) sent: u64,
+    pub(super) answered: u64,
+    /// From the last login to the end of the time held, and what follows until memory is read.
+    pub(super) sent_while_held: u64,
+    pub(super) due_while_held: u64,
+}
+
+impl KeepAliveFigures {
+    pub(super) fn check(&self, misses: &mut Misses) {
+        let Self { sent, answered, sent_while_held, due_while_held } = *self;
+        misses.expect(answered == sent, || format!("of {sent} keep-alives {answered} were answered"));
+        let are_enough = sent_while_held >= due_while_held;
+        misses.expect(are_enough, || format!("{sent_while_held} keep-alives were sent, not {due_while_held}"));
+    }
 }
 
 /// What the messages to all came to.
@@ -103,7 +127,7 @@ impl Run<'_> {
         self.progress.wait(span, || {
             let counts = crowd.counts();
             let (pings, pongs) = (counts.pings, counts.pongs);
-            let live = counts.logins - counts.disconnects;
+            let live = counts.logins.saturating_sub(counts.disconnects);
             self.progress.tell(format!("holding {live} connections: {pongs} of {pings} keep-alives answered"));
             crowd.check_alive()?;
             guard.check()
@@ -111,7 +135,12 @@ impl Run<'_> {
     }
 
     /// One message to each connection. What is lost shows in the crowd's counts.
-    pub(super) fn send_messages(&self, crowd: &Crowd, culver: &dyn Target, guard: &mut Guard) -> Result<Messaging> {
+    pub(super) fn send_messages(
+        &self,
+        crowd: &Crowd,
+        culver: &dyn Target,
+        guard: &mut Guard,
+    ) -> Result<(Messaging, SenderOutcome)> {
         let plan = SenderPlan {
             run: self.load.run,
             first_user: self.load.first_user,
@@ -123,8 +152,7 @@ impl Run<'_> {
         let senders = Senders::start(culver, plan, self.clock)?;
         wait_for_logins(&senders, self.progress)?;
         let messaging = send_round(&senders, crowd, 1, self.load.connections, self.progress, guard)?;
-        senders.close()?;
-        Ok(messaging)
+        Ok((messaging, senders.close()?))
     }
 
     /// The server's CPU seconds while nobody sends anything.
@@ -156,14 +184,44 @@ impl Run<'_> {
         self.progress.wait(QUIET_AFTER, || guard.check())?;
         let result = work(guard)?;
         crowd.hold_keep_alives(false);
+        // How many are behind is known once every worker has made a step.
+        self.progress.wait(TWO_STEPS, || guard.check())?;
         // They follow at twice the pace, so it takes as long as they were held back.
-        self.progress.wait_until(self.options.crowd.keep_alive.0, || {
+        let longest = self.options.crowd.keep_alive.0;
+        let have_followed = self.progress.wait_until(longest, || {
             let behind = crowd.counts().pings_behind;
             self.progress.tell(format!("{behind} keep-alives follow"));
             guard.check()?;
             Ok(behind == 0)
         })?;
+        if !have_followed {
+            bail!(
+                "after {longest:?} {} keep-alives that were held back are still to follow",
+                crowd.counts().pings_behind
+            );
+        }
         Ok(result)
+    }
+
+    /// Lets no more keep-alives go out and waits until those under way are answered. Of them `before` were sent before
+    /// the time held.
+    pub(super) fn check_keep_alives(&self, crowd: &Crowd, before: u64, guard: &mut Guard) -> Result<KeepAliveFigures> {
+        crowd.hold_keep_alives(true);
+        self.progress.wait(TWO_STEPS, || guard.check())?;
+        self.progress.wait_until(ANSWERS_MAX, || {
+            let counts = crowd.counts();
+            self.progress.tell(format!("{} of {} keep-alives answered", counts.pongs, counts.pings));
+            guard.check()?;
+            Ok(counts.pongs >= counts.pings)
+        })?;
+        let counts = crowd.counts();
+        let options = self.options;
+        Ok(KeepAliveFigures {
+            sent: counts.pings,
+            answered: counts.pongs,
+            sent_while_held: counts.pings.saturating_sub(before),
+            due_while_held: self.load.connections * (options.hold.us() / options.crowd.keep_alive.us()),
+        })
     }
 
     /// The least memory seen after all have left, within the time allowed.
