@@ -12,7 +12,7 @@ pub(crate) use self::options::{CrowdOptions, DensityOptions};
 use self::result::{DensityResult, FloorRatios};
 pub(crate) use self::result::{MessageFigures, check_clients};
 use self::steps::{Phases, Run};
-pub(crate) use self::steps::{send_round, wait_for_logins};
+pub(crate) use self::steps::{send_round, wait_for_logins, with_held_keep_alives};
 use super::idle::{BareFigures, Guard, IdleSample, per_second, quotient};
 use crate::clock::Clock;
 use crate::dense::Crowd;

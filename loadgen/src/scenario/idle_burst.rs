@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::density::{CrowdOptions, MessageFigures, check_clients, send_round, wait_for_logins};
+use super::density::{CrowdOptions, MessageFigures, check_clients, send_round, wait_for_logins, with_held_keep_alives};
 use super::idle::{Guard, IdleSample, per_second, quotient};
 use crate::clock::Clock;
 use crate::dense::senders::{SENDERS, SenderOutcome, SenderPlan, Senders};
@@ -19,6 +19,9 @@ use crate::report::{Document, JsonTo, Misses};
 use crate::sys;
 use crate::target::culver::Culver;
 use crate::units::Span;
+
+/// As many as a server surely takes in a second, where no pace is asked for.
+const MESSAGES_PER_S_LEAST: f64 = 10_000.0;
 
 /// Options of `idle-burst`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -73,6 +76,13 @@ struct IdleBurstResult {
 }
 
 impl IdleBurstOptions {
+    /// Whether keep-alives can wait for the end of a round: they are no message's cost.
+    #[expect(clippy::cast_precision_loss, reason = "connections of a run are below 2^52")]
+    fn is_round_short(&self) -> bool {
+        let rate = self.message_rate.unwrap_or(MESSAGES_PER_S_LEAST);
+        self.crowd.connections() as f64 / rate <= self.crowd.held_back_max().as_secs_f64()
+    }
+
     pub(crate) fn json_to(&self) -> JsonTo {
         self.run.json_to()
     }
@@ -116,9 +126,16 @@ fn measure(
     let (mut rounds, mut last) = (Vec::new(), None);
     for number in 1..=u64::from(options.rounds) {
         rest(options, &mut guard, progress)?;
-        let before = IdleSample::take(culver, pid, connections)?;
-        let messaging = send_round(&senders, &crowd, number, connections, progress, &mut guard)?;
-        let after = IdleSample::take(culver, pid, connections)?;
+        let mut round = |guard: &mut Guard| {
+            let before = IdleSample::take(culver, pid, connections)?;
+            let messaging = send_round(&senders, &crowd, number, connections, progress, guard)?;
+            anyhow::Ok((before, messaging, IdleSample::take(culver, pid, connections)?))
+        };
+        let (before, messaging, after) = if options.is_round_short() {
+            with_held_keep_alives(&crowd, options.crowd.keep_alive.0, progress, &mut guard, round)?
+        } else {
+            round(&mut guard)?
+        };
         rounds.push(Round {
             msgs_per_s: per_second(connections, messaging.took),
             server_cpu_us_per_msg: quotient(after.cpu_us.saturating_sub(before.cpu_us), connections),

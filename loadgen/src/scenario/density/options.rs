@@ -203,7 +203,7 @@ impl CrowdOptions {
     }
 
     /// How long keep-alives can be held back without harm.
-    pub(super) fn held_back_max(&self) -> Duration {
+    pub(crate) fn held_back_max(&self) -> Duration {
         self.keep_alive.0 / HELD_BACK_SHARE
     }
 }

@@ -180,27 +180,7 @@ impl Run<'_> {
         guard: &mut Guard,
         work: impl FnOnce(&mut Guard) -> Result<T>,
     ) -> Result<T> {
-        crowd.hold_keep_alives(true);
-        self.progress.wait(QUIET_AFTER, || guard.check())?;
-        let result = work(guard)?;
-        crowd.hold_keep_alives(false);
-        // How many are behind is known once every worker has made a step.
-        self.progress.wait(TWO_STEPS, || guard.check())?;
-        // They follow at twice the pace, so it takes as long as they were held back.
-        let longest = self.options.crowd.keep_alive.0;
-        let have_followed = self.progress.wait_until(longest, || {
-            let behind = crowd.counts().pings_behind;
-            self.progress.tell(format!("{behind} keep-alives follow"));
-            guard.check()?;
-            Ok(behind == 0)
-        })?;
-        if !have_followed {
-            bail!(
-                "after {longest:?} {} keep-alives that were held back are still to follow",
-                crowd.counts().pings_behind
-            );
-        }
-        Ok(result)
+        with_held_keep_alives(crowd, self.options.crowd.keep_alive.0, self.progress, guard, work)
     }
 
     /// Lets no more keep-alives go out and waits until those under way are answered. Of them `before` were sent before
@@ -246,6 +226,35 @@ impl Run<'_> {
         })?;
         Ok(least)
     }
+}
+
+/// Does `work` while no keep-alive goes out, and waits until those held back have followed.
+pub(crate) fn with_held_keep_alives<T>(
+    crowd: &Crowd,
+    keep_alive: Duration,
+    progress: &Progress,
+    guard: &mut Guard,
+    work: impl FnOnce(&mut Guard) -> Result<T>,
+) -> Result<T> {
+    let began = Instant::now();
+    crowd.hold_keep_alives(true);
+    progress.wait(QUIET_AFTER, || guard.check())?;
+    let result = work(guard)?;
+    crowd.hold_keep_alives(false);
+    // How many are behind is known once every worker has made a step.
+    progress.wait(TWO_STEPS, || guard.check())?;
+    // They follow at twice the pace, so it takes as long as they were held back.
+    let longest = keep_alive + began.elapsed();
+    let have_followed = progress.wait_until(longest, || {
+        let behind = crowd.counts().pings_behind;
+        progress.tell(format!("{behind} keep-alives follow"));
+        guard.check()?;
+        Ok(behind == 0)
+    })?;
+    if !have_followed {
+        bail!("after {longest:?} {} keep-alives that were held back are still to follow", crowd.counts().pings_behind);
+    }
+    Ok(result)
 }
 
 /// Waits until all who send are logged in.
