@@ -208,3 +208,16 @@ pub(crate) fn quotient(of: u64, by: u64) -> f64 {
 pub(crate) fn per_second(count: u64, span: Duration) -> f64 {
     1e6 * quotient(count, micros(span))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_ratio_to_what_was_not_measured_is_a_good_one() {
+        assert!((ratio(3.0, 2.0) - 1.5).abs() < 1e-9);
+        for (of, by) in [(1.0, 0.0), (1.0, -2.0), (0.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (f64::NAN, 1.0)] {
+            assert!(ratio(of, by).is_infinite(), "{of} to {by}");
+        }
+    }
+}
