@@ -95,6 +95,9 @@ fn measure(
     let held = IdleSample::take(culver, run.pid, connections)?;
     let (outcome, _) = phases.time("leaving", || crowd.close())?;
     let after_bytes = phases.time("giving back", || run.watch_give_back(culver, &before, &high, guard))?;
+    if let Some(beside) = &mut beside {
+        phases.time("chat alone again", || beside.measure_alone(run, culver, guard))?;
+    }
     let messages = messaging.map(|sent| MessageFigures::of(&sent, &outcome.counts, connections, connections));
     let slope = high.slope_from(&low);
     let server_cpu_us_per_login = quotient(grown.cpu_us.saturating_sub(low.cpu_us), connections - slope_from);
