@@ -19,7 +19,7 @@ ARGS ?=
 help: ## this list
 	@echo 'Culver, a messaging gateway. The first build compiles RocksDB: 12 to 30 minutes on two cores, once.'
 	@echo
-	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 run: ## build and start the server on loopback (DATA=data is its directory)
 	@scripts/run '$(DATA)'

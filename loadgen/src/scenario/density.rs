@@ -61,9 +61,7 @@ fn measure(
     let options = run.options;
     let connections = run.load.connections;
     let mut beside = options.beside_pairs.map(Beside::new);
-    if let Some(beside) = &mut beside {
-        phases.time("chat alone", || beside.measure_alone(run, culver, guard))?;
-    }
+    chat_alone(beside.as_mut(), "chat alone", run, culver, guard, &mut phases)?;
     phases.time("warm-up", || run.warm_up(guard))?;
     let before = IdleSample::take(culver, run.pid, 0)?;
     let crowd = Crowd::start(run.load.clone(), &run.login, run.clock)?;
@@ -95,9 +93,7 @@ fn measure(
     let held = IdleSample::take(culver, run.pid, connections)?;
     let (outcome, _) = phases.time("leaving", || crowd.close())?;
     let after_bytes = phases.time("giving back", || run.watch_give_back(culver, &before, &high, guard))?;
-    if let Some(beside) = &mut beside {
-        phases.time("chat alone again", || beside.measure_alone(run, culver, guard))?;
-    }
+    chat_alone(beside.as_mut(), "chat alone again", run, culver, guard, &mut phases)?;
     let messages = messaging.map(|sent| MessageFigures::of(&sent, &outcome.counts, connections, connections));
     let slope = high.slope_from(&low);
     let server_cpu_us_per_login = quotient(grown.cpu_us.saturating_sub(low.cpu_us), connections - slope_from);
@@ -130,4 +126,16 @@ fn measure(
         floor,
         phases: phases.into_vec(),
     })
+}
+
+/// The pairs, if there are to be any, without idle connections.
+fn chat_alone(
+    beside: Option<&mut Beside>,
+    told: &'static str,
+    run: &Run<'_>,
+    culver: &mut Culver,
+    guard: &mut Guard,
+    phases: &mut Phases,
+) -> Result<()> {
+    beside.map_or(Ok(()), |beside| phases.time(told, || beside.measure_alone(run, culver, guard)))
 }

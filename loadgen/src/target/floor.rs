@@ -1,23 +1,20 @@
 //! The floor relay as a target: this same program, started as a process of its own and stopped with its handle.
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use culver_protocol::client::Credential;
 use culver_protocol::id::{DeviceId, UserId};
 use serde::{Deserialize, Serialize};
 
+use super::program::Program;
 use super::{Sample, Target};
 use crate::report::histogram::Percentiles;
 
 /// Bytes of a relay's ticket: about what a sealed one has.
 pub(crate) const TICKET_LEN: usize = 64;
-/// The byte that asks a relay for a report.
-pub(crate) const MARK: u8 = b'm';
 
 /// A relay's settings.
 #[derive(Clone, Debug, Default)]
@@ -49,10 +46,7 @@ pub(crate) struct FloorReport {
 
 /// A running relay. Dropping it ends the process.
 pub(crate) struct Floor {
-    child: Child,
-    commands: ChildStdin,
-    reports: BufReader<ChildStdout>,
-    address: SocketAddr,
+    program: Program,
     last: FloorReport,
     _scratch: Option<tempfile::TempDir>,
 }
@@ -60,35 +54,26 @@ pub(crate) struct Floor {
 impl Floor {
     /// Starts a relay on a port of its own choice.
     pub(crate) fn start(settings: &FloorSettings) -> Result<Self> {
-        let program = std::env::current_exe().context("where is this program?")?;
-        let mut command = Command::new(program);
-        command.arg("relay").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut arguments = vec!["relay".to_owned()];
         let mut scratch = None;
         if settings.sync {
             let dir = match &settings.data_dir {
                 Some(dir) => dir.clone(),
                 None => scratch.insert(tempfile::tempdir().context("no temporary directory")?).path().to_owned(),
             };
-            command.arg("--sync").arg("--data-dir").arg(dir);
+            let dir = dir.into_os_string().into_string().map_err(|_| anyhow!("the folder's name is not UTF-8"))?;
+            arguments.extend(["--sync".to_owned(), "--data-dir".to_owned(), dir]);
         }
         if settings.receipts {
-            command.arg("--receipts");
+            arguments.push("--receipts".to_owned());
         }
-        let mut child = command.spawn().context("cannot start the relay")?;
-        let commands = child.stdin.take().expect("asked for above");
-        let mut reports = BufReader::new(child.stdout.take().expect("asked for above"));
-        let mut line = String::new();
-        reports.read_line(&mut line).context("the relay said nothing")?;
-        let address = line.trim().parse().context("the relay did not start")?;
-        Ok(Self { child, commands, reports, address, last: FloorReport::default(), _scratch: scratch })
+        let program = Program::start("the relay", &arguments)?;
+        Ok(Self { program, last: FloorReport::default(), _scratch: scratch })
     }
 
     /// Asks the relay for its counters.
     pub(crate) fn report(&mut self) -> Result<FloorReport> {
-        self.commands.write_all(&[MARK]).context("the relay is gone")?;
-        let mut line = String::new();
-        self.reports.read_line(&mut line).context("the relay said nothing")?;
-        self.last = serde_json::from_str(&line).context("the relay's report cannot be read")?;
+        self.last = self.program.report()?;
         Ok(self.last)
     }
 
@@ -99,13 +84,13 @@ impl Floor {
 
     /// The relay's process.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.program.pid()
     }
 }
 
 impl Target for Floor {
     fn address(&self) -> SocketAddr {
-        self.address
+        self.program.address()
     }
 
     fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential> {
@@ -120,14 +105,6 @@ impl Target for Floor {
         let report = self.report()?;
         let rss_bytes = crate::procfs::rss_bytes(self.pid())?;
         Ok(Sample { cpu_us: report.cpu_us, rss_bytes, engine_bytes: 0 })
-    }
-}
-
-impl Drop for Floor {
-    fn drop(&mut self) {
-        // The relay also ends by itself when its standard input closes.
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 

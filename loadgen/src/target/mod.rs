@@ -6,6 +6,7 @@ pub(crate) mod credentials;
 pub(crate) mod culver;
 pub(crate) mod cutdisk;
 pub(crate) mod floor;
+pub(crate) mod program;
 pub(crate) mod relay;
 pub(crate) mod tap;
 

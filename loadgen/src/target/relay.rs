@@ -22,7 +22,8 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use self::connection::Connection;
 use self::switch::{Switch, mark_dirty};
-use super::floor::{FloorReport, MARK};
+use super::floor::FloorReport;
+use super::program::MARK;
 use crate::clock::{micros, unix_ms};
 use crate::report::histogram::Latencies;
 use crate::sys;

@@ -15,7 +15,7 @@ use super::BareReport;
 use super::acceptor::{Acceptor, welcome};
 use crate::preflight::{descriptors_per_table, tables_needed};
 use crate::sys;
-use crate::target::floor::MARK;
+use crate::target::program::MARK;
 
 /// Connections spread by hash over the tables, so that some get more than others: room for so many in a hundred.
 const ROOM_PERCENT: u64 = 105;
