@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Poll, Token};
 use rustix::event::epoll;
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -16,6 +17,18 @@ use crate::sys::epoll_of;
 
 /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
+
+/// What accept4(2) says of a connection that has ended while it waited.
+const PEER_GONE: [Errno; 8] = [
+    Errno::CONNABORTED,
+    Errno::PROTO,
+    Errno::NOPROTOOPT,
+    Errno::OPNOTSUPP,
+    Errno::NETDOWN,
+    Errno::NETUNREACH,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+];
 
 /// How many listeners of an address listen.
 #[derive(Debug, Default)]
@@ -66,7 +79,7 @@ impl Listener {
     /// The next connection, if there is one.
     ///
     /// # Errors
-    /// Those of accept4(2).
+    /// Those of accept4(2) that are about this machine: it is out of descriptors or memory.
     pub fn accept(&self) -> io::Result<Option<TcpStream>> {
         loop {
             if !self.is_listening {
@@ -76,6 +89,8 @@ impl Listener {
                 Ok((stream, _)) => Ok(Some(stream)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                // It is out of the queue, and its peer is gone (accept(2), "Error handling"): on to the next.
+                Err(error) if Errno::from_io_error(&error).is_some_and(|errno| PEER_GONE.contains(&errno)) => continue,
                 Err(error) => Err(error),
             };
         }
