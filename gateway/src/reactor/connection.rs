@@ -56,7 +56,7 @@ pub struct Connection<S> {
 }
 
 /// Bytes of a record, as docs/benchmarks/memory.md counts them.
-const CONNECTION_LEN: usize = 104;
+const CONNECTION_LEN: usize = 96;
 
 const _: () = assert!(size_of::<Option<Connection<mio::net::TcpStream>>>() == CONNECTION_LEN);
 

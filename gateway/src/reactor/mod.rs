@@ -147,6 +147,8 @@ pub struct Reactor<S> {
     to_flush: Vec<u32>,
     /// Connections with nothing to write but receipts, with their generations, and until when those wait.
     to_flush_soon: VecDeque<(u64, u32, u32)>,
+    /// Connections whose sockets took not everything in this turn: somebody must say when they take more.
+    newly_blocked: Vec<u32>,
     /// Nothing in ordinary builds.
     unwritten: Unwritten,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
@@ -189,6 +191,7 @@ impl<S: Socket> Reactor<S> {
             commands: Vec::new(),
             to_flush: Vec::new(),
             to_flush_soon: VecDeque::new(),
+            newly_blocked: Vec::new(),
             unwritten: Unwritten::default(),
             to_read: VecDeque::new(),
             due: VecDeque::new(),
@@ -230,14 +233,11 @@ impl<S: Socket> Reactor<S> {
         Some(slot)
     }
 
-    /// By what the socket in a slot is to be watched: the slot and which of its connections it is.
-    ///
-    /// # Panics
-    /// If the slot is empty.
+    /// By what the socket in a slot is to be watched: the slot and which of its connections it is. `None`: the slot is empty.
     #[must_use]
-    pub fn tag(&self, slot: u32) -> u64 {
-        let connection = self.connections.get(slot).expect("the caller has just accepted it");
-        u64::from(connection.generation) << 32 | u64::from(slot)
+    pub fn tag(&self, slot: u32) -> Option<u64> {
+        let connection = self.connections.get(slot)?;
+        Some(u64::from(connection.generation) << 32 | u64::from(slot))
     }
 
     /// The slot of a tag; `None`: what was watched by it is gone, and another connection may be there.
@@ -312,6 +312,12 @@ impl<S: Socket> Reactor<S> {
         let (posted, woken) = self.hubs.ring();
         self.had_commands |= posted;
         self.counters().wakeups.add(woken);
+    }
+
+    /// Slots whose sockets took not everything in this turn, to be watched for when they take more: until then nobody
+    /// need tell that they do.
+    pub fn take_newly_blocked(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.newly_blocked)
     }
 
     /// How long to sleep. To be asked when the bell was announced: it looks a last time.

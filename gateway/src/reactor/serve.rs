@@ -180,8 +180,12 @@ impl<S: Socket> Reactor<S> {
 
     fn flush(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
+        let was_blocked = connection.blocked;
         if !connection.flush(&mut self.buffers) {
             return self.gone(slot);
+        }
+        if connection.blocked && !was_blocked {
+            self.newly_blocked.push(slot);
         }
         if connection.outgoing == NO_BUFFER {
             self.unwritten.written(slot);

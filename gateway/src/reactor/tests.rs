@@ -137,14 +137,15 @@ fn an_effect_of_an_earlier_generation_reaches_nobody() {
 fn an_event_of_an_earlier_connection_is_nobodys() {
     let mut world = World::new();
     let earlier = world.connect(1, usize::MAX).expect("there is room");
-    let tag = world.reactor.tag(earlier.slot);
+    let tag = world.reactor.tag(earlier.slot).expect("it is there");
     assert_eq!(world.reactor.slot_of(tag), Some(earlier.slot));
     world.hang_up(&earlier, &[]);
     assert_eq!(world.reactor.slot_of(tag), None);
     let present = world.connect(2, usize::MAX).expect("there is room");
     assert_eq!(present.slot, earlier.slot);
     assert_eq!(world.reactor.slot_of(tag), None);
-    assert_eq!(world.reactor.slot_of(world.reactor.tag(present.slot)), Some(present.slot));
+    let tag = world.reactor.tag(present.slot).expect("it is there");
+    assert_eq!(world.reactor.slot_of(tag), Some(present.slot));
 }
 
 #[test]

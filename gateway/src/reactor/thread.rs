@@ -154,6 +154,7 @@ impl ReactorThread {
                 self.reactor.leave();
             }
             self.reactor.end_turn();
+            self.watch_blocked();
             self.look_at_listener();
             if self.reactor.has_left() {
                 return Ok(());
@@ -183,6 +184,20 @@ impl ReactorThread {
         }
     }
 
+    /// Sockets are watched for when they take bytes only once one has not taken all: at first each does, and to be told
+    /// so would wake this thread once more for every login.
+    fn watch_blocked(&mut self) {
+        for slot in self.reactor.take_newly_blocked() {
+            let tag = self.reactor.tag(slot);
+            let Some((tag, stream)) = tag.zip(self.reactor.socket_mut(slot)) else { continue };
+            let tag = Token(usize::try_from(tag).expect("64 bits"));
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().reregister(stream, tag, interest) {
+                tracing::error!(%error, "a connection that is blocked cannot be watched: it ends by its keep-alive");
+            }
+        }
+    }
+
     fn accept(&mut self) {
         let goes_on = self.accepted_all_in + 1 == self.turns;
         self.accepts = if goes_on { (self.accepts * 2).min(ACCEPTS_A_TURN) } else { 1 };
@@ -197,10 +212,10 @@ impl ReactorThread {
                 Err(error) => return self.pause(&error),
             };
             let Some(slot) = self.reactor.accept(stream) else { continue };
-            let tag = Token(usize::try_from(self.reactor.tag(slot)).expect("64 bits"));
+            let tag = self.reactor.tag(slot).expect("just accepted");
+            let tag = Token(usize::try_from(tag).expect("64 bits"));
             let stream = self.reactor.socket_mut(slot).expect("just accepted");
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = self.poll.registry().register(stream, tag, interest) {
+            if let Err(error) = self.poll.registry().register(stream, tag, Interest::READABLE) {
                 self.reactor.discard(slot);
                 return self.pause(&error);
             }

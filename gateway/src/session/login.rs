@@ -45,9 +45,8 @@ impl Session {
         self.device = identity.device;
         self.agree(&login, context);
         // What the client says it has: true until the hub says better.
-        self.sent = InboxSeq(login.cursor);
         self.acked = InboxSeq(login.cursor);
-        self.receipts = login.receipts;
+        self.sent = InboxSeq(login.receipts);
         let known = match Incarnation(login.incarnation) {
             Incarnation(0) => Known::Nothing,
             known if known == context.incarnation => Known::This,
@@ -73,6 +72,7 @@ impl Session {
         let Phase::Greeted { fetch, known } = self.phase else { return Err(ErrorCode::OutOfState) };
         self.phase = Phase::Steady { in_sync: false };
         self.epoch = context.address.epoch;
+        let receipts = std::mem::replace(&mut self.sent, self.acked).0;
         let incarnation = match known {
             Known::Nothing => Incarnation(0),
             Known::This => context.incarnation,
@@ -86,7 +86,7 @@ impl Session {
             incarnation,
             credit: self.agreed_credit(),
             fetch,
-            receipts: self.receipts,
+            receipts,
         };
         self.post(context.topology.hub_of_user(self.user), command, context);
         Ok(())

@@ -86,12 +86,11 @@ enum Known {
 #[derive(Debug)]
 pub struct Session {
     user: UserId,
-    /// The hub's deliveries have come up to here, whether or not they were written to the client.
+    /// The hub's deliveries have come up to here, whether or not they were written to the client. Before READY, when
+    /// nothing can have come, the version up to which the client has receipts.
     sent: InboxSeq,
     /// The client has persisted everything up to here. Invariant: never above what it was told.
     acked: InboxSeq,
-    /// Receipts up to this version the client had when it logged in.
-    receipts: u64,
     epoch: u32,
     /// The window agreed at login.
     credit_bytes: u32,
@@ -118,7 +117,7 @@ pub struct Session {
     copy: bool,
 }
 
-const _: () = assert!(size_of::<Session>() <= 64);
+const _: () = assert!(size_of::<Session>() <= 56);
 const _: () = assert!(HUBS_MAX as u32 <= u16::BITS);
 
 impl Default for Session {
@@ -127,7 +126,6 @@ impl Default for Session {
             user: UserId(0),
             sent: InboxSeq(0),
             acked: InboxSeq(0),
-            receipts: 0,
             epoch: 0,
             credit_bytes: 0,
             ack_bytes: 0,

@@ -149,6 +149,7 @@ impl ReactorThread {
             reactor.leave();
         }
         reactor.end_turn();
+        drop(reactor.take_newly_blocked()); // a wire always says when it takes bytes again
         if reactor.has_left() {
             self.reactor = None;
             self.watched.clear();
