@@ -66,7 +66,7 @@ fn measure(
     let before = IdleSample::take(culver, run.pid, 0)?;
     let crowd = Crowd::start(run.load.clone(), &run.login, run.clock)?;
     let mut grow = |to: u64, told: &'static str, phases: &mut Phases, guard: &mut Guard| {
-        let took = phases.time(told, || crowd.grow_to(to, run.progress, || guard.check()))?;
+        let took = phases.time(told, || run.grow_without_keep_alives(&crowd, to, guard))?;
         let pings = crowd.counts().pings;
         let grown = IdleSample::take(culver, run.pid, to)?;
         phases.time("settling", || run.hold(&crowd, options.settle(), guard))?;

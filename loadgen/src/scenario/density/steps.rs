@@ -20,6 +20,8 @@ use crate::target::culver::Culver;
 const SENDERS_MAX: Duration = Duration::from_secs(30);
 /// What has not moved for so long will not arrive any more.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// Keep-alives are held back for at most this part of their interval while connections are opened.
+const HELD_PART: u32 = 4;
 /// Keep-alives that were under way are through after this.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// After this every worker has made a step of its keep-alives.
@@ -120,6 +122,21 @@ impl Run<'_> {
             self.progress.tell("warmed up: waiting for the memory of those who left".to_owned());
             guard.check()
         })
+    }
+
+    /// Opens connections, while no keep-alive goes out: the floor gets none either, and they are no part of a login. If it
+    /// takes longer than they can be held back, they go out.
+    pub(super) fn grow_without_keep_alives(&self, crowd: &Crowd, to: u64, guard: &mut Guard) -> Result<Duration> {
+        let (began, longest) = (Instant::now(), self.options.crowd.keep_alive.0 / HELD_PART);
+        crowd.hold_keep_alives(true);
+        let took = crowd.grow_to(to, self.progress, || {
+            if began.elapsed() > longest {
+                crowd.hold_keep_alives(false);
+            }
+            guard.check()
+        });
+        crowd.hold_keep_alives(false);
+        took
     }
 
     /// Lets time pass with all connections.
