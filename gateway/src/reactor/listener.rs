@@ -122,7 +122,8 @@ impl Listener {
         if self.is_listening && self.group.leave() {
             self.is_listening = false;
             rustix::net::shutdown(&self.socket, Shutdown::Read)?;
-            self.look_away(poll)?;
+            // A socket that does not listen would be told of without end.
+            self.pause(poll)?;
         }
         Ok(())
     }
@@ -132,7 +133,10 @@ impl Listener {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn pause(&mut self, poll: &Poll) -> io::Result<()> {
-        self.look_away(poll)
+        if std::mem::take(&mut self.is_watched) {
+            epoll::delete(epoll_of(poll), &self.socket)?;
+        }
+        Ok(())
     }
 
     /// Whether it takes the connections that come to it.
@@ -145,14 +149,6 @@ impl Listener {
     #[must_use]
     pub fn is_listening(&self) -> bool {
         self.is_listening
-    }
-
-    /// A socket that does not listen would be told of without end.
-    fn look_away(&mut self, poll: &Poll) -> io::Result<()> {
-        if std::mem::take(&mut self.is_watched) {
-            epoll::delete(epoll_of(poll), &self.socket)?;
-        }
-        Ok(())
     }
 }
 
