@@ -39,7 +39,7 @@ use crate::reactor::listener::Group;
 use crate::reactor::thread::Stage;
 use crate::reactor::threads::{ReactorThreads, Work};
 use crate::reactor::{Bounds, Surroundings};
-use crate::sys::return_free_memory;
+use crate::sys::{allocated_bytes, return_free_memory};
 
 mod backups;
 mod disks;
@@ -284,6 +284,7 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             rocksdb_memtable_bytes: memory.memtable_bytes,
             rocksdb_block_cache_bytes: memory.block_cache_bytes,
             rocksdb_table_reader_bytes: memory.table_reader_bytes,
+            allocated_bytes: allocated_bytes(),
             parked_commands: totals.parked_commands,
             logins: totals.logins,
             messages_accepted: totals.messages_accepted,

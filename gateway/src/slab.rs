@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 
-/// Values in one chunk.
+/// Values in one chunk: a bit each in [`Chunk::free`].
 const CHUNK_LEN: usize = 128;
+const _: () = assert!(CHUNK_LEN == u128::BITS as usize);
 
 /// A growable array of `T` with stable indexes.
 pub struct Slab<T> {
@@ -17,7 +18,14 @@ pub struct Slab<T> {
 
 struct Chunk<T> {
     slots: Box<[Option<T>]>,
-    used: usize,
+    /// The bits of the empty slots: to look at the slots themselves would touch most of the chunk.
+    free: u128,
+}
+
+impl<T> Chunk<T> {
+    fn new() -> Self {
+        Self { slots: (0..CHUNK_LEN).map(|_| None).collect(), free: u128::MAX }
+    }
 }
 
 impl<T> Default for Slab<T> {
@@ -56,11 +64,11 @@ impl<T> Slab<T> {
             .chunks
             .get_mut(index)
             .expect("open chunks exist")
-            .get_or_insert_with(|| Chunk { slots: (0..CHUNK_LEN).map(|_| None).collect(), used: 0 });
-        let offset = chunk.slots.iter().position(Option::is_none).expect("an open chunk has room");
-        *chunk.slots.get_mut(offset).expect("found above") = Some(value);
-        chunk.used += 1;
-        if chunk.used == CHUNK_LEN {
+            .get_or_insert_with(Chunk::new);
+        let offset = chunk.free.trailing_zeros() as usize;
+        *chunk.slots.get_mut(offset).expect("an open chunk has room") = Some(value);
+        chunk.free &= chunk.free - 1;
+        if chunk.free == 0 {
             self.open.remove(&index);
         }
         self.len += 1;
@@ -86,8 +94,8 @@ impl<T> Slab<T> {
         let place = self.chunks.get_mut(index)?;
         let chunk = place.as_mut()?;
         let value = chunk.slots.get_mut(offset)?.take()?;
-        chunk.used -= 1;
-        if chunk.used == 0 {
+        chunk.free |= 1 << offset;
+        if chunk.free == u128::MAX {
             *place = None;
         }
         self.open.insert(index);

@@ -72,6 +72,26 @@ pub fn leave_signals_to_others() -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
+/// Has a listening socket pass on a connection only when its client has said something, or this time is over.
+///
+/// # Errors
+/// Those of setsockopt(2).
+#[expect(unsafe_code, reason = "no safe wrapper knows TCP_DEFER_ACCEPT")]
+pub fn defer_accept(listener: BorrowedFd<'_>, seconds: libc::c_int) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of_val(&seconds)).expect("a few bytes");
+    // SAFETY: the value is read for as many bytes as it has, and the descriptor is open while it is borrowed.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            len,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The epoll instance of a poll, for what mio does not do: watching a socket level-triggered.
 #[expect(unsafe_code, reason = "mio tells the number of its epoll instance, and lends nothing")]
 #[must_use]
@@ -88,6 +108,16 @@ pub fn return_free_memory() {
     }
     // SAFETY: malloc_trim takes a number, touches only the allocator's own free memory and may be called from any thread.
     let _released: i32 = unsafe { malloc_trim(0) };
+}
+
+/// Bytes that the process has of its allocator and has not given back to it (mallinfo2(3), glibc): what is resident
+/// beyond them is free, and shares its pages with what is not.
+#[must_use]
+#[expect(unsafe_code, reason = "mallinfo2 has no safe wrapper")]
+pub fn allocated_bytes() -> u64 {
+    // SAFETY: it takes nothing, looks only at the allocator's own lists, under their locks, and returns numbers.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
 }
 
 #[cfg(test)]

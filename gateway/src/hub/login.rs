@@ -91,6 +91,7 @@ impl Hub {
         if is_new && known.siblings {
             self.tell_siblings(device.user, |other| other != device, true);
         }
+        self.shards.let_pass(device.user);
         Ok(Tried::Done)
     }
 

@@ -38,6 +38,7 @@ snapshot! {
     gauge "culver_rocksdb_memtable_bytes" rocksdb_memtable_bytes "Memory of RocksDB's memtables";
     gauge "culver_rocksdb_block_cache_bytes" rocksdb_block_cache_bytes "Memory of RocksDB's block cache";
     gauge "culver_rocksdb_table_reader_bytes" rocksdb_table_reader_bytes "Memory of RocksDB's table readers";
+    gauge "culver_allocated_bytes" allocated_bytes "Memory asked of the allocator and not given back to it, RocksDB's among it";
     gauge "culver_parked_commands" parked_commands "Commands that wait for a read";
     counter "culver_logins" logins "Logins that succeeded";
     counter "culver_messages_accepted" messages_accepted "Messages made durable and acknowledged";

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,10 +14,14 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys::epoll_of;
+use crate::sys::{defer_accept, epoll_of};
 
 /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
+
+/// Seconds for which the kernel keeps a connection to itself until its client, who speaks first, has said something:
+/// so a login wakes its reactor once and not twice, and who says nothing costs a reactor nothing until then.
+const SILENT_S: i32 = 1;
 
 /// What accept4(2) says of a connection that has ended while it waited.
 const PEER_GONE: [Errno; 8] = [
@@ -72,6 +77,7 @@ impl Listener {
         socket.set_tcp_nodelay(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
+        defer_accept(socket.as_fd(), SILENT_S)?;
         group.join();
         Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true, is_watched: false })
     }

@@ -32,6 +32,8 @@ pub(crate) struct IdleSample {
     pub(crate) rss_bytes: u64,
     /// What its storage reports.
     pub(crate) engine_bytes: u64,
+    /// What its process has of its allocator, less what its storage reports.
+    pub(crate) allocated_bytes: Option<u64>,
     /// Its proportional share of memory, with what its storage has, where its process is known.
     pub(crate) pss_bytes: Option<u64>,
     pub(crate) kernel: KernelMemory,
@@ -45,6 +47,8 @@ pub(crate) struct IdleSample {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct IdleSlope {
     pub(crate) user_bytes_per_connection: f64,
+    /// Of them, those that the allocator has given out. The rest is free and cannot be given back.
+    pub(crate) allocated_bytes_per_connection: Option<f64>,
     /// One end's share of the kernel's growth: both are on this machine.
     pub(crate) kernel_bytes_per_connection: f64,
     pub(crate) own_bytes_per_connection: f64,
@@ -71,6 +75,7 @@ impl IdleSample {
             user_bytes: sample.plain_bytes(),
             rss_bytes: sample.rss_bytes,
             engine_bytes: sample.engine_bytes,
+            allocated_bytes: sample.allocated_bytes.map(|bytes| bytes.saturating_sub(sample.engine_bytes)),
             // Of another user's process it cannot be read.
             pss_bytes: pid.and_then(|pid| procfs::pss_bytes(pid).ok()),
             kernel: procfs::kernel_memory()?,
@@ -86,6 +91,10 @@ impl IdleSample {
         let growth = |to: u64, from: u64| (to as f64 - from as f64) / connections;
         IdleSlope {
             user_bytes_per_connection: growth(self.user_bytes, earlier.user_bytes),
+            allocated_bytes_per_connection: self
+                .allocated_bytes
+                .zip(earlier.allocated_bytes)
+                .map(|(to, from)| growth(to, from)),
             kernel_bytes_per_connection: growth(self.kernel.total(), earlier.kernel.total()) / 2.0,
             own_bytes_per_connection: growth(self.own_bytes, earlier.own_bytes),
             pss_bytes_per_connection: self.pss_bytes.zip(earlier.pss_bytes).map(|(to, from)| growth(to, from)),

@@ -64,6 +64,6 @@ impl Target for Bare {
     fn sample(&mut self) -> Result<Sample> {
         let report = self.report()?;
         let rss_bytes = crate::procfs::rss_bytes(self.pid())?;
-        Ok(Sample { cpu_us: report.cpu_us, rss_bytes, engine_bytes: 0 })
+        Ok(Sample { cpu_us: report.cpu_us, rss_bytes, engine_bytes: 0, allocated_bytes: None })
     }
 }

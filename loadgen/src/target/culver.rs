@@ -77,6 +77,7 @@ impl Target for Culver {
             cpu_us: whole(seconds * 1e6),
             rss_bytes: whole(metrics.value("culver_process_resident_bytes")?),
             engine_bytes: whole(engine),
+            allocated_bytes: metrics.get("culver_allocated_bytes").map(whole),
         })
     }
 }

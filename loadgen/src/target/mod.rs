@@ -25,6 +25,8 @@ pub(crate) struct Sample {
     pub(crate) rss_bytes: u64,
     /// What the storage engine itself reports as memtables and cache.
     pub(crate) engine_bytes: u64,
+    /// What its process has of its allocator, the engine's among it; `None`: it does not tell.
+    pub(crate) allocated_bytes: Option<u64>,
 }
 
 impl Sample {

@@ -6,6 +6,7 @@ use culver_protocol::limits::DEVICES_MAX;
 
 use super::decide::known;
 use super::{DAY_MS, Shards};
+use crate::batch::BatchNumber;
 use crate::command::{Acked, Decision, DeviceView, UserView, View};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -121,6 +122,15 @@ impl Shards {
     /// The engine failed.
     pub fn user(&mut self, engine: &dyn Engine, user: UserId, device: DeviceId) -> Result<View<UserView>, EngineError> {
         self.look(engine, user, |state| state.view(device))
+    }
+
+    /// A login is through: whoever was read from the disk for it, and was not changed, leaves memory. A million who log
+    /// in and say nothing would fill it with what nobody asks for.
+    pub fn let_pass(&mut self, user: UserId) {
+        let passes = |state: &super::state::User| state.is_passing && state.touched == BatchNumber(0);
+        if self.users.peek(&user).is_some_and(passes) {
+            self.users.remove(&user);
+        }
     }
 
     /// A user's devices, by ascending number.

@@ -234,6 +234,7 @@ impl DensityResult {
         let rows = [
             ("connections", Some(grouped(self.connections))),
             ("user bytes per connection", Some(bytes(slope.user_bytes_per_connection))),
+            ("of them given out by the allocator", slope.allocated_bytes_per_connection.map(bytes)),
             ("kernel bytes per connection", Some(bytes(slope.kernel_bytes_per_connection))),
             ("user bytes per connection at the end", Some(bytes(self.held_slope.user_bytes_per_connection))),
             (

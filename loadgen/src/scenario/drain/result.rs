@@ -200,15 +200,15 @@ mod tests {
     use super::*;
 
     fn reading(waiting_messages: u64, rss_bytes: u64, engine_bytes: u64) -> MemoryReading {
-        MemoryReading::of(waiting_messages, &Sample { cpu_us: 0, rss_bytes, engine_bytes })
+        MemoryReading::of(waiting_messages, &Sample { cpu_us: 0, rss_bytes, engine_bytes, ..Sample::default() })
     }
 
     fn result(calm: Option<CalmResult>) -> DrainResult {
         let findings = Findings { delivered: 1_000_000, ..Findings::default() };
         let drained = Drained {
             drain_s: 4.0,
-            before: Sample { cpu_us: 1_000_000, rss_bytes: 100, engine_bytes: 50 },
-            after: Sample { cpu_us: 3_000_000, rss_bytes: 170, engine_bytes: 80 },
+            before: Sample { cpu_us: 1_000_000, rss_bytes: 100, engine_bytes: 50, ..Sample::default() },
+            after: Sample { cpu_us: 3_000_000, rss_bytes: 170, engine_bytes: 80, ..Sample::default() },
             rss_bytes_max: 190,
             calm,
         };

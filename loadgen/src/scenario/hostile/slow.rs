@@ -14,8 +14,9 @@ use crate::sys;
 
 /// Source addresses of the flood.
 const SOURCES: u8 = 4;
-/// Longest wait for one silent connection's end when its time has passed.
-const END_PATIENCE: Duration = Duration::from_millis(500);
+/// Longest wait for one silent connection's end when its time has passed. The server's time begins when the kernel
+/// passes the connection on, which for one that says nothing is a second or two after it was opened.
+const END_PATIENCE: Duration = Duration::from_secs(4);
 /// One byte of a trickling login.
 const TRICKLE_EVERY: Duration = Duration::from_secs(1);
 /// Connections that disappoint before the rest is no longer asked.

@@ -7,6 +7,7 @@ use culver_protocol::limits::DEVICES_MAX;
 use super::super::DAY_MS;
 use super::*;
 use crate::command::{UserView, View};
+use crate::reader::Loaded;
 use crate::record::Place;
 
 fn view(shards: &mut Shards, engine: &MemoryEngine, user: u64, device: u16) -> UserView {
@@ -83,6 +84,31 @@ fn a_login_leaves_nothing_in_memory() {
     accept(&mut shards, &engine, &send(1, 2, 1), 5);
     commit(&mut shards, &engine);
     assert_eq!(shards.users.len(), 2, "whom a message touched or looked at stays");
+}
+
+#[test]
+fn nor_does_one_that_waited_for_the_disk() {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 0);
+    (0..10).for_each(|user| drop(link(&mut shards, &engine, user, 1, 5)));
+    commit(&mut shards, &engine);
+    engine.set_cold(true);
+    for user in 0..10 {
+        let Decision::Waits(load) = link(&mut shards, &engine, user, 1, 5) else { panic!("memory does not know") };
+        shards.loaded(Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads"));
+        assert_eq!(link(&mut shards, &engine, user, 1, 5), Decision::Unchanged);
+        assert!(view(&mut shards, &engine, user, 1).linked, "read once for all that a login asks");
+        shards.let_pass(UserId(user));
+    }
+    assert_eq!(shards.users.len(), 0);
+    // One that changes something is pinned until that is durable, and then passes by itself.
+    let Decision::Waits(load) = link(&mut shards, &engine, 1, 1, DAY_MS) else { panic!("memory does not know") };
+    shards.loaded(Loaded::read(&engine, SHARD_COUNT, load).expect("memory reads"));
+    assert!(matches!(link(&mut shards, &engine, 1, 1, DAY_MS), Decision::Apply(Record::DeviceSeen { .. })));
+    shards.let_pass(UserId(1));
+    assert_eq!(shards.users.len(), 1);
+    commit(&mut shards, &engine);
+    assert_eq!(shards.users.len(), 0);
 }
 
 #[test]
