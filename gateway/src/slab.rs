@@ -60,11 +60,7 @@ impl<T> Slab<T> {
                 self.chunks.len() - 1
             }
         };
-        let chunk = self
-            .chunks
-            .get_mut(index)
-            .expect("open chunks exist")
-            .get_or_insert_with(Chunk::new);
+        let chunk = self.chunks.get_mut(index).expect("open chunks exist").get_or_insert_with(Chunk::new);
         let offset = chunk.free.trailing_zeros() as usize;
         *chunk.slots.get_mut(offset).expect("an open chunk has room") = Some(value);
         chunk.free &= chunk.free - 1;

@@ -168,11 +168,19 @@ impl Drop for Listener {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::{SocketAddr, TcpStream as Client};
 
     use super::*;
 
     const TOKEN: Token = Token(7);
+
+    /// A client that has said something: one that has not, the kernel keeps to itself.
+    fn speak(address: SocketAddr) -> io::Result<Client> {
+        let mut client = Client::connect(address)?;
+        client.write_all(b"C")?;
+        Ok(client)
+    }
 
     /// Of all connections that are there, how many this listener has.
     fn accepted(listener: &Listener) -> usize {
@@ -196,13 +204,23 @@ mod tests {
         first.step_forward(&poll, TOKEN).expect("it listens already");
         first.step_back(&poll).expect("shutdown works");
         assert!(!first.is_listening());
-        let mut clients: Vec<_> = (0..32).map(|_| Client::connect(address).expect("the other listens")).collect();
+        let mut clients: Vec<_> = (0..32).map(|_| speak(address).expect("the other listens")).collect();
         assert_eq!((accepted(&first), accepted(&second)), (0, 32));
         first.step_forward(&poll, TOKEN).expect("listen works");
-        clients.extend((0..64).map(|_| Client::connect(address).expect("both listen")));
+        clients.extend((0..64).map(|_| speak(address).expect("both listen")));
         let (of_first, of_second) = (accepted(&first), accepted(&second));
         assert_eq!(of_first + of_second, 64);
         assert!(of_first > 0 && of_second > 0, "{of_first} and {of_second}: the kernel spreads 64 over both");
+    }
+
+    #[test]
+    fn nobody_is_told_of_a_client_that_has_said_nothing() {
+        let (poll, (address, mut first, second)) = (Poll::new().expect("a poll"), two());
+        first.step_back(&poll).expect("shutdown works");
+        let mut client = Client::connect(address).expect("the other listens");
+        assert_eq!(accepted(&second), 0);
+        client.write_all(b"C").expect("it is connected");
+        assert_eq!(accepted(&second), 1);
     }
 
     #[test]
@@ -211,7 +229,7 @@ mod tests {
         first.step_back(&poll).expect("shutdown works");
         second.step_back(&poll).expect("nothing to do");
         assert!(second.is_listening());
-        let _client = Client::connect(address).expect("the last one listens");
+        let _client = speak(address).expect("the last one listens");
         assert_eq!(accepted(&second), 1);
         first.step_forward(&poll, TOKEN).expect("listen works");
         second.step_back(&poll).expect("shutdown works");
@@ -228,7 +246,7 @@ mod tests {
         };
         second.step_back(&poll).expect("shutdown works");
         first.step_forward(&poll, TOKEN).expect("watched");
-        let _client = Client::connect(address).expect("the first listens");
+        let _client = speak(address).expect("the first listens");
         assert_eq!((told(&mut poll), told(&mut poll)), (1, 1), "for as long as it waits");
         first.pause(&poll).expect("it looks away");
         assert_eq!((told(&mut poll), first.is_listening()), (0, true), "the last one, whose queue goes on");
