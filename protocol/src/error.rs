@@ -87,12 +87,18 @@ error_codes! {
     ConnectionsFull = 2004, true, "no room for another connection";
     /// Too much waits unread on this connection.
     SlowReader = 2005, true, "too much waits unread on this connection";
+    /// More logins come than the server may spend itself on.
+    LoginsBusy = 2006, true, "too many logins at once: reconnect later";
+    /// The preamble names a server key that is not, or no longer, there.
+    ServerKeyUnknown = 2007, true, "this server has no key of that number: ask for its key with Noise XX";
+    /// A direction's counter is at its end.
+    RecordsSpent = 2008, true, "this connection has carried as many records as it may: reconnect";
     /// The token's `exp` has passed.
     TokenExpired = 3001, true, "the token has expired";
     /// The token's signature does not verify.
     TokenSignature = 3002, true, "the token's signature is wrong";
     /// The token is signed with an algorithm that is not accepted.
-    TokenAlgorithm = 3003, true, "the token's algorithm is not EdDSA";
+    TokenAlgorithm = 3003, true, "the token's algorithm is not its key's";
     /// The token is meant for another service.
     TokenAudience = 3004, true, "the token's audience is wrong";
     /// The token cannot be read, or a claim is missing or of the wrong form.
@@ -105,6 +111,10 @@ error_codes! {
     TicketInvalid = 3008, true, "the resume ticket was not made by this server";
     /// The token's `nbf` lies ahead.
     TokenNotYetValid = 3009, true, "the token is not valid yet";
+    /// No device of this number is registered with the key that the handshake showed, whether or not there is a user.
+    DeviceUnknown = 3010, true, "the device is not registered with this key: log in with a token";
+    /// The token's `cnf` names another key than the handshake showed, or none.
+    TokenKey = 3011, true, "the token names another device key";
     /// A record of no bytes.
     RecordEmpty = 4001, true, "a record must hold at least type and flags";
     /// A record longer than its sender may send.
@@ -139,10 +149,20 @@ error_codes! {
     SuiteRefused = 4023, true, "this cipher suite is refused here";
     /// A handshake message that is empty, too long or cannot be read.
     BadHandshake = 4024, true, "the login cannot be read";
+    /// A handshake message that was not made for this server, or was changed on its way.
+    HandshakeFailed = 4025, true, "the handshake does not open: wrong key, or changed on its way";
+    /// A record that was changed, repeated, left out or made by somebody else.
+    RecordForged = 4026, true, "a record does not open";
+    /// A request about a device that the user does not have.
+    DeviceNotFound = 4027, false, "the user has no such device";
+    /// A device's name beyond the limit.
+    NameTooLong = 4028, false, "a device's name has at most 64 bytes";
     /// A newer connection of the same device has taken over.
     Replaced = 5001, true, "another connection of this device took over";
     /// The user has as many devices as there may be.
     DevicesFull = 5002, true, "the user has 8 devices already";
+    /// A device of the user's has removed this one.
+    DeviceRemoved = 5003, true, "this device was removed";
 }
 
 impl ErrorCode {

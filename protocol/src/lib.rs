@@ -9,8 +9,11 @@
 //! [`error`] every error code, and [`client`] is a whole client without its socket.
 
 pub mod client;
+pub mod crypto;
 pub mod error;
+pub mod handshake;
 pub mod id;
+pub mod keys;
 pub mod limits;
 pub mod message;
 pub mod preamble;

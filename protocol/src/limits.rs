@@ -14,6 +14,12 @@ pub const BODY_LEN_MAX: usize = u16::MAX as usize - TAG_LEN;
 pub const CLIENT_BODY_LEN_MAX: usize = 36 * 1024;
 /// Longest handshake message, login included.
 pub const HANDSHAKE_LEN_MAX: usize = 4 * 1024;
+/// Records that one direction of an encrypted connection carries at most: then the client comes anew.
+pub const RECORDS_MAX: u32 = 1 << 31;
+/// Records after which a side changes the key that it seals with.
+pub const REKEY_RECORDS: u32 = 1 << 20;
+/// Milliseconds after which a client that sends anything changes its key first, and the server then its own.
+pub const REKEY_MS: u64 = 60 * 60 * 1000;
 /// Longest payload of a message.
 pub const PAYLOAD_LEN_MAX: usize = 32 * 1024;
 /// Most entries in one DELIVER.
@@ -48,6 +54,8 @@ pub const CLIENT_SEEN_MAX: usize = 10_000;
 pub const CLIENT_IN_FLIGHT_MAX: usize = 1024;
 /// Devices a user may have linked.
 pub const DEVICES_MAX: usize = 8;
+/// Longest name of a device, in bytes.
+pub const DEVICE_NAME_LEN_MAX: usize = 64;
 /// Fetch sessions a device may have at once; a further one takes the place of the oldest.
 pub const FETCH_SESSIONS_MAX: usize = 2;
 /// Most conversations in a SYNC_START.

@@ -8,14 +8,16 @@
 //!           └───────── sealed ────────────┘         suite 0 seals nothing and has no tag
 //! ```
 //!
-//! Owns framing and the place where a cipher seals and opens a body. Never looks into the protobuf.
+//! Owns framing, and where a body is sealed and opened. Never looks into the protobuf.
 
 use std::ops::Range;
 
 use prost::Message;
 use thiserror::Error;
 
-use crate::limits::{BODY_LEN_MAX, HEADER_LEN, LENGTH_LEN};
+use crate::crypto::Suite;
+use crate::keys::Keys;
+use crate::limits::{BODY_LEN_MAX, HEADER_LEN, LENGTH_LEN, TAG_LEN};
 
 /// The known record types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +35,10 @@ pub enum RecordType {
     Goaway = 0x05,
     /// Server: what went wrong.
     Error = 0x06,
+    /// Either side: what it sends from now on is sealed with its next key.
+    Rekey = 0x07,
+    /// Server: its handshake message. The only record besides an error that is never sealed.
+    Handshake = 0x09,
     /// Client: a message.
     Send = 0x10,
     /// Server: what became of it.
@@ -57,13 +63,15 @@ pub enum RecordType {
 
 impl RecordType {
     /// All known types, ascending.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Ready,
         Self::Welcome,
         Self::Ping,
         Self::Pong,
         Self::Goaway,
         Self::Error,
+        Self::Rekey,
+        Self::Handshake,
         Self::Send,
         Self::SendResult,
         Self::Deliver,
@@ -98,6 +106,9 @@ pub enum FrameError {
     /// The length says more than the sender may send.
     #[error("a record of {0} bytes is too long")]
     TooLong(usize),
+    /// It does not open: it was changed, repeated, left out or made by somebody else.
+    #[error("a record does not open: it is not the peer's next")]
+    Forged,
 }
 
 /// Finds the first frame in `bytes`: the range of its body, which ends where the next frame begins.
@@ -143,42 +154,91 @@ impl<'a> Record<'a> {
     }
 }
 
-/// What seals and opens bodies for one direction of one connection, in place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What seals and opens the bodies of one connection, in place.
+#[derive(Debug, Default)]
 pub enum Cipher {
-    /// Suite 0: bodies travel as they are.
+    /// Suite 0, and every connection before its handshake is through: bodies travel as they are.
     #[default]
     Plaintext,
+    /// Each body is sealed and followed by its tag.
+    Sealed(Suite, Keys),
 }
 
 impl Cipher {
-    /// Opens a body in place and returns what was inside.
-    ///
-    /// # Errors
-    /// The body was not sealed by the peer. (Plaintext opens everything.)
-    pub fn open<'a>(&mut self, body: &'a mut [u8]) -> Result<&'a [u8], FrameError> {
+    /// Bytes that sealing adds to a body.
+    #[must_use]
+    pub fn overhead(&self) -> usize {
         match self {
-            Self::Plaintext => Ok(body),
+            Self::Plaintext => 0,
+            Self::Sealed(..) => TAG_LEN,
         }
     }
 
-    /// Appends one record to `out`; `write` appends its protobuf.
+    /// Opens a body in place and returns what was inside.
+    ///
+    /// # Errors
+    /// [`FrameError::Forged`]: it is not the peer's next record. (Plaintext opens everything.)
+    pub fn open<'a>(&mut self, body: &'a mut [u8]) -> Result<&'a mut [u8], FrameError> {
+        match self {
+            Self::Plaintext => Ok(body),
+            Self::Sealed(suite, keys) => keys.receiving.open(*suite, body).ok_or(FrameError::Forged),
+        }
+    }
+
+    /// Whether either direction has carried as many records as it may: the connection is to end.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        match self {
+            Self::Plaintext => false,
+            Self::Sealed(_, keys) => keys.sending.is_spent() || keys.receiving.is_spent(),
+        }
+    }
+
+    /// Appends a REKEY: what follows it is sealed with the next key. Nothing where nothing is sealed.
+    pub fn change_key(&mut self, out: &mut Vec<u8>) {
+        if let Self::Plaintext = self {
+            return;
+        }
+        self.append(out, RecordType::Rekey, |_| {});
+        if let Self::Sealed(suite, keys) = self {
+            keys.sending.change(*suite);
+        }
+    }
+
+    /// The peer's REKEY has come: what follows it opens with the next key.
+    pub fn follow_key(&mut self) {
+        if let Self::Sealed(suite, keys) = self {
+            keys.receiving.change(*suite);
+        }
+    }
+
+    /// Appends one record to `out`; `write` appends its protobuf. A key that has sealed [`crate::limits::REKEY_RECORDS`]
+    /// is changed first.
     ///
     /// # Panics
     /// If the protobuf is longer than a record may be: callers keep to the limits.
     pub fn seal(&mut self, out: &mut Vec<u8>, kind: RecordType, write: impl FnOnce(&mut Vec<u8>)) {
+        if let Self::Sealed(_, keys) = self
+            && keys.sending.is_old()
+        {
+            self.change_key(out);
+        }
+        self.append(out, kind, write);
+    }
+
+    fn append(&mut self, out: &mut Vec<u8>, kind: RecordType, write: impl FnOnce(&mut Vec<u8>)) {
         let start = out.len();
         out.extend_from_slice(&[0, 0, kind as u8, 0]);
         write(out);
-        match self {
-            Self::Plaintext => {}
+        let body_len = out.len() - start - LENGTH_LEN;
+        assert!((HEADER_LEN..=BODY_LEN_MAX).contains(&body_len), "a record of {body_len} bytes");
+        let len = u16::try_from(body_len + self.overhead()).expect("BODY_LEN_MAX leaves room for the tag");
+        let (length, body) = out.get_mut(start..).and_then(|record| record.split_first_chunk_mut()).expect("as above");
+        *length = len.to_be_bytes();
+        if let Self::Sealed(suite, keys) = self {
+            let tag = keys.sending.seal(*suite, body);
+            out.extend_from_slice(&tag);
         }
-        let len = out.len() - start - LENGTH_LEN;
-        assert!((HEADER_LEN..=BODY_LEN_MAX).contains(&len), "a record of {len} bytes");
-        let len = u16::try_from(len).expect("BODY_LEN_MAX fits a u16");
-        out.get_mut(start..start + LENGTH_LEN)
-            .expect("the length was appended above")
-            .copy_from_slice(&len.to_be_bytes());
     }
 
     /// Appends one record that holds `message`.

@@ -1,6 +1,8 @@
 //! `docs/protocol.md` says what the code does: its tables of errors, limits and types, and its example.
 
+use culver_protocol::crypto::FINGERPRINT_LEN;
 use culver_protocol::error::ErrorCode;
+use culver_protocol::handshake::certificate::CERTIFICATE_LEN;
 use culver_protocol::limits;
 use culver_protocol::record::RecordType;
 use serde_json::Value;
@@ -47,10 +49,10 @@ macro_rules! values {
 fn every_limit_is_in_the_table_with_its_value() {
     let real: Vec<(String, u64)> = values! {
         PREAMBLE_LEN LENGTH_LEN HEADER_LEN TAG_LEN BODY_LEN_MAX CLIENT_BODY_LEN_MAX HANDSHAKE_LEN_MAX
-        PAYLOAD_LEN_MAX DELIVER_ENTRIES_MAX DELIVER_BYTES_MAX ENTRY_OVERHEAD CREDIT_ENTRIES_DEFAULT
+        RECORDS_MAX REKEY_RECORDS REKEY_MS PAYLOAD_LEN_MAX DELIVER_ENTRIES_MAX DELIVER_BYTES_MAX ENTRY_OVERHEAD CREDIT_ENTRIES_DEFAULT
         CREDIT_BYTES_DEFAULT CREDIT_ENTRIES_MAX CREDIT_BYTES_MAX CREDIT_BYTES_MIN KEEP_ALIVE_S_DEFAULT
         KEEP_ALIVE_S_MIN KEEP_ALIVE_S_MAX TICKET_LEN_MAX TOKEN_LEN_MAX CLIENT_SEEN_MAX CLIENT_IN_FLIGHT_MAX
-        DEVICES_MAX FETCH_SESSIONS_MAX SYNC_CONVERSATIONS_MAX PREVIEW_LEN_MAX CONVERSATIONS_PAGE_MAX
+        DEVICES_MAX DEVICE_NAME_LEN_MAX FETCH_SESSIONS_MAX SYNC_CONVERSATIONS_MAX PREVIEW_LEN_MAX CONVERSATIONS_PAGE_MAX
         RECEIPT_MARKS_MAX RPCS_IN_FLIGHT_MAX VERSION_MIN VERSION_MAX
     };
     let names: Vec<&str> = LIMITS
@@ -96,6 +98,23 @@ fn the_text_quotes_the_limits() {
         (limits::RPCS_IN_FLIGHT_MAX, "may have {} RPCs unanswered"),
     ] {
         let sentence = sentence.replace("{}", &number.to_string());
+        assert!(text.contains(&sentence), "the page does not say: {sentence}");
+    }
+}
+
+#[test]
+fn the_text_quotes_the_limits_of_encryption() {
+    let text = PAGE.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (number, sentence) in [
+        (limits::TAG_LEN.to_string(), "and the tag of {} bytes follows it"),
+        (limits::REKEY_MS.to_string(), "the first record that it sends {} ms after the last change"),
+        (limits::REKEY_RECORDS.to_string(), "the first record after each {} of its direction"),
+        (limits::RECORDS_MAX.to_string(), "of which one direction has carried {} records ends"),
+        (limits::DEVICE_NAME_LEN_MAX.to_string(), "It has at most {} bytes (`NameTooLong` otherwise)"),
+        (CERTIFICATE_LEN.to_string(), "The server shows one in Noise XX: {} bytes."),
+        (FINGERPRINT_LEN.to_string(), "is the first {} bytes of SHA-256 of its public key"),
+    ] {
+        let sentence = sentence.replace("{}", &number);
         assert!(text.contains(&sentence), "the page does not say: {sentence}");
     }
 }

@@ -19,6 +19,12 @@ fn keys(bytes: &[u8]) {
     if let Some((shard, user)) = key::decode_user(bytes) {
         assert_eq!(key::user(shard, user).as_slice(), bytes);
     }
+    if let Some((shard, user, device)) = key::decode_device(bytes) {
+        let key = key::device(shard, user, device);
+        assert_eq!(key.as_slice(), bytes);
+        let (least, beyond) = key::devices_range(shard, user);
+        assert!(least <= key && key.as_slice() < beyond.as_slice());
+    }
     if let Some((shard, kind, id)) = key::decode_meta(bytes)
         && let Some(stream) = key::stream_of(shard, kind, id)
     {
@@ -64,6 +70,7 @@ fn values(bytes: &[u8]) {
     comes_back(bytes, value::MarkRow::decode, |row| row.encode().to_vec());
     comes_back(bytes, value::ExpiredRow::decode, |row| row.encode().to_vec());
     comes_back(bytes, value::ListRow::decode, |row| [&row.encode_header(), row.preview.as_ref()].concat());
+    comes_back(bytes, value::NameRow::decode, value::NameRow::encode);
     comes_back(bytes, value::UserRow::decode, |row| {
         let mut encoded = Vec::new();
         row.encode(&mut encoded);

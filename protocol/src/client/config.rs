@@ -1,11 +1,16 @@
 //! What a client is told at its start, and what it tells its application.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::crypto::{KEY_LEN, KeyPair, Secret, Suite, are_equal};
 use crate::error::ErrorCode;
+use crate::handshake::HandshakeError;
+use crate::handshake::client::ServerKey;
 use crate::id::{ClientMessageId, DeviceId, InboxSeq, Incarnation, UserId};
 use crate::limits::{CLIENT_BODY_LEN_MAX, CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX, RPCS_IN_FLIGHT_MAX};
 use crate::message::Accepted;
@@ -18,7 +23,78 @@ pub enum Credential {
     /// A JWT.
     Token(String),
     /// The ticket of an earlier WELCOME.
-    Ticket(Bytes),
+    Ticket(SavedTicket),
+    /// Nothing but the device's key, which an earlier login with a token has registered: with encryption only.
+    DeviceKey,
+}
+
+/// A ticket, and what makes it of use.
+#[derive(Clone, Default)]
+pub struct SavedTicket {
+    /// As WELCOME gave it.
+    pub bytes: Bytes,
+    /// What it was given with, on an encrypted connection: without it no encrypted login can show the ticket.
+    pub secret: Option<Secret>,
+}
+
+impl From<Bytes> for SavedTicket {
+    /// A ticket of a plaintext connection.
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, secret: None }
+    }
+}
+
+impl PartialEq for SavedTicket {
+    fn eq(&self, other: &Self) -> bool {
+        let has_same_secret = match (&self.secret, &other.secret) {
+            (Some(own), Some(others)) => are_equal(own.as_slice(), others.as_slice()),
+            (None, None) => true,
+            _ => false,
+        };
+        self.bytes == other.bytes && has_same_secret
+    }
+}
+
+impl Eq for SavedTicket {}
+
+impl fmt::Debug for SavedTicket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SavedTicket").field("len", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+/// How a client encrypts. It chooses its handshake by what it has: a ticket with its secret, a server's key, or neither
+/// (Noise XX, which teaches it the key). It never connects without encryption.
+#[derive(Clone)]
+pub struct Encryption {
+    /// The cipher of handshakes and records.
+    pub suite: Suite,
+    /// The device's static key: its identity.
+    pub own: Arc<KeyPair>,
+    /// The Ed25519 key whose signature makes a server's key good.
+    pub root: [u8; KEY_LEN],
+    /// The server's key, as an earlier [`Event::ServerKey`] told it.
+    pub server: Option<ServerKey>,
+    /// Logins with a ticket take one Diffie-Hellman more, and what is said after them stays secret even when the
+    /// server's keys are stolen later.
+    pub forward_secret: bool,
+    /// Where the randomness of all handshakes comes from: fresh from the system's generator for **each** client, never
+    /// stored, never copied into a second one. Two clients with the same would seal different things with one key.
+    pub entropy: Secret,
+    /// Milliseconds since 1970 at the first time that the caller tells: certificates are judged by it, and by what has
+    /// passed since.
+    pub unix_ms: u64,
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encryption")
+            .field("suite", &self.suite)
+            .field("own", &self.own)
+            .field("server", &self.server.map(|server| server.id))
+            .field("forward_secret", &self.forward_secret)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a client starts.
@@ -54,6 +130,8 @@ pub struct ClientConfig {
     pub backoff_max_ms: u32,
     /// How long a login, a PONG or the answer to a SEND may take before the client looks whether the server lives.
     pub answer_timeout_ms: u32,
+    /// `None`: everything travels in plaintext.
+    pub encryption: Option<Encryption>,
 }
 
 impl Default for ClientConfig {
@@ -74,6 +152,7 @@ impl Default for ClientConfig {
             backoff_base_ms: 100,
             backoff_max_ms: 30_000,
             answer_timeout_ms: 15_000,
+            encryption: None,
         }
     }
 }
@@ -85,6 +164,8 @@ pub enum Event {
     Connect,
     /// Close the connection and call `handle_disconnected`.
     Disconnect,
+    /// The server has shown a key, certified by the root: keep it for the next client's [`Encryption::server`].
+    ServerKey(ServerKey),
     /// The server knows who this is; entries follow.
     LoggedIn(proto::Welcome),
     /// A message was accepted. The one final answer to a `send`, beside `Rejected { retry: false }`.
@@ -123,7 +204,8 @@ pub enum Event {
     },
     /// The server asks to reconnect; the client does so by itself, within the span named.
     Goaway(proto::Goaway),
-    /// An error the server told; what follows from it, the client does by itself.
+    /// An error the server told; what follows from it, the client does by itself. One that came before there were keys
+    /// may be anybody's: it ends no more than the connection.
     ServerError(proto::Error),
     /// The server broke the protocol. A `Disconnect` follows, and a reconnect after a while.
     Violation(Violation),
@@ -171,6 +253,9 @@ pub enum Violation {
     /// The framing is broken.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// The server's handshake message is not good, or not from a server that the root has certified.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
     /// A record's protobuf cannot be read.
     #[error("the protobuf of a record of type {kind:#04x} cannot be read")]
     Protobuf {

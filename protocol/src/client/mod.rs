@@ -8,15 +8,16 @@
 //! ```
 //!
 //! Owns what must outlive a connection: the messages under way (`outbox`), the cursor and what was seen
-//! (`inbox`), the credential and the backoff. `link` and `calls` own what dies with one. Never reads a clock,
-//! never makes a random number that its seed does not determine, never blocks. All times are microseconds on a
-//! monotonic clock of the caller's.
+//! (`inbox`), the credential and what encrypts (`login`), and the backoff. `link` and `calls` own what dies with one.
+//! Never reads a clock, never makes a random number that its seed or its entropy does not determine, never blocks. All
+//! times are microseconds on a monotonic clock of the caller's.
 
 mod backoff;
 mod calls;
 mod config;
 mod inbox;
 mod link;
+mod login;
 mod outbox;
 mod phase;
 mod receive;
@@ -30,12 +31,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use prost::Message;
 
-pub use self::config::{ClientConfig, ClientError, Credential, Event, Violation};
+pub use self::config::{ClientConfig, ClientError, Credential, Encryption, Event, SavedTicket, Violation};
+pub use crate::handshake::client::ServerKey;
 
 use self::backoff::{Backoff, Jitter};
 use self::calls::Calls;
 use self::inbox::Inbox;
 use self::link::Link;
+use self::login::{Security, Shown};
 use self::outbox::Outbox;
 use self::phase::{Next, Phase};
 use crate::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
@@ -63,7 +66,10 @@ pub struct Client {
     /// The connection, in the phases that have one.
     link: Link,
     token: Option<String>,
-    ticket: Option<Bytes>,
+    ticket: Option<Box<SavedTicket>>,
+    /// `None`: everything travels in plaintext.
+    security: Option<Box<Security>>,
+    shown: Shown,
     inbox: Inbox,
     /// Every receipt up to this version is persisted by the application.
     receipts: u64,
@@ -84,9 +90,10 @@ impl Client {
     pub fn new(config: ClientConfig) -> Self {
         let (token, ticket) = match config.credential {
             Credential::Token(token) => (Some(token), None),
-            Credential::Ticket(ticket) => (None, Some(ticket)),
+            Credential::Ticket(ticket) => (None, Some(Box::new(ticket))),
+            Credential::DeviceKey => (None, None),
         };
-        Self {
+        let mut client = Self {
             user: config.user,
             device: config.device,
             fetch: config.fetch,
@@ -101,6 +108,8 @@ impl Client {
             link: Link::default(),
             token,
             ticket,
+            security: config.encryption.map(|encryption| Box::new(Security::new(encryption))),
+            shown: Shown::default(),
             inbox: Inbox::new(config.cursor, config.incarnation),
             receipts: config.receipts,
             outbox: Outbox::default(),
@@ -109,8 +118,10 @@ impl Client {
             jitter: Jitter::new(config.seed),
             not_before_us: 0,
             now_us: 0,
-            events: VecDeque::from([Event::Connect]),
-        }
+            events: VecDeque::new(),
+        };
+        client.connect();
+        client
     }
 
     /// The connection that `Connect` asked for is there: login and what is under way are ready to be written.
@@ -123,9 +134,10 @@ impl Client {
         self.link = Link::connected(self.now_us);
         self.inbox.handle_connected();
         self.outbox.forget_connection();
-        let login = self.login();
-        self.link.write_login(&login);
-        self.write_sends();
+        self.log_in();
+        if self.has_connection() {
+            self.write_sends();
+        }
     }
 
     /// Bytes came; any split of the stream will do. Nothing is read before `handle_connected` or after `Disconnect`.
@@ -211,7 +223,7 @@ impl Client {
         rpc.id = self.calls.begin()?;
         // What is marked as read must have been acknowledged.
         self.flush_ack();
-        self.link.write_rpc(&rpc);
+        self.link.write_rpc(&rpc, self.now_us);
         Ok(rpc.id)
     }
 
@@ -233,15 +245,20 @@ impl Client {
             return;
         }
         if let Some(through) = self.inbox.take_ack() {
-            self.link.write_ack(through);
+            self.link.write_ack(through, self.now_us);
         }
     }
 
     /// Another credential, for the next login. A client that waits for one connects.
     pub fn set_credential(&mut self, credential: Credential) {
         match credential {
-            Credential::Token(token) => self.token = Some(token),
-            Credential::Ticket(ticket) => self.ticket = Some(ticket),
+            Credential::Token(token) => {
+                self.token = Some(token);
+                // A refusal under way is about the one before.
+                self.shown.token = false;
+            }
+            Credential::Ticket(ticket) => self.ticket = Some(Box::new(ticket)),
+            Credential::DeviceKey => {}
         }
         match self.phase {
             Phase::CredentialNeeded => self.connect(),
@@ -296,8 +313,14 @@ impl Client {
 
     /// The ticket that the next login will show.
     #[must_use]
-    pub fn ticket(&self) -> Option<&Bytes> {
-        self.ticket.as_ref()
+    pub fn ticket(&self) -> Option<&SavedTicket> {
+        self.ticket.as_deref()
+    }
+
+    /// The server's key, where one was given or learned: what the next login without a ticket begins with.
+    #[must_use]
+    pub fn server_key(&self) -> Option<ServerKey> {
+        self.security.as_ref().and_then(|security| security.server_key())
     }
 
     /// Whose client it is.
@@ -314,30 +337,13 @@ impl Client {
 
     fn tick(&mut self, now_us: u64) {
         self.now_us = self.now_us.max(now_us);
+        if let Some(security) = &mut self.security {
+            security.tick(self.now_us);
+        }
     }
 
     fn has_connection(&self) -> bool {
         matches!(self.phase, Phase::LoggingIn | Phase::LoggedIn)
-    }
-
-    fn login(&self) -> proto::Login {
-        use proto::login::Credential;
-        let credential = match (&self.ticket, &self.token) {
-            (Some(ticket), _) => Some(Credential::Ticket(ticket.clone())),
-            (None, Some(token)) => Some(Credential::Token(token.clone())),
-            (None, None) => None,
-        };
-        proto::Login {
-            credential,
-            cursor: self.inbox.cursor().0,
-            incarnation: self.inbox.incarnation().0,
-            keep_alive_s: self.keep_alive_s,
-            credit_entries: self.credit_entries,
-            credit_bytes: self.credit_bytes,
-            client: self.name.to_string(),
-            fetch: self.fetch,
-            receipts: self.receipts,
-        }
     }
 
     /// Whether the server owes an answer on this connection.
@@ -351,6 +357,10 @@ impl Client {
         }
         self.link.write_sends(&mut self.outbox, self.now_us);
     }
+}
+
+fn decode<M: Message + Default>(kind: u8, body: Bytes) -> Result<M, Violation> {
+    M::decode(body).map_err(|_| Violation::Protobuf { kind })
 }
 
 fn sixteen<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8]) -> Result<T, Violation> {

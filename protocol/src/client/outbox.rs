@@ -8,10 +8,11 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::ClientError;
+use super::link::Guard;
 use crate::id::{ClientMessageId, ConversationId};
 use crate::limits::{CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX};
 use crate::message::SendView;
-use crate::record::{Cipher, RecordType};
+use crate::record::RecordType;
 
 /// Written bytes beyond which no further message is put into the connection's buffer.
 const OUTGOING_LEN_TARGET: usize = 64 * 1024;
@@ -102,7 +103,7 @@ impl Outbox {
     }
 
     /// Appends the SENDs that may go now, as far as the buffer has room.
-    pub(super) fn write(&mut self, outgoing: &mut Vec<u8>, cipher: &mut Cipher, now_us: u64) {
+    pub(super) fn write(&mut self, outgoing: &mut Vec<u8>, guard: &mut Guard, now_us: u64) {
         self.release_holds(now_us);
         if self.queued == 0 || outgoing.len() >= OUTGOING_LEN_TARGET {
             return;
@@ -125,7 +126,7 @@ impl Outbox {
                 conversation: &message.conversation.0,
                 payload: &message.payload,
             };
-            cipher.seal(outgoing, RecordType::Send, |out| view.encode(out));
+            guard.seal(outgoing, now_us, RecordType::Send, |out| view.encode(out));
             message.written = true;
             self.queued -= 1;
         }

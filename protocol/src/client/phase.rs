@@ -3,7 +3,7 @@
 use super::config::NO_CREDENTIAL;
 use super::link::Link;
 use super::{Client, Event};
-use crate::error::ErrorClass;
+use crate::error::{ErrorClass, ErrorCode};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -27,7 +27,7 @@ pub(super) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Reconnect,
-    /// At once: the server refused the ticket, but there is a token.
+    /// At once: what was shown is refused, but there is more to show.
     ReconnectNow,
     CredentialNeeded,
     Stop,
@@ -93,7 +93,8 @@ impl Client {
 
     /// Asks for a connection, if there is anything to log in with.
     pub(super) fn connect(&mut self) {
-        if self.token.is_none() && self.ticket.is_none() {
+        // With encryption there is the device's key: whether that will do, the server knows.
+        if self.token.is_none() && self.ticket.is_none() && self.security.is_none() {
             self.phase = Phase::CredentialNeeded;
             self.events.push_back(Event::CredentialNeeded { code: NO_CREDENTIAL });
             return;
@@ -136,18 +137,23 @@ impl Client {
     pub(super) fn handle_fatal(&mut self, code: u32) {
         let next = match ErrorClass::of(code) {
             ErrorClass::RetryHere | ErrorClass::Reconnect => Next::Reconnect,
-            // The ticket may be what was refused: a token, where there is one, has not been tried.
-            ErrorClass::RefreshToken if self.ticket.take().is_some() && self.token.is_some() => Next::ReconnectNow,
-            ErrorClass::RefreshToken => {
-                self.token = None;
-                self.events.push_back(Event::CredentialNeeded { code });
-                Next::CredentialNeeded
-            }
+            ErrorClass::RefreshToken => self.handle_refusal(code),
+            ErrorClass::DoNotRetry if self.security.is_some() && is_of_network(code) => Next::Reconnect,
             ErrorClass::DoNotRetry | ErrorClass::Stop => {
+                if code == ErrorCode::DeviceRemoved.number() {
+                    self.ticket = None;
+                }
                 self.events.push_back(Event::Stopped { code });
                 Next::Stop
             }
         };
         self.disconnect(next);
     }
+}
+
+/// What the server finds wrong with a record where somebody on the way has changed it: lengths are not sealed.
+fn is_of_network(code: u32) -> bool {
+    use ErrorCode::{HandshakeFailed, RecordEmpty, RecordForged, RecordTooLong};
+    let code = ErrorCode::from_number(code);
+    matches!(code, Some(HandshakeFailed | RecordEmpty | RecordForged | RecordTooLong))
 }

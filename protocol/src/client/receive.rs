@@ -1,9 +1,9 @@
 //! What the client makes of each record that a server sends.
 
 use bytes::Bytes;
-use prost::Message;
 
-use super::{Client, Event, Next, Phase, Violation, sixteen};
+use super::link::Trust;
+use super::{Client, Event, Next, Phase, SavedTicket, Violation, decode, sixteen};
 use crate::error::{ErrorClass, ErrorCode};
 use crate::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, Incarnation, MessageId};
 use crate::limits::{VERSION_MAX, VERSION_MIN};
@@ -24,9 +24,10 @@ const AT_ONCE_MAX: u32 = 3;
 impl Client {
     pub(super) fn read_records(&mut self) {
         while self.has_connection() {
-            let outcome = match self.link.next_record() {
+            let outcome = match self.link.next_record(self.now_us) {
                 Ok(None) => return,
-                Ok(Some((kind, body))) => self.handle_record(kind, body),
+                Ok(Some(incoming)) if incoming.trust == Trust::Hint => self.handle_hint(incoming),
+                Ok(Some(incoming)) => self.handle_record(incoming.kind, incoming.body),
                 Err(violation) => Err(violation),
             };
             if let Err(violation) = outcome {
@@ -42,7 +43,10 @@ impl Client {
             return Ok(());
         };
         let is_welcome = known == RecordType::Welcome;
-        let is_any_time = matches!(known, RecordType::Ping | RecordType::Pong | RecordType::Goaway | RecordType::Error);
+        let is_any_time = matches!(
+            known,
+            RecordType::Ping | RecordType::Pong | RecordType::Goaway | RecordType::Error | RecordType::Rekey
+        );
         if !is_any_time && is_welcome == self.is_logged_in() {
             return Err(Violation::OutOfState { kind });
         }
@@ -50,7 +54,7 @@ impl Client {
             RecordType::Welcome => self.handle_welcome(decode(kind, body)?),
             RecordType::Ping => {
                 let ping: proto::Ping = decode(kind, body)?;
-                self.link.write_pong(ping.nonce);
+                self.link.write_pong(ping.nonce, self.now_us);
                 Ok(())
             }
             // Any byte shows that the server lives: the link has noted it.
@@ -96,9 +100,13 @@ impl Client {
                 Ok(())
             }
             RecordType::RpcResult => self.handle_rpc_result(decode(kind, body)?),
-            RecordType::Ready | RecordType::Send | RecordType::Ack | RecordType::Rpc => {
-                Err(Violation::OutOfState { kind })
-            }
+            RecordType::Rekey if self.link.follow_rekey() => Ok(()),
+            RecordType::Ready
+            | RecordType::Rekey
+            | RecordType::Handshake
+            | RecordType::Send
+            | RecordType::Ack
+            | RecordType::Rpc => Err(Violation::OutOfState { kind }),
         }
     }
 
@@ -111,9 +119,11 @@ impl Client {
         self.not_before_us = 0;
         self.link.agree_keep_alive(welcome.keep_alive_s);
         self.inbox.handle_welcome(Incarnation(welcome.incarnation));
+        let secret = self.link.take_resumption();
         if !welcome.ticket.is_empty() {
             // A copy: the ticket outlives the bytes it came in.
-            self.ticket = Some(Bytes::copy_from_slice(&welcome.ticket));
+            let bytes = Bytes::copy_from_slice(&welcome.ticket);
+            self.ticket = Some(Box::new(SavedTicket { bytes, secret }));
         }
         self.events.push_back(Event::LoggedIn(welcome));
         Ok(())
@@ -222,8 +232,4 @@ impl Client {
 
 fn are_conversations<'a>(ids: impl IntoIterator<Item = &'a Bytes>) -> Result<(), Violation> {
     ids.into_iter().try_for_each(|id| sixteen::<ConversationId>(id).map(drop))
-}
-
-fn decode<M: Message + Default>(kind: u8, body: Bytes) -> Result<M, Violation> {
-    M::decode(body).map_err(|_| Violation::Protobuf { kind })
 }

@@ -1,11 +1,13 @@
 //! The client alone: what it writes and does, byte by byte and deadline by deadline.
 
 mod devices;
+mod encrypted;
+mod peer;
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Client, ClientConfig, ClientError, Credential, Event, Violation};
+use super::{Client, ClientConfig, ClientError, Credential, Event, SavedTicket, Violation};
 use crate::error::ErrorCode;
 use crate::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation, UserId};
 use crate::limits::{CLIENT_BODY_LEN_MAX, RPCS_IN_FLIGHT_MAX};
@@ -60,7 +62,7 @@ fn login_send_result_deliver_ack() {
     assert!(flight.ends_with(&[0, 2, 1, 0]), "READY ends the flight");
     client.handle_bytes(&welcome(), 1);
     assert!(matches!(client.poll_event(), Some(Event::LoggedIn(_))));
-    assert_eq!(client.ticket(), Some(&Bytes::from_static(b"ticket")));
+    assert_eq!(client.ticket(), Some(&SavedTicket::from(Bytes::from_static(b"ticket"))));
 
     let id = ClientMessageId([7; 16]);
     let conversation = ConversationId::direct(UserId(1), UserId(2));

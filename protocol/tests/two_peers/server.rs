@@ -5,26 +5,32 @@
 
 mod outgoing;
 mod receipts;
+mod vault;
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use culver_protocol::crypto::{PublicKey, Secret};
 use culver_protocol::error::ErrorCode;
-use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, MessageId, UserId};
+use culver_protocol::handshake::server::Awaiting;
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, PREAMBLE_LEN, RPCS_IN_FLIGHT_MAX};
 use culver_protocol::message::{Accepted, SendView, decode_ack};
 use culver_protocol::preamble::Preamble;
 use culver_protocol::proto;
 use culver_protocol::proto::error::Scope;
-use culver_protocol::record::{Cipher, Record, RecordType, split};
+use culver_protocol::record::{Cipher, FrameError, Record, RecordType, split};
 use prost::Message;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 pub(crate) use receipts::Marks;
+pub(crate) use vault::{UNIX_MS, Vault};
 
 /// The client's user.
 pub(crate) const USER: UserId = UserId(1);
+/// The client's device.
+pub(crate) const DEVICE: DeviceId = DeviceId(3);
 
 /// How often, in percent, the server does what it need not.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,6 +43,11 @@ pub(crate) struct Faults {
     pub(crate) noise: u32,
     pub(crate) expire: u32,
     pub(crate) busy: u32,
+    /// The device is forgotten when it comes without a token.
+    pub(crate) unregister: u32,
+    /// The server's key is unknown to it.
+    pub(crate) forget_key: u32,
+    pub(crate) rekey: u32,
 }
 
 /// Who sent an entry.
@@ -60,6 +71,8 @@ pub(crate) struct Row {
 #[derive(Default)]
 pub(crate) struct Server {
     pub(crate) faults: Faults,
+    /// `None`: everything is plaintext.
+    pub(crate) vault: Option<Vault>,
     /// Whether the user has other devices, and so gets copies.
     siblings: bool,
     fetch: bool,
@@ -82,8 +95,18 @@ pub(crate) struct Server {
 #[derive(Default)]
 pub(crate) struct Session {
     incoming: Vec<u8>,
-    opened: bool,
+    /// The preamble.
+    opening: Option<[u8; PREAMBLE_LEN]>,
+    /// Noise XX, between the client's two messages.
+    awaiting: Option<Awaiting>,
+    cipher: Cipher,
+    /// The device's key, and the secret of the ticket to come.
+    key: Option<PublicKey>,
+    resumption: Option<Secret>,
+    /// The login showed a ticket, outside of itself.
+    resumed: bool,
     login: Option<proto::Login>,
+    welcomed: bool,
     ready: bool,
     /// Everything up to here was sent or skipped.
     sent: u64,
@@ -108,11 +131,51 @@ impl Session {
     pub(crate) fn new(receipts_persisted: u64) -> Self {
         Self { receipts_persisted, ..Self::default() }
     }
+
+    fn seal(&mut self, out: &mut Vec<u8>, kind: RecordType, write: impl FnOnce(&mut Vec<u8>)) {
+        self.cipher.seal(out, kind, write);
+    }
+
+    fn put(&mut self, out: &mut Vec<u8>, kind: RecordType, message: &impl Message) {
+        self.cipher.seal_message(out, kind, message);
+    }
+
+    /// A record of a type that nobody knows.
+    fn put_unknown(&mut self, out: &mut Vec<u8>, body: &[u8]) {
+        let len = u16::try_from(body.len() + self.cipher.overhead()).expect("short");
+        let mut body = body.to_vec();
+        out.extend_from_slice(&len.to_be_bytes());
+        let tag = match &mut self.cipher {
+            Cipher::Plaintext => Vec::new(),
+            Cipher::Sealed(suite, keys) => keys.sending.seal(*suite, &mut body).to_vec(),
+        };
+        out.extend_from_slice(&body);
+        out.extend_from_slice(&tag);
+    }
+
+    fn put_rejection(&mut self, out: &mut Vec<u8>, id: ClientMessageId, code: ErrorCode, retry_after_ms: u32) {
+        let client_message_id = Bytes::copy_from_slice(&id.0);
+        let scope = Scope::Conversation.into();
+        let error = proto::Error { code: code.number(), retry_after_ms, scope, ..Default::default() };
+        let result = proto::SendResult { client_message_id, error: Some(error), ..Default::default() };
+        self.put(out, RecordType::SendResult, &result);
+    }
+
+    /// The last word on this connection.
+    fn refuse(&mut self, out: &mut Vec<u8>, code: ErrorCode) {
+        self.put(out, RecordType::Error, &proto::Error { code: code.number(), ..Default::default() });
+        self.closing = true;
+    }
 }
 
 impl Server {
-    pub(crate) fn new(faults: Faults, siblings: bool, fetch: bool) -> Self {
-        Self { faults, siblings, fetch, ..Self::default() }
+    pub(crate) fn new(faults: Faults, siblings: bool, fetch: bool, vault: Option<Vault>) -> Self {
+        Self { faults, siblings, fetch, vault, ..Self::default() }
+    }
+
+    /// The network changes bytes, so what comes may be anything that is not sealed.
+    fn is_tampered(&self) -> bool {
+        self.vault.as_ref().is_some_and(|vault| vault.tampered)
     }
 
     /// Somebody sends something, and the client is to get it.
@@ -151,29 +214,60 @@ impl Server {
 
     /// `false`: nothing whole is there.
     fn handle_next(&mut self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) -> bool {
-        if !session.opened {
-            let Some(preamble) = session.incoming.first_chunk::<PREAMBLE_LEN>() else {
+        if session.opening.is_none() {
+            let Some(preamble) = session.incoming.first_chunk::<PREAMBLE_LEN>().copied() else {
                 return false;
             };
-            assert_eq!(Preamble::decode(*preamble), Ok(Preamble::PLAINTEXT));
             session.incoming.drain(..PREAMBLE_LEN);
-            session.opened = true;
+            session.opening = Some(preamble);
+            let is_plain = Preamble::decode(preamble) == Ok(Preamble::PLAINTEXT);
+            assert!(is_plain == self.vault.is_none() || self.is_tampered(), "it encrypts, or it does not");
             return true;
         }
-        let (len_min, len_max) =
-            if session.login.is_none() { (1, HANDSHAKE_LEN_MAX) } else { (HEADER_LEN, CLIENT_BODY_LEN_MAX) };
-        let Some(range) = split(&session.incoming, len_min, len_max).expect("the client frames well") else {
-            return false;
+        let overhead = session.cipher.overhead();
+        let (len_min, len_max) = match &session.login {
+            None => (1, HANDSHAKE_LEN_MAX),
+            Some(_) => (HEADER_LEN + overhead, CLIENT_BODY_LEN_MAX + overhead),
         };
-        let frame: Vec<u8> = session.incoming.drain(..range.end).collect();
-        let body = frame.get(range).expect("drained whole");
+        let range = match split(&session.incoming, len_min, len_max) {
+            Ok(None) => return false,
+            Ok(Some(range)) => range,
+            Err(error) => {
+                assert!(self.is_tampered(), "the client frames well: {error}");
+                let is_long = matches!(error, FrameError::TooLong(_));
+                session.refuse(out, if is_long { ErrorCode::RecordTooLong } else { ErrorCode::RecordEmpty });
+                return false;
+            }
+        };
+        let mut frame: Vec<u8> = session.incoming.drain(..range.end).collect();
+        let body = frame.get_mut(range).expect("drained whole");
         if session.login.is_none() {
-            self.handle_login(session, body, rng, out);
-        } else {
-            let record = Record::parse(body).expect("split asked for a header");
-            self.handle_record(session, record, rng, out);
+            self.handle_handshake(session, body, rng, out);
+            return true;
+        }
+        match session.cipher.open(body) {
+            Ok(body) => {
+                let record = Record::parse(body).expect("split asked for a header");
+                self.handle_record(session, record, rng, out);
+            }
+            Err(error) => {
+                assert!(self.is_tampered(), "{error}");
+                session.refuse(out, ErrorCode::RecordForged);
+            }
         }
         true
+    }
+
+    fn handle_handshake(&mut self, session: &mut Session, body: &[u8], rng: &mut SmallRng, out: &mut Vec<u8>) {
+        let Some(vault) = &mut self.vault else {
+            self.handle_login(session, body, rng, out);
+            return;
+        };
+        match vault.greet(session, body, &self.faults, rng, out) {
+            Ok(Some(login)) => self.handle_login(session, &login, rng, out),
+            Ok(None) => {}
+            Err(code) => session.refuse(out, code),
+        }
     }
 
     fn handle_login(&mut self, session: &mut Session, body: &[u8], rng: &mut SmallRng, out: &mut Vec<u8>) {
@@ -182,11 +276,17 @@ impl Server {
             Some(proto::login::Credential::Token(token)) => assert_eq!(token, "token"),
             Some(proto::login::Credential::Ticket(_)) if chance(rng, self.faults.refuse_ticket) => {
                 let code = if chance(rng, 50) { ErrorCode::TicketExpired } else { ErrorCode::TicketStale };
-                put(out, RecordType::Error, &proto::Error { code: code.number(), ..Default::default() });
-                session.closing = true;
+                session.refuse(out, code);
             }
-            Some(proto::login::Credential::Ticket(ticket)) => assert_eq!(ticket.as_ref(), b"ticket"),
-            None => panic!("no credential"),
+            Some(proto::login::Credential::Ticket(ticket)) => {
+                assert_eq!(ticket.as_ref(), b"ticket");
+                assert!(self.vault.is_none(), "a ticket in an encrypted login");
+            }
+            None if session.resumed => {}
+            None => {
+                assert!(self.vault.is_some(), "no credential");
+                assert_eq!((login.user, login.device), (USER.0, DEVICE.0.into()), "who is it?");
+            }
         }
         assert_eq!(login.fetch, self.fetch);
         assert!(login.cursor <= self.head(), "a cursor beyond the head");
@@ -205,22 +305,52 @@ impl Server {
         // What was skipped at the end of an earlier session may be told of again, or not.
         session.told = if chance(rng, 50) { session.sent } else { session.sent.min(login.cursor) };
         session.login = Some(login);
+        if !session.closing && chance(rng, 50) {
+            self.welcome(session, out);
+        }
+    }
+
+    /// WELCOME waits for nothing; here it comes before READY or after it.
+    fn welcome(&mut self, session: &mut Session, out: &mut Vec<u8>) {
+        let ticket = match &mut self.vault {
+            None => Bytes::from_static(b"ticket"),
+            Some(vault) => vault.issue(session).into(),
+        };
+        let (keep_alive_s, version) = (60, 1);
+        let welcome = proto::Welcome { ticket, keep_alive_s, version, ..Default::default() };
+        session.put(out, RecordType::Welcome, &welcome);
+        session.welcomed = true;
+    }
+
+    fn handle_ready(&mut self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) {
+        session.ready = true;
+        let credential = session.login.as_ref().and_then(|login| login.credential.as_ref());
+        let has_token = matches!(credential, Some(proto::login::Credential::Token(_)));
+        if let Some(vault) = &mut self.vault
+            && let Err(code) = vault.check_device(session, has_token, &self.faults, rng)
+        {
+            session.refuse(out, code);
+            return;
+        }
+        if !session.welcomed {
+            self.welcome(session, out);
+        }
+        self.announce(session);
     }
 
     fn handle_record(&mut self, session: &mut Session, record: Record<'_>, rng: &mut SmallRng, out: &mut Vec<u8>) {
         let known = RecordType::from_number(record.kind).expect("the client sends known types");
         assert_eq!(session.ready, known != RecordType::Ready, "READY comes first, and once");
         match known {
-            RecordType::Ready => {
-                session.ready = true;
-                let ticket = Bytes::from_static(b"ticket");
-                let (keep_alive_s, version) = (60, 1);
-                put(out, RecordType::Welcome, &proto::Welcome { ticket, keep_alive_s, version, ..Default::default() });
-                self.announce(session);
+            RecordType::Ready => self.handle_ready(session, rng, out),
+            RecordType::Rekey => {
+                self.vault.as_mut().expect("no REKEY in plaintext").rekeys += 1;
+                session.cipher.follow_key();
+                session.cipher.change_key(out);
             }
             RecordType::Ping => {
                 let ping = proto::Ping::decode(record.body).expect("a ping");
-                put(out, RecordType::Pong, &proto::Pong { nonce: ping.nonce });
+                session.put(out, RecordType::Pong, &proto::Pong { nonce: ping.nonce });
             }
             RecordType::Pong => {}
             RecordType::Send => self.handle_send(session, record.body, rng, out),
@@ -244,16 +374,22 @@ impl Server {
             }
             other => panic!("a client never sends {other:?}"),
         }
+        if session.closing {
+            return;
+        }
+        if self.vault.is_some() && chance(rng, self.faults.rekey) {
+            session.cipher.change_key(out);
+        }
         if chance(rng, self.faults.noise) {
             match rng.random_range(0..3) {
-                0 => put(out, RecordType::Ping, &proto::Ping { nonce: 9 }),
-                1 => out.extend_from_slice(&[0, 3, 0xA1, 0xFF, 0x77]),
-                _ => out.extend_from_slice(&[0, 2, 0x2F, 0]),
+                0 => session.put(out, RecordType::Ping, &proto::Ping { nonce: 9 }),
+                1 => session.put_unknown(out, &[0xA1, 0xFF, 0x77]),
+                _ => session.put_unknown(out, &[0x2F, 0]),
             }
         }
         if chance(rng, self.faults.goaway) {
             let goaway = proto::Goaway { reconnect_min_ms: 10, reconnect_max_ms: 200, ..Default::default() };
-            put(out, RecordType::Goaway, &goaway);
+            session.put(out, RecordType::Goaway, &goaway);
         }
     }
 
@@ -263,13 +399,12 @@ impl Server {
         let conversation = ConversationId::try_from(send.conversation).expect("16 bytes");
         if let Some(first) = self.results.get(&id) {
             session.rejected.retain(|_, rejected| *rejected != id);
-            Cipher::default()
-                .seal(out, RecordType::SendResult, |out| Accepted { duplicate: true, ..*first }.encode(out));
+            session.seal(out, RecordType::SendResult, |out| Accepted { duplicate: true, ..*first }.encode(out));
             return;
         }
         match session.rejected.get(&conversation) {
             Some(rejected) if *rejected != id => {
-                put_rejection(out, id, ErrorCode::AfterRejected, 0);
+                session.put_rejection(out, id, ErrorCode::AfterRejected, 0);
                 return;
             }
             _ => drop(session.rejected.remove(&conversation)),
@@ -279,12 +414,12 @@ impl Server {
         if !is_refused && chance(rng, self.faults.reject_for_now) {
             session.rejected.insert(conversation, id);
             let code = if chance(rng, 50) { ErrorCode::Busy } else { ErrorCode::RecipientFull };
-            put_rejection(out, id, code, if chance(rng, 50) { 0 } else { 20 });
+            session.put_rejection(out, id, code, if chance(rng, 50) { 0 } else { 20 });
             return;
         }
         if is_refused || chance(rng, self.faults.reject_for_good) {
             self.refused.push(id);
-            put_rejection(out, id, ErrorCode::NotAMember, 0);
+            session.put_rejection(out, id, ErrorCode::NotAMember, 0);
             return;
         }
         let seq = self.next_seq(conversation);
@@ -303,25 +438,10 @@ impl Server {
         };
         self.accepted.push((conversation, id));
         self.results.insert(id, accepted);
-        Cipher::default().seal(out, RecordType::SendResult, |out| accepted.encode(out));
+        session.seal(out, RecordType::SendResult, |out| accepted.encode(out));
     }
 }
 
 fn chance(rng: &mut SmallRng, percent: u32) -> bool {
     percent > 0 && rng.random_range(0..100) < percent
-}
-
-fn put(out: &mut Vec<u8>, kind: RecordType, message: &impl Message) {
-    Cipher::default().seal_message(out, kind, message);
-}
-
-fn put_rejection(out: &mut Vec<u8>, id: ClientMessageId, code: ErrorCode, retry_after_ms: u32) {
-    let client_message_id = Bytes::copy_from_slice(&id.0);
-    let scope = Scope::Conversation.into();
-    let error = proto::Error { code: code.number(), retry_after_ms, scope, ..Default::default() };
-    put(
-        out,
-        RecordType::SendResult,
-        &proto::SendResult { client_message_id, error: Some(error), ..Default::default() },
-    );
 }

@@ -1,15 +1,22 @@
 //! A client, its application, a server and a bad network between them, in virtual time and one thread.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use culver_protocol::client::{Client, ClientConfig, Credential, Event};
+use culver_protocol::client::{Client, ClientConfig, Credential, Encryption, Event};
+use culver_protocol::crypto::{KeyPair, Secret, Suite};
+use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ClientMessageId, ConversationId, InboxSeq, UserId};
+use culver_protocol::limits::REKEY_MS;
+use culver_protocol::proto;
+use culver_protocol::record::{Cipher, RecordType};
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::app::App;
-use crate::server::{Faults, Sender, Server, Session, USER};
+use crate::server::{DEVICE, Faults, Sender, Server, Session, UNIX_MS, USER, Vault};
 
 /// Steps after which a world must have come to its end.
 const STEPS_MAX: u32 = 200_000;
@@ -36,6 +43,25 @@ pub(crate) struct Plan {
     pub(crate) cut_down: Option<u64>,
     /// Every connection is cut, after this many bytes at most in either direction.
     pub(crate) cut_within: Option<u64>,
+    pub(crate) encrypted: bool,
+    /// How often, in percent of the pieces that pass, somebody on the way changes one. Encrypted worlds only.
+    pub(crate) tamper: u32,
+    /// On how many connections, in percent, somebody tells the client an error. Encrypted worlds only.
+    pub(crate) forge_errors: u32,
+    /// How often, in thousandths of the steps, an hour passes.
+    pub(crate) sleep: u32,
+}
+
+/// What happened in a world.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ran {
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+    /// Handshakes that were through, by kind.
+    pub(crate) handshakes: [u32; 4],
+    /// Changes of the client's key.
+    pub(crate) rekeys: u32,
+    pub(crate) violations: u32,
 }
 
 struct Connection {
@@ -67,8 +93,9 @@ pub(crate) struct World {
     /// Delivered, not persisted: the inbox seq, and what of it may be marked as read then.
     unpersisted: Vec<(u64, Option<(ConversationId, u64)>)>,
     cursor: InboxSeq,
-    pub(crate) bytes_up: u64,
-    pub(crate) bytes_down: u64,
+    /// Bytes may have been changed on their way.
+    is_tampered: bool,
+    ran: Ran,
 }
 
 impl World {
@@ -80,20 +107,23 @@ impl World {
             .map(|n| (conversation(&mut rng), ClientMessageId((u128::from(n) + 1).to_be_bytes())))
             .rev()
             .collect();
-        let client = Client::new(ClientConfig {
+        let mut config = ClientConfig {
             user: USER,
+            device: DEVICE,
             credential: Credential::Token("token".into()),
             seed: plan.seed,
             fetch: plan.fetch,
             ..ClientConfig::default()
-        });
+        };
+        let vault = plan.encrypted.then(|| encrypt(&plan, &mut config, &mut rng));
+        let client = Client::new(config);
         Self {
             plan,
             rng,
             now_us: 0,
             client,
             app: App::default(),
-            server: Server::new(plan.faults, plan.siblings, plan.fetch),
+            server: Server::new(plan.faults, plan.siblings, plan.fetch, vault),
             connection: None,
             connections: 0,
             unsent,
@@ -107,17 +137,17 @@ impl World {
             names: HashSet::new(),
             unpersisted: Vec::new(),
             cursor: InboxSeq(0),
-            bytes_up: 0,
-            bytes_down: 0,
+            is_tampered: plan.tamper > 0,
+            ran: Ran::default(),
         }
     }
 
     /// Runs to the end and checks everything that must hold there.
-    pub(crate) fn run(mut self) -> (u64, u64) {
+    pub(crate) fn run(mut self) -> Ran {
         for step in 0..STEPS_MAX {
             if step == STEPS_FAULTY {
                 self.server.faults = Faults::default();
-                self.plan.cut_within = None;
+                self.plan = Plan { cut_within: None, tamper: 0, forge_errors: 0, sleep: 0, ..self.plan };
                 if let Some(connection) = &mut self.connection {
                     (connection.up_left, connection.down_left) = (u64::MAX, u64::MAX);
                 }
@@ -131,7 +161,10 @@ impl World {
             self.cursor = self.client.cursor();
             if self.is_done() {
                 self.check();
-                return (self.bytes_up, self.bytes_down);
+                if let Some(vault) = &self.server.vault {
+                    (self.ran.handshakes, self.ran.rekeys) = (vault.handshakes, vault.rekeys);
+                }
+                return self.ran;
             }
             if !moved {
                 self.pass_time();
@@ -141,6 +174,10 @@ impl World {
     }
 
     fn act(&mut self) {
+        if self.plan.sleep > 0 && self.rng.random_range(0..1000) < self.plan.sleep {
+            self.now_us += REKEY_MS * 1000;
+            self.client.handle_timeout(self.now_us);
+        }
         if self.rng.random_range(0..3) == 0
             && let Some((conversation, id)) = self.unsent.pop()
         {
@@ -221,6 +258,10 @@ impl World {
                         assert!(has_come || row.sender == Sender::Client, "{inbox_seq} is missing");
                     }
                 }
+                Event::ServerKey(learned) => {
+                    assert_eq!(Some(learned), self.server.vault.as_ref().map(Vault::server_key));
+                }
+                Event::Violation(_) if self.is_tampered => self.ran.violations += 1,
                 Event::LoggedIn(_) | Event::Goaway(_) | Event::ServerError(_) => {}
                 Event::Rejected { retry: true, .. } => {}
                 unexpected => panic!("{unexpected:?}"),
@@ -250,7 +291,14 @@ impl World {
         let up_left = budget(self.plan.cut_up, &mut self.rng);
         let down_left = budget(self.plan.cut_down, &mut self.rng);
         let session = Session::new(self.client.receipts());
-        self.connection = Some(Connection { session, up: Vec::new(), down: Vec::new(), up_left, down_left });
+        let mut down = Vec::new();
+        if self.plan.forge_errors > 0 && self.rng.random_range(0..100) < self.plan.forge_errors {
+            let code = ErrorCode::ALL.choose(&mut self.rng).expect("there are some").number();
+            let retry_after_ms = if self.rng.random() { u32::MAX } else { 0 };
+            let error = proto::Error { code, retry_after_ms, ..Default::default() };
+            Cipher::Plaintext.seal_message(&mut down, RecordType::Error, &error);
+        }
+        self.connection = Some(Connection { session, up: Vec::new(), down, up_left, down_left });
         self.client.handle_connected(self.now_us);
     }
 
@@ -263,17 +311,19 @@ impl World {
         let len = piece(&mut self.rng, outgoing.len(), connection.up_left);
         connection.up.extend_from_slice(outgoing.get(..len).expect("a piece of it"));
         connection.up_left -= len as u64;
-        self.bytes_up += len as u64;
+        self.ran.bytes_up += len as u64;
         self.client.transmitted(len);
-        let up = std::mem::take(&mut connection.up);
+        let mut up = std::mem::take(&mut connection.up);
+        tamper(&mut self.rng, self.plan.tamper, &mut up);
         self.serve(&up);
         let Some(connection) = &mut self.connection else {
             return true;
         };
         let back = piece(&mut self.rng, connection.down.len(), connection.down_left);
         connection.down_left -= back as u64;
-        self.bytes_down += back as u64;
-        let down: Vec<u8> = connection.down.drain(..back).collect();
+        self.ran.bytes_down += back as u64;
+        let mut down: Vec<u8> = connection.down.drain(..back).collect();
+        tamper(&mut self.rng, self.plan.tamper, &mut down);
         self.client.handle_bytes(&down, self.now_us);
         len + back > 0
     }
@@ -347,4 +397,41 @@ impl World {
 fn piece(rng: &mut SmallRng, len: usize, left: u64) -> usize {
     let len = len.min(usize::try_from(left).unwrap_or(usize::MAX));
     if len == 0 || rng.random_range(0..8) == 0 { 0 } else { rng.random_range(1..=len) }
+}
+
+/// Gives the client what it needs to encrypt, and returns what its server has.
+fn encrypt(plan: &Plan, config: &mut ClientConfig, rng: &mut SmallRng) -> Vault {
+    let mut vault = Vault::new(plan.tamper > 0);
+    let own = Arc::new(KeyPair::new(&rng.random()));
+    if plan.seed % 4 == 3 && plan.faults.unregister == 0 {
+        // It has been here before.
+        vault.registered = Some(*own.public());
+        config.credential = Credential::DeviceKey;
+    }
+    config.encryption = Some(Encryption {
+        suite: if plan.seed.is_multiple_of(2) { Suite::ChaCha20Poly1305 } else { Suite::Aes256Gcm },
+        own,
+        root: vault.root,
+        server: plan.seed.is_multiple_of(3).then(|| vault.server_key()),
+        forward_secret: plan.seed % 8 < 4,
+        entropy: Secret::new(rng.random()),
+        unix_ms: UNIX_MS,
+    });
+    // What is broken on its way shows only by its absence.
+    (config.answer_timeout_ms, config.backoff_max_ms) = (300, 300);
+    vault
+}
+
+/// Changes a piece of the stream, leaves out of it, repeats it, or turns it round.
+fn tamper(rng: &mut SmallRng, percent: u32, bytes: &mut Vec<u8>) {
+    if percent == 0 || bytes.is_empty() || rng.random_range(0..100) >= percent {
+        return;
+    }
+    let place = rng.random_range(0..bytes.len());
+    match rng.random_range(0..4) {
+        0 => *bytes.get_mut(place).expect("within") ^= 1 << rng.random_range(0..8),
+        1 => bytes.truncate(place),
+        2 => bytes.extend_from_within(place..),
+        _ => bytes.rotate_left(place),
+    }
 }

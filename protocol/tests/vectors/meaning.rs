@@ -9,12 +9,9 @@ use serde_json::{Value, json};
 
 /// What a record says, and the bytes that our encoders give for it.
 pub(crate) fn meaning(kind: RecordType, body: &[u8]) -> (Value, Vec<u8>) {
-    fn read<M: Message + Default>(body: &[u8], fields: impl Fn(&M) -> Value) -> (Value, Vec<u8>) {
-        let message = M::decode(body).expect("the vector is protobuf");
-        (fields(&message), message.encode_to_vec())
-    }
     match kind {
-        RecordType::Ready => read(body, |_: &proto::Ready| json!({})),
+        RecordType::Ready | RecordType::Rekey => read(body, |_: &proto::Ready| json!({})),
+        RecordType::Handshake => (json!({ "message": hex::encode(body) }), body.to_vec()),
         RecordType::Welcome => read(body, |welcome: &proto::Welcome| {
             json!({
                 "ticket": hex::encode(&welcome.ticket),
@@ -188,6 +185,11 @@ fn receipt_meaning(body: &[u8]) -> (Value, Vec<u8>) {
     (json!({ "version": receipt.version.to_string(), "marks": marks }), encoded)
 }
 
+fn read<M: Message + Default>(body: &[u8], fields: impl Fn(&M) -> Value) -> (Value, Vec<u8>) {
+    let message = M::decode(body).expect("the vector is protobuf");
+    (fields(&message), message.encode_to_vec())
+}
+
 fn rpc_fields(rpc: &proto::Rpc) -> Value {
     use proto::rpc::Request;
     let id = rpc.id.to_string();
@@ -202,6 +204,10 @@ fn rpc_fields(rpc: &proto::Rpc) -> Value {
         }
         Some(Request::ListDevices(proto::ListDevices {})) => json!({ "id": id, "list_devices": {} }),
         Some(Request::SetReadReceipts(set)) => json!({ "id": id, "set_read_receipts": { "on": set.on } }),
+        Some(Request::RemoveDevice(remove)) => json!({ "id": id, "remove_device": { "device": remove.device } }),
+        Some(Request::NameDevice(name)) => {
+            json!({ "id": id, "name_device": { "device": name.device, "name": name.name } })
+        }
     }
 }
 
@@ -222,11 +228,15 @@ fn rpc_result_fields(answer: &proto::RpcResult) -> Value {
                     "last_seen_ms": device.last_seen_ms.to_string(),
                     "online": device.online,
                     "waiting": device.waiting.to_string(),
+                    "name": device.name,
+                    "registered": device.registered,
                 })
             };
             Some(("devices", list.devices.iter().map(device).collect()))
         }
         Some(Result::ReadReceiptsSet(set)) => Some(("read_receipts_set", json!({ "on": set.on }))),
+        Some(Result::DeviceRemoved(proto::DeviceRemoved {})) => Some(("device_removed", json!({}))),
+        Some(Result::DeviceNamed(proto::DeviceNamed {})) => Some(("device_named", json!({}))),
     };
     if let (Some(object), Some((name, value))) = (fields.as_object_mut(), result) {
         object.insert(name.into(), value);

@@ -3,11 +3,11 @@
 use culver_protocol::id::{ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::{EntryView, encode_deliver, encode_receipt};
 use culver_protocol::proto;
-use culver_protocol::record::{Cipher, RecordType};
+use culver_protocol::record::RecordType;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::{Row, Sender, Server, Session, USER, chance, put};
+use super::{Row, Sender, Server, Session, USER, chance};
 
 const WINDOW: u64 = 5;
 
@@ -29,11 +29,11 @@ impl Server {
         self.tell_receipts(session, rng, out);
         while !session.answers.is_empty() && chance(rng, 30) {
             let answer = session.answers.remove(rng.random_range(0..session.answers.len()));
-            put(out, RecordType::RpcResult, &answer);
+            session.put(out, RecordType::RpcResult, &answer);
         }
         self.tell_gap(session, rng, out);
         if let Some(start) = session.sync.take() {
-            put(out, RecordType::SyncStart, &start);
+            session.put(out, RecordType::SyncStart, &start);
         }
         while session.sent < self.head().min(session.acked + WINDOW) {
             if chance(rng, 50) {
@@ -44,7 +44,7 @@ impl Server {
             self.deliver_through(session, through, out);
         }
         if let Some(through) = session.sync_through.filter(|through| *through <= session.sent) {
-            put(out, RecordType::SyncDone, &proto::SyncDone { inbox_seq: through });
+            session.put(out, RecordType::SyncDone, &proto::SyncDone { inbox_seq: through });
             session.sync_through = None;
         }
     }
@@ -54,10 +54,10 @@ impl Server {
             session.gap = false;
             session.sent = session.sent.max(self.floor);
             session.told = session.sent;
-            put(out, RecordType::Gap, &proto::Gap { start: session.sent + 1, ..Default::default() });
+            session.put(out, RecordType::Gap, &proto::Gap { start: session.sent + 1, ..Default::default() });
         } else if session.acked < self.floor && chance(rng, 50) {
             // What is under way may yet arrive.
-            put(out, RecordType::Gap, &proto::Gap { start: self.floor + 1, ..Default::default() });
+            session.put(out, RecordType::Gap, &proto::Gap { start: self.floor + 1, ..Default::default() });
         }
         session.acked = session.acked.max(self.floor);
         self.acked = self.acked.max(self.floor);
@@ -89,7 +89,7 @@ impl Server {
             sender_device: DeviceId(7),
             payload: &payload,
         });
-        Cipher::default().seal(out, RecordType::Deliver, |out| encode_deliver(out, previous, entries));
+        session.seal(out, RecordType::Deliver, |out| encode_deliver(out, previous, entries));
     }
 
     fn tell_receipts(&self, session: &mut Session, rng: &mut SmallRng, out: &mut Vec<u8>) {
@@ -101,7 +101,7 @@ impl Server {
                 _ => (self.marks.version(), [].as_slice()),
             };
             let marks = marks.iter().map(|(_, mark)| *mark);
-            Cipher::default().seal(out, RecordType::Receipt, |out| encode_receipt(out, version, marks));
+            session.seal(out, RecordType::Receipt, |out| encode_receipt(out, version, marks));
             session.receipts_told = version;
         }
     }

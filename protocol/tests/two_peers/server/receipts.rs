@@ -94,6 +94,8 @@ impl Server {
                 Ok(Found::MarkedRead(proto::MarkedRead { seq: row.own_read.0 }))
             }
             Request::ListDevices(proto::ListDevices {}) => Ok(Found::Devices(proto::Devices::default())),
+            Request::RemoveDevice(_) => Ok(Found::DeviceRemoved(proto::DeviceRemoved {})),
+            Request::NameDevice(_) => Ok(Found::DeviceNamed(proto::DeviceNamed {})),
             Request::SetReadReceipts(set) => Ok(Found::ReadReceiptsSet(proto::ReadReceiptsSet { on: set.on })),
         }
     }
