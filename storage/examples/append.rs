@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
 use culver_storage::batch::BatchNumber;
-use culver_storage::command::{Decision, Send};
+use culver_storage::command::{Decision, Proof, Send};
 use culver_storage::engine::Engine;
 use culver_storage::reader::Loaded;
 use culver_storage::rocks::{RocksEngine, RocksOptions};
@@ -41,7 +41,9 @@ fn main() {
     let shards = Shards::recover(&*engine, topology, HubId(0), Policy::default(), now_ms(), mono_ms());
     let mut shards = shards.expect("a new volume recovers");
     for user in 1..=2 * pairs {
-        let decision = shards.decide_link(&*engine, UserId(user), DeviceId(1), now_ms()).expect("the engine reads");
+        let decision = shards
+            .decide_link(&*engine, UserId(user), DeviceId(1), None, Proof::Plaintext, now_ms())
+            .expect("the engine reads");
         let Decision::Apply(record) = decision else { panic!("a new device is linked, not {decision:?}") };
         shards.apply(&record);
     }

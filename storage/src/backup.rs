@@ -48,9 +48,10 @@ const UNDER_WAY: &str = "backup-under-way";
 const UNDER_WAY_UNFINISHED: &str = "backup-under-way.tmp";
 /// How often what is in memory is written out before writers are held: the second time it is what came during the first.
 const FLUSHES: usize = 2;
-/// What belongs to a data directory and is copied where it is there; and all that is in `keys`.
+/// What belongs to a data directory and is copied where it is there; and all files that are in the folders of keys.
 const BESIDE_MARKER: [&str; 2] = ["culver.toml", "dev-credentials.json"];
-const KEYS: &str = "keys";
+/// Each comes after the one that it lies in.
+const KEYS: [&str; 2] = ["keys", "keys/server"];
 
 /// What a backup is taken of.
 #[derive(Clone, Debug)]
@@ -188,11 +189,16 @@ impl BackupOrder<'_> {
     }
 }
 
+/// Whether a path, the end of which may be missing, lies below a folder, or is it; whatever links and `..` are in them.
+#[must_use]
+pub fn is_within(path: &Path, folder: &Path) -> bool {
+    real(path).starts_with(real(folder))
+}
+
 /// A backup on what it is a backup of would go with it, and be backed up by the next.
 fn refuse_within(origin: &Origin, to: &Path) -> Result<(), BackupError> {
-    let place = real(to);
     for folder in origin.volumes.iter().chain([&origin.data_dir]) {
-        if place.starts_with(real(folder)) {
+        if is_within(to, folder) {
             return Err(BackupError::Within { path: to.to_owned(), folder: folder.clone() });
         }
     }
@@ -272,18 +278,16 @@ fn bring(checkpoint: &Checkpoint, to: &Path, order: &BackupOrder<'_>) -> Result<
 fn copy_settings(data_dir: &Path, order: &BackupOrder<'_>, manifest: &mut Manifest) -> Result<(), BackupError> {
     let mut names: Vec<String> = Vec::new();
     names.extend(BESIDE_MARKER.iter().filter(|name| data_dir.join(name).exists()).map(|name| (*name).to_owned()));
-    if data_dir.join(KEYS).exists() {
-        files::make_folder(&order.to.join(KEYS))?;
+    let folders: Vec<&str> = KEYS.into_iter().filter(|folder| data_dir.join(folder).exists()).collect();
+    for folder in &folders {
+        files::make_folder(&order.to.join(folder))?;
         // What is being written has this ending.
-        let keys = files::names(&data_dir.join(KEYS))?.into_iter().filter(|name| !name.ends_with(".new"));
-        names.extend(keys.map(|name| format!("{KEYS}/{name}")));
+        let keys = files::names(&data_dir.join(folder))?.into_iter().filter(|name| !name.ends_with(".new"));
+        names.extend(keys.map(|name| format!("{folder}/{name}")));
     }
     for name in names {
         let len = files::copy(&data_dir.join(&name), &order.to.join(&name), order.is_cancelled)?;
         manifest.settings.insert(name, len);
     }
-    if order.to.join(KEYS).exists() {
-        sync_folder(&order.to.join(KEYS))?;
-    }
-    Ok(())
+    folders.into_iter().rev().try_for_each(|folder| sync_folder(&order.to.join(folder)))
 }

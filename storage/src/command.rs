@@ -1,6 +1,7 @@
 //! What a hub asks of its shards, and what they answer. Plain data.
 
 use bytes::Bytes;
+use culver_protocol::crypto::FINGERPRINT_LEN;
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
 use culver_protocol::message::Accepted;
@@ -39,6 +40,24 @@ impl Send {
     }
 }
 
+/// What stands for a device's key: [`culver_protocol::crypto::fingerprint`] of it.
+pub type Fingerprint = [u8; FINGERPRINT_LEN];
+
+/// How a device has proved who it is, and so what its login may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It showed no key: a connection that is not encrypted. It is linked, and registered by nobody: the key that it may
+    /// have is left alone.
+    Plaintext,
+    /// It showed a key, which must be the one it is registered with.
+    Registered,
+    /// It showed a key and a token that names both: it is registered with that key from now on.
+    Token {
+        /// When the token was issued, in seconds since 1970; 0: it does not say.
+        issued_s: u64,
+    },
+}
+
 /// What must be read from the disk before a command can be decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Load {
@@ -52,6 +71,8 @@ pub enum Load {
     Newest(SenderKey),
     /// What a user and the peer have, told and read of a conversation.
     Talk(UserId, ConversationId),
+    /// The names of a user's devices.
+    Names(UserId),
 }
 
 /// What a device acknowledged of a conversation: the last entry that somebody else sent.
@@ -118,6 +139,10 @@ pub struct DeviceView {
     pub cursor: InboxSeq,
     /// The day it last logged in: days since 1970.
     pub seen_day: u32,
+    /// It has a key.
+    pub is_registered: bool,
+    /// It has a name, which is a row of its own: [`crate::shard::Shards::names`].
+    pub is_named: bool,
 }
 
 /// How a stream stands at the shard that numbers it.

@@ -17,13 +17,13 @@ pub enum Family {
     Inbox = 3,
     /// Message bodies stored once. Nothing writes it yet.
     Body = 4,
-    /// Head, floor and cursors of each user.
+    /// Head and floor of each user, cursors and keys of their devices.
     User = 5,
     /// What was accepted under which client message id.
     Dedup = 6,
     /// What a user's conversations have come to: receipts and last entries.
     Member = 7,
-    /// Devices of users. Nothing writes it yet.
+    /// Names of users' devices.
     Device = 8,
     /// Entries and receipts on their way to other shards.
     Outbox = 9,

@@ -5,6 +5,7 @@
 //! | `inbox` | at or below the floor | the `user` row of its inbox |
 //! | `outbox` | at or below the head of its stream | the `meta` row of that head |
 //! | `dedup` | if its message is older than [`Retention::dedup_before_ms`] | that alone |
+//! | `device` | if its name is empty | that alone |
 //!
 //! Everything else is kept, and so is whatever cannot be read or is not known here. What decides is looked up in the
 //! same engine, where a row is readable only once it is durable: nothing is dropped by what a crash could take back.
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::engine::Family;
 use crate::key;
-use crate::value::{self, DedupRow, NumberRow, UserRow};
+use crate::value::{self, DedupRow, NameRow, NumberRow, UserRow};
 
 /// How long rows are kept that have an age. Shared by who knows the time and who drops rows; it starts by keeping all.
 #[derive(Debug, Default)]
@@ -38,6 +39,12 @@ impl Retention {
     }
 }
 
+/// A device that was removed, or has no name any more, has left it in the place of one. What it hid stays hidden: where
+/// an engine keeps earlier rows of a key, it marks what is dropped as deleted.
+fn is_no_name(value: &[u8]) -> bool {
+    NameRow::decode(value).is_ok_and(|row| row.name.is_empty())
+}
+
 /// Decides about the rows of one family, in one pass over them. It remembers what it looked up last, and rows come in
 /// order: one lookup an inbox, and one a stream.
 #[derive(Debug)]
@@ -52,7 +59,7 @@ impl Filter {
     /// Whether rows of this family are ever dropped.
     #[must_use]
     pub fn drops_any(family: Family) -> bool {
-        matches!(family, Family::Inbox | Family::Outbox | Family::Dedup)
+        matches!(family, Family::Inbox | Family::Outbox | Family::Dedup | Family::Device)
     }
 
     /// Begins a pass.
@@ -68,6 +75,7 @@ impl Filter {
             Family::Inbox => self.drops_entry(key, value, look_up).unwrap_or(false),
             Family::Outbox => self.drops_outgoing(key, value, look_up).unwrap_or(false),
             Family::Dedup => self.drops_dedup(key, value).unwrap_or(false),
+            Family::Device => key::decode_device(key).is_some() && is_no_name(value),
             _ => false,
         }
     }

@@ -9,10 +9,11 @@
 //! user          shard:2  user:8                                                10
 //! dedup         shard:2  conversation:16  user:8  device:2  client message:16  44
 //! member        shard:2  by:1  user:8  conversation:16  kind:1                 28
+//! device        shard:2  user:8  device:2                                     12
 //! outbox        from shard:2  to shard:2  lane:1  n:8                          13
 //! ```
 //!
-//! The shard of `inbox`, `user` and `member` rows is that of the user; of `conversation` and `dedup` rows, of the
+//! The shard of `inbox`, `user`, `member` and `device` rows is that of the user; of `conversation` and `dedup` rows, of the
 //! conversation. `member` holds rows by user (1); the other order is kept for groups.
 
 #[cfg(test)]
@@ -41,6 +42,8 @@ pub const DEDUP_PREFIX_LEN: usize = 28;
 pub const TALK_KEY_LEN: usize = 28;
 /// Bytes of a `member` key by user that name the user: shard, how it is ordered, and user.
 pub const TALK_PREFIX_LEN: usize = 11;
+/// Bytes of a `device` key.
+pub const DEVICE_KEY_LEN: usize = 12;
 /// Bytes of an `outbox` key.
 pub const OUTBOX_KEY_LEN: usize = 13;
 
@@ -220,6 +223,22 @@ fn talk_key(shard: ShardId, user: UserId, conversation: ConversationId, kind: u8
     key.done()
 }
 
+/// A key of the `device` family.
+#[must_use]
+pub fn device(shard: ShardId, user: UserId, device: DeviceId) -> [u8; DEVICE_KEY_LEN] {
+    let mut key = Fields::new();
+    key.put(&shard.0.to_be_bytes()).put(&user.0.to_be_bytes()).put(&device.0.to_be_bytes());
+    key.done()
+}
+
+/// The least key that a user's `device` rows can have, and a key beyond all that they can have.
+#[must_use]
+pub fn devices_range(shard: ShardId, user: UserId) -> ([u8; DEVICE_KEY_LEN], [u8; DEVICE_KEY_LEN + 1]) {
+    let mut beyond = Fields::new();
+    beyond.put(&device(shard, user, DeviceId(u16::MAX))).put(&[0]);
+    (device(shard, user, DeviceId(0)), beyond.done())
+}
+
 /// A key of the `outbox` family.
 #[must_use]
 pub fn outbox(stream: Stream, n: u64) -> [u8; OUTBOX_KEY_LEN] {
@@ -277,6 +296,15 @@ pub fn decode_talk(key: &[u8]) -> Option<(ShardId, UserId, ConversationId, TalkK
     let [kind] = rest else { return None };
     let conversation = ConversationId::try_from(conversation).ok()?;
     (*by == BY_USER).then_some((ShardId(shard), UserId(user), conversation, TalkKind::from_number(*kind)?))
+}
+
+/// Reads a `device` key.
+#[must_use]
+pub fn decode_device(key: &[u8]) -> Option<(ShardId, UserId, DeviceId)> {
+    let (shard, rest) = split_u16(key)?;
+    let (user, rest) = split_u64(rest)?;
+    let (device, rest) = split_u16(rest)?;
+    rest.is_empty().then_some((ShardId(shard), UserId(user), DeviceId(device)))
 }
 
 /// Reads an `outbox` key.

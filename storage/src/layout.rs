@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The volumes and the volume of each shard are fixed when the directory is made. Format 1 had one volume without a
-//! marker; it becomes format 2 when it is opened.
+//! marker, format 2 no keys and names of devices; both become format 3 when they are opened.
 
 pub(crate) mod folder;
 mod volume;
@@ -26,8 +26,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::OpenError;
 use volume::Unlocked;
 
-/// The newest format known here: rows of version 2 beside those of version 1, and several volumes.
-pub const FORMAT: u32 = 2;
+/// The newest format known here: user rows of version 3, which hold keys of devices, and rows with their names.
+pub const FORMAT: u32 = 3;
+/// The first with several volumes, and with backups.
+pub(crate) const FORMAT_VOLUMES: u32 = 2;
 /// Shards of a new data directory.
 pub const SHARD_COUNT: u16 = 64;
 /// The most volumes: each needs a hub of its own.
@@ -249,10 +251,10 @@ impl Marker {
             return Err(damaged("no shards, or none or too many volumes".to_owned()));
         }
         let is_spread = is_spread(marker.shard_count, &marker.volume_of_shard, count);
-        if marker.format == FORMAT && !is_spread {
+        if marker.format >= FORMAT_VOLUMES && !is_spread {
             return Err(damaged("`volume_of_shard` does not spread the shards over the volumes".to_owned()));
         }
-        if marker.format < FORMAT && count > 1 {
+        if marker.format < FORMAT_VOLUMES && count > 1 {
             return Err(damaged("format 1 has one volume".to_owned()));
         }
         Ok((marker, incarnation))
@@ -263,13 +265,15 @@ impl Marker {
         write_whole(path, MARKER, &text)
     }
 
-    /// Makes format 1 format 2. Rows need no pass: those that change are written anew when they do.
+    /// Makes an earlier format this one. Rows need no pass: those that change are written anew when they do.
     fn migrate(&mut self, path: &Path, folders: &[PathBuf], incarnation: Incarnation) -> Result<(), OpenError> {
-        for (index, folder) in (0..).zip(folders) {
-            volume::mark_unmarked(folder, incarnation, index)?;
+        if self.format < FORMAT_VOLUMES {
+            for (index, folder) in (0..).zip(folders) {
+                volume::mark_unmarked(folder, incarnation, index)?;
+            }
+            self.volume_of_shard = vec![0; usize::from(self.shard_count)];
         }
         self.format = FORMAT;
-        self.volume_of_shard = vec![0; usize::from(self.shard_count)];
         self.write(path)
     }
 }

@@ -57,11 +57,23 @@ pub enum Bug {
     SpaceForgotten,
     /// A backup copies one volume after the other, with batches between.
     BackupOneByOne,
+    /// A login by key is let in whatever key its device is registered with.
+    KeyNotCompared,
+    /// A token is good whatever key its holder has.
+    TokenKeyNotCompared,
+    /// A session takes over when its login is read, not when its client has shown that it has the keys.
+    ReadyNotAwaited,
+    /// What a session says is passed on before its user's hub has seen whether it has the right key.
+    CommandsBeforeKey,
+    /// What should be fresh in each of a server's handshakes is the same in all.
+    FreshSecretRepeated,
+    /// The server goes on with its client's old key after the client has changed it.
+    RekeyIgnored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 32] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -88,6 +100,12 @@ impl Bug {
         Self::GapUntold,
         Self::SpaceForgotten,
         Self::BackupOneByOne,
+        Self::KeyNotCompared,
+        Self::TokenKeyNotCompared,
+        Self::ReadyNotAwaited,
+        Self::CommandsBeforeKey,
+        Self::FreshSecretRepeated,
+        Self::RekeyIgnored,
     ];
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::{Accepted, EntryView, MarkView};
 
-use crate::command::Acked;
+use crate::command::{Acked, Fingerprint};
 use crate::key::{DedupKey, ShardId};
 use crate::value::{DedupRow, ListRow};
 
@@ -271,6 +271,39 @@ pub enum Record {
         cursor: InboxSeq,
         /// The day it was seen: days since 1970.
         day: u32,
+        /// The key that it is registered with.
+        fingerprint: Option<Fingerprint>,
+    },
+    /// A device that is linked has this key from now on.
+    DeviceRegistered {
+        /// The user.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// The key.
+        fingerprint: Fingerprint,
+        /// It had another, which is forgotten.
+        replaces: bool,
+        /// The day it was seen: days since 1970.
+        day: u32,
+    },
+    /// A device was removed: cursor, key and name are forgotten.
+    DeviceRemoved {
+        /// The user.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// Tokens issued before this register none of the user's devices, in seconds since 1970.
+        tokens_from_s: u64,
+    },
+    /// A device has this name from now on.
+    DeviceNamed {
+        /// The user.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// The name; empty: none.
+        name: String,
     },
     /// A device was seen on a later day than before.
     DeviceSeen {

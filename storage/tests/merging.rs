@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
-use culver_storage::command::{Acked, Decision, Send, View};
+use culver_storage::command::{Acked, Decision, Proof, Send, View};
 use culver_storage::engine::{Engine, Family, Tier};
 use culver_storage::error::EngineError;
 use culver_storage::key::ShardId;
@@ -152,7 +152,7 @@ impl World {
     /// A device persists what waits for it, and acknowledges it.
     fn read(&mut self, user: UserId) {
         let (hub, now_ms) = (self.topology.hub_of_user(user), self.now_ms);
-        self.run(hub, |shards, engine| shards.decide_link(engine, user, PHONE, now_ms));
+        self.run(hub, |shards, engine| shards.decide_link(engine, user, PHONE, None, Proof::Plaintext, now_ms));
         let after = self.cursors.get(&user).copied().unwrap_or_default();
         let page = read_inbox(&self.engines, user, PHONE, after, 20, 1 << 20).expect("memory reads");
         let mut acked = BTreeMap::new();

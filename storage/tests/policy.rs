@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
-use culver_storage::command::{Acked, Decision, Send};
+use culver_storage::command::{Acked, Decision, Proof, Send};
 use culver_storage::engine::Engine;
 use culver_storage::memory::MemoryEngine;
 use culver_storage::record::{Outgoing, Record};
@@ -21,7 +21,7 @@ fn acknowledge(policy: Policy) -> (Vec<Acked>, Vec<Outgoing>, Decision) {
     let topology = Arc::new(Topology::single(64));
     let mut shards = Shards::recover(&engine, topology, HubId(0), policy, 5, 0).expect("memory reads");
     let conversation = ConversationId::direct(SENDER, RECIPIENT);
-    let linked = shards.decide_link(&engine, RECIPIENT, DEVICE, 5).expect("memory reads");
+    let linked = shards.decide_link(&engine, RECIPIENT, DEVICE, None, Proof::Plaintext, 5).expect("memory reads");
     applied(&mut shards, linked);
     let send = Send {
         sender: SENDER,

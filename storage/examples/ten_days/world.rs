@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
-use culver_storage::command::{Acked, Decision, Send};
+use culver_storage::command::{Acked, Decision, Proof, Send};
 use culver_storage::engine::Engine;
 use culver_storage::error::EngineError;
 use culver_storage::filter::Retention;
@@ -92,7 +92,8 @@ impl World {
 
     pub(crate) fn login(&mut self, user: UserId, device: DeviceId) {
         let now_ms = self.now_ms;
-        let decision = self.decide(|shards, engine| shards.decide_link(engine, user, device, now_ms));
+        let decision =
+            self.decide(|shards, engine| shards.decide_link(engine, user, device, None, Proof::Plaintext, now_ms));
         match decision {
             Decision::Apply(record) => self.apply(&record),
             Decision::Unchanged => {}

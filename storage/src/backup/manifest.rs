@@ -116,7 +116,7 @@ impl Manifest {
 
     fn check(&self) -> Result<(), &'static str> {
         let count = self.volumes.len();
-        if self.data_format != layout::FORMAT {
+        if self.data_format < layout::FORMAT_VOLUMES {
             return Err("no backup was ever taken of this format");
         }
         if count == 0 || count > VOLUMES_MAX || self.shard_count == 0 {

@@ -64,13 +64,11 @@ pub fn restore(order: &RestoreOrder<'_>) -> Result<Restored, BackupError> {
     for (index, (volume, files)) in volumes.iter().zip(&manifest.volumes).enumerate() {
         copy_all(&order.from.join(volume_name(index)), volume, &files.files)?;
     }
-    if manifest.settings.keys().any(|name| Path::new(name).starts_with(KEYS)) {
-        make_folder(&order.data_dir.join(KEYS))?;
-    }
+    let has = |folder: &&str| manifest.settings.keys().any(|name| Path::new(name).starts_with(folder));
+    let keys: Vec<PathBuf> = KEYS.into_iter().filter(has).map(|folder| order.data_dir.join(folder)).collect();
+    keys.iter().try_for_each(|folder| make_folder(folder))?;
     copy_all(order.from, order.data_dir, &manifest.settings)?;
-    if order.data_dir.join(KEYS).exists() {
-        sync_folder(&order.data_dir.join(KEYS))?;
-    }
+    keys.iter().rev().try_for_each(|folder| sync_folder(folder))?;
     let (files, Manifest { taken_at_ms, bytes, shard_count, volume_of_shard, .. }) = (manifest.file_count(), manifest);
     folders.mark(order.incarnation, shard_count, volume_of_shard)?;
     claimed.into_iter().for_each(Made::keep);

@@ -24,7 +24,8 @@ impl World {
         let path = root.path().join("data");
         let folders = ["one", "two"].map(|name| root.path().join(name));
         DataDir::create(&path, Incarnation(7), &folders).expect("empty folders are volumes");
-        fs::create_dir(path.join("keys")).expect("it can be made");
+        fs::create_dir_all(path.join("keys/server")).expect("it can be made");
+        fs::write(path.join("keys/server/1.key"), "secret too").expect("it can be written");
         fs::write(path.join("keys/ticket.key"), "secret").expect("it can be written");
         fs::write(path.join("keys/half.key.new"), "hal").expect("it can be written");
         fs::write(path.join("culver.toml"), "hubs = 3").expect("it can be written");
@@ -113,6 +114,7 @@ fn a_backup_restores_to_what_it_was_taken_of() {
         volumes[0].compact().expect("it merges");
         assert_eq!(fs::read_to_string(world.path(name).join("keys/ticket.key")).expect("there"), "secret");
         assert_eq!(fs::read_to_string(world.path(name).join("culver.toml")).expect("there"), "hubs = 3");
+        assert_eq!(fs::read_to_string(world.path(name).join("keys/server/1.key")).expect("there"), "secret too");
         assert!(!world.path(name).join("keys/half.key.new").exists());
     }
     assert_eq!(written(&world.volumes[0]), (3, 3));
@@ -303,8 +305,8 @@ fn what_is_no_whole_backup_is_refused() {
         refused(advice);
     };
     rewritten("\"format\": 1", "\"format\": 2", &["has format 2", "knows formats up to 1", "or a newer one"]);
-    rewritten("\"data_format\": 2", "\"data_format\": 3", &["has format 3", "knows formats up to 2"]);
-    rewritten("\"data_format\": 2", "\"data_format\": 1", &["is damaged"]);
+    rewritten("\"data_format\": 3", "\"data_format\": 4", &["has format 4", "knows formats up to 3"]);
+    rewritten("\"data_format\": 3", "\"data_format\": 1", &["is damaged"]);
     rewritten("ticket.key", "../../../ticket.key", &["is damaged", "not below it"]);
     rewritten("\"shard_count\": 64", "\"shard_count\": 63", &["is damaged", "volume_of_shard"]);
     rewritten("{", "[", &["is damaged", "restore another backup"]);
@@ -335,6 +337,22 @@ fn what_is_no_whole_backup_is_refused() {
     onto(&folders[..2]).expect("it restores");
     let data_dir = DataDir::open(&world.path("restored")).expect("it is a data directory");
     assert_eq!(data_dir.volume_paths(), &folders[..2]);
+    assert_eq!(written(&open(&data_dir)[0]), (1, 1));
+}
+
+/// Its rows are read as those of a data directory are that is taken over.
+#[test]
+fn a_backup_of_the_format_before_this_one_is_restored() {
+    let world = World::new();
+    write(&world.volumes[0], 1);
+    let backup = world.path("backup");
+    world.take(&backup).expect("it is taken");
+    let manifest = fs::read_to_string(backup.join(BACKUP)).expect("there");
+    let earlier = manifest.replacen("\"data_format\": 3", "\"data_format\": 2", 1);
+    assert_ne!(earlier, manifest);
+    fs::write(backup.join(BACKUP), earlier).expect("it can be written");
+    world.restore(&backup, "restored").expect("it restores");
+    let data_dir = DataDir::open(&world.path("restored")).expect("it is a data directory");
     assert_eq!(written(&open(&data_dir)[0]), (1, 1));
 }
 

@@ -13,6 +13,11 @@ proptest! {
         prop_assert_eq!(decode_conversation(&super::conversation(shard, talk)), Some((shard, talk)));
         prop_assert_eq!(decode_inbox(&inbox(shard, who, InboxSeq(seq))), Some((shard, who, InboxSeq(seq))));
         prop_assert_eq!(decode_user(&user(shard, who)), Some((shard, who)));
+        let (of_device, (least, beyond)) = (super::device(shard, who, DeviceId(device)), devices_range(shard, who));
+        prop_assert_eq!(decode_device(&of_device), Some((shard, who, DeviceId(device))));
+        prop_assert!(least <= of_device && of_device.as_slice() < beyond.as_slice());
+        let next = super::device(shard, UserId(id.saturating_add(1)), DeviceId(0));
+        prop_assert!(id == u64::MAX || beyond.as_slice() < next.as_slice());
         let of = DedupKey { conversation: talk, sender: who, device: DeviceId(device), client_message_id: ClientMessageId(client) };
         prop_assert_eq!(decode_dedup(&dedup(shard, &of)), Some((shard, of)));
         for kind in TalkKind::ALL {
@@ -39,6 +44,7 @@ proptest! {
         prop_assert_eq!(decode_inbox(&bytes).is_some(), fits(INBOX_KEY_LEN));
         prop_assert_eq!(decode_user(&bytes).is_some(), fits(USER_KEY_LEN));
         prop_assert_eq!(decode_dedup(&bytes).is_some(), fits(DEDUP_KEY_LEN));
+        prop_assert_eq!(decode_device(&bytes).is_some(), fits(DEVICE_KEY_LEN));
         prop_assert!(decode_talk(&bytes).is_none() || fits(TALK_KEY_LEN));
         prop_assert!(decode_outbox(&bytes).is_none() || fits(OUTBOX_KEY_LEN));
     }

@@ -94,6 +94,7 @@ fn a_damaged_marker() {
         r#"{"format":2,"incarnation":"a","shard_count":2,"volumes":["volume-0"],"volume_of_shard":[0,1]}"#,
         r#"{"format":2,"incarnation":"a","shard_count":2,"volumes":["a","b"],"volume_of_shard":[0,0]}"#,
         r#"{"format":2,"incarnation":"a","shard_count":2,"volumes":[],"volume_of_shard":[0,0]}"#,
+        r#"{"format":3,"incarnation":"a","shard_count":2,"volumes":["volume-0"]}"#,
     ] {
         let directory = directory();
         fs::write(directory.path().join(MARKER), text).expect("it can be written");
@@ -255,16 +256,35 @@ fn format_1(path: &Path) {
 }
 
 #[test]
-fn format_1_becomes_format_2() {
+fn format_1_becomes_format_3() {
     let directory = directory();
     format_1(directory.path());
     for _ in 0..2 {
         let open = DataDir::open(directory.path()).expect("it is taken over");
         assert_eq!((open.incarnation(), open.volume_of_shard()), (Incarnation(255), vec![0; 64]));
-        assert!(fs::read_to_string(directory.path().join(MARKER)).is_ok_and(|text| text.contains("\"format\": 2")));
+        assert!(fs::read_to_string(directory.path().join(MARKER)).is_ok_and(|text| text.contains("\"format\": 3")));
     }
     fs::remove_dir_all(directory.path().join(VOLUME_0)).expect("it can be removed");
     assert_eq!(problem(DataDir::open(directory.path()), "mount its disk"), VolumeProblem::Missing);
+}
+
+/// Its volumes stay what they are, and are not marked anew.
+#[test]
+fn format_2_becomes_format_3() {
+    let directory = directory();
+    let (data, [a, b]) = with_two_volumes(directory.path());
+    let now = fs::read_to_string(data.join(MARKER)).expect("it was just written");
+    let before = now.replacen("\"format\": 3", "\"format\": 2", 1);
+    assert_ne!(before, now);
+    fs::write(data.join(MARKER), &before).expect("it can be written");
+    for _ in 0..2 {
+        let open = DataDir::open(&data).expect("it is taken over");
+        assert_eq!((open.incarnation(), open.volume_paths()), (Incarnation(7), [a.clone(), b.clone()].as_slice()));
+        assert!(fs::read_to_string(data.join(MARKER)).is_ok_and(|text| text == now));
+    }
+    fs::write(data.join(MARKER), &before).expect("it can be written");
+    fs::remove_file(b.join("VOLUME")).expect("it is there");
+    assert_eq!(problem(DataDir::open(&data), "mount its disk"), VolumeProblem::Missing);
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! What decisions wait for: single rows, and a user's true head.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, UserId};
+use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
 
 use crate::command::Load;
 use crate::engine::{Engine, Family, Lookup, ScanEnd, Tier};
 use crate::error::EngineError;
 use crate::key::{self, DedupKey, SenderKey, ShardId, TalkKind};
 use crate::shard::HEAD_HINT_LAG_MAX;
-use crate::value::{self, ConversationRow, DecodeError, DedupRow, ExpiredRow, MarkRow, SeqRow, UserRow};
+use crate::value::{self, ConversationRow, DecodeError, DedupRow, ExpiredRow, MarkRow, NameRow, SeqRow, UserRow};
 
 /// The result of a [`Load`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub(crate) enum LoadedRow {
     Dedup(DedupKey, Option<DedupRow>),
     Newest(SenderKey, Option<ClientMessageId>),
     Talk(UserId, ConversationId, TalkRows),
+    Names(UserId, BTreeMap<DeviceId, String>),
 }
 
 /// The watermarks that a user has in one conversation; 0: none yet.
@@ -62,6 +64,10 @@ impl Loaded {
                 id,
                 settled(read_talk(engine, shard_count, user, id, Tier::Disk)?).unwrap_or_default(),
             ),
+            Load::Names(user) => {
+                let names = settled(read_names(engine, shard_count, user, Tier::Disk)?);
+                LoadedRow::Names(user, names.unwrap_or_default())
+            }
         };
         Ok(Self { as_of, row })
     }
@@ -75,6 +81,7 @@ impl Loaded {
             LoadedRow::Dedup(key, _) => Load::Dedup(*key),
             LoadedRow::Newest(key, _) => Load::Newest(*key),
             LoadedRow::Talk(user, id, _) => Load::Talk(*user, *id),
+            LoadedRow::Names(user, _) => Load::Names(*user),
         }
     }
 
@@ -196,6 +203,35 @@ pub(super) fn get<T>(
         },
         Lookup::Absent => Ok(Lookup::Absent),
         Lookup::Unknown => Ok(Lookup::Unknown),
+    }
+}
+
+/// The names of a user's devices, empty ones among them. Never absent: they may be none.
+pub(crate) fn read_names(
+    engine: &dyn Engine,
+    shard_count: u16,
+    user: UserId,
+    tier: Tier,
+) -> Result<Lookup<BTreeMap<DeviceId, String>>, EngineError> {
+    let (from, to) = key::devices_range(ShardId::of_user(user, shard_count), user);
+    let (mut names, mut failure) = (BTreeMap::new(), None);
+    let ended = engine.scan(Family::Device, &from, &to, tier, &mut |key, value| {
+        let device = key::decode_device(key).ok_or(DecodeError::Length).map(|(_, _, device)| device);
+        match device.and_then(|device| Ok((device, NameRow::decode(value)?.name))) {
+            Ok((device, name)) => {
+                names.insert(device, name);
+                ControlFlow::Continue(())
+            }
+            Err(source) => {
+                failure = Some(EngineError::Row { family: Family::Device, key: key.to_vec(), source });
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    match failure {
+        Some(failure) => Err(failure),
+        None if ended == ScanEnd::Unknown => Ok(Lookup::Unknown),
+        None => Ok(Lookup::Present(names)),
     }
 }
 

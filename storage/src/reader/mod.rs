@@ -22,7 +22,9 @@ use culver_protocol::message::MarkView;
 pub use self::fold::{FOLD_CONVERSATIONS_MAX, FOLD_ROWS_MAX, read_fold};
 pub use self::inbox::{INBOX_ROWS_MAX, Page, read_inbox};
 pub use self::load::Loaded;
-pub(crate) use self::load::{LoadedRow, TalkRows, read_conversation, read_dedup, read_newest, read_talk, read_user};
+pub(crate) use self::load::{
+    LoadedRow, TalkRows, read_conversation, read_dedup, read_names, read_newest, read_talk, read_user,
+};
 pub use self::outbox::{OUTBOX_BYTES_MAX, read_outbox};
 pub use self::receipts::{Receipts, read_receipts};
 pub use self::sweep::read_sweep;

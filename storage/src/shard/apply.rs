@@ -26,8 +26,15 @@ impl Shards {
             Record::CursorMoved { user, device, cursor, step, delivered } => {
                 self.apply_cursor(*user, *device, (*cursor, *step), delivered);
             }
-            Record::DeviceLinked { user, device, cursor, day } => self.apply_linked(*user, *device, *cursor, *day),
+            Record::DeviceLinked { user, device, cursor, day, fingerprint } => {
+                self.apply_linked(*user, *device, *cursor, (*day, *fingerprint));
+            }
+            Record::DeviceRegistered { user, device, fingerprint, day, .. } => {
+                self.apply_registered(*user, *device, *fingerprint, *day);
+            }
             Record::DeviceSeen { user, device, day } => self.apply_seen(*user, *device, *day),
+            Record::DeviceRemoved { user, device, tokens_from_s } => self.apply_removed(*user, *device, *tokens_from_s),
+            Record::DeviceNamed { user, device, name } => self.apply_named(*user, *device, name),
             Record::MarkedRead { user, conversation, seq, version, tell } => {
                 self.apply_read(*user, (*conversation, *seq), *version, *tell);
             }

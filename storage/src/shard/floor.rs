@@ -13,7 +13,7 @@ use crate::engine::{Engine, Family};
 use crate::error::EngineError;
 use crate::key::{self, MetaKind, ShardId, TalkKind};
 use crate::record::{Expired, Lane, Record, Stream};
-use crate::value::{ClockRow, ListRow};
+use crate::value::{ClockRow, DeviceRow, ListRow};
 
 /// Floors to be raised, named at once.
 pub const FOLDS_MAX: usize = 64;
@@ -129,6 +129,8 @@ impl Shards {
         let Self { users, building, folds, .. } = self;
         let user = building.touch(users, id);
         assert!(floor >= user.row.floor && floor <= user.head, "a floor never falls, and no floor is above the head");
+        let is_unlinked = |row: &&DeviceRow| unlinked.contains(&row.device);
+        let named: Vec<_> = user.row.devices.iter().filter(is_unlinked).filter(|row| row.is_named).copied().collect();
         user.row.devices.retain(|row| !unlinked.contains(&row.device));
         for row in user.row.devices.iter_mut().filter(|row| row.cursor < floor) {
             (row.cursor, row.lost_through) = (floor, floor);
@@ -138,6 +140,7 @@ impl Shards {
         user.row.waiting_bytes = user.row.waiting_bytes.saturating_sub(freed_bytes);
         user.dirty = true;
         folds.queue(id, user);
+        named.iter().for_each(|row| self.put_name(id, row.device, ""));
     }
 
     pub(super) fn apply_lists(&mut self, user: UserId, lists: &[(ConversationId, ListRow)], expired: &[Expired]) {

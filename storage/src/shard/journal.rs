@@ -82,6 +82,7 @@ impl Shards {
                 for key in sealed.dedup {
                     self.pending.remove(&key);
                 }
+                self.forget_names(*number);
                 self.take_outgoing();
                 Ok(Some(batch))
             }
@@ -108,7 +109,10 @@ impl Shards {
             }
             Record::CursorMoved { user, .. }
             | Record::DeviceLinked { user, .. }
+            | Record::DeviceRegistered { user, .. }
             | Record::DeviceSeen { user, .. }
+            | Record::DeviceRemoved { user, .. }
+            | Record::DeviceNamed { user, .. }
             | Record::ReadReceiptsSet { user, .. }
             | Record::FloorMoved { user, .. } => self.load_user(engine, *user).map(|_| ()),
             Record::ReceiptGiven { giver, item, .. } => {

@@ -17,6 +17,7 @@ mod direct;
 mod floor;
 mod journal;
 mod lookup;
+mod names;
 mod recover;
 mod seal;
 mod state;
@@ -39,6 +40,7 @@ pub use self::direct::Direct;
 pub use self::floor::FOLDS_MAX;
 use self::floor::Folds;
 pub use self::journal::{Journalled, replay};
+use self::names::Unwritten;
 use self::state::{Awaited, Building, Conversation, NO_MESSAGE, Newest, Sealed, ShardClock, Talk, User};
 use self::streams::Streams;
 use crate::batch::BatchNumber;
@@ -117,6 +119,7 @@ pub struct Shards {
     newest: Cache<SenderKey, Newest>,
     /// What batches that are not yet durable accepted.
     pending: HashMap<DedupKey, DedupRow>,
+    unwritten_names: Unwritten,
     awaited: HashMap<Load, Awaited>,
     /// Records applied since the data directory was created.
     applied: u64,
@@ -203,6 +206,7 @@ impl Shards {
             let row = self.pending.remove(&key);
             assert!(row.is_some(), "what a pending batch accepted stays in memory");
         }
+        self.forget_names(number);
         self.forget();
     }
 
@@ -234,6 +238,9 @@ impl Shards {
             }
             crate::reader::LoadedRow::Dedup(_, row) => {
                 self.awaited.insert(load, Awaited::Dedup(row));
+            }
+            crate::reader::LoadedRow::Names(_, names) => {
+                self.awaited.insert(load, Awaited::Names(names));
             }
         }
         self.forget();

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::cache::Cache;
 use super::clock::ExpiryClock;
 use super::floor::Folds;
+use super::names::Unwritten;
 use super::state::{Building, ShardClock};
 use super::streams::{Source, Streams};
 use super::{Policy, Shards};
@@ -69,6 +70,7 @@ impl Shards {
             folds: Folds::new(bounds.folds_queued),
             newest: Cache::new(bounds.senders_cached),
             pending: HashMap::new(),
+            unwritten_names: Unwritten::default(),
             awaited: HashMap::new(),
             applied: batch_row.applied,
             building: Building::new(durable.next(), 0),

@@ -1,5 +1,7 @@
 //! What is in memory of a conversation, a user and a talk, and of batches that are not yet durable. Decides nothing.
 
+use std::collections::BTreeMap;
+
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 
 use super::cache::Cache;
@@ -99,9 +101,11 @@ impl User {
         self.least_without(&[])
     }
 
-    /// The greatest of the cursors; without devices, the floor.
+    /// What follows this, no device has had: the greatest of the cursors, of devices that were removed too. It never
+    /// falls.
     pub(super) fn greatest(&self) -> InboxSeq {
-        self.row.devices.iter().map(|row| row.cursor).max().unwrap_or(self.row.floor)
+        let greatest = self.row.devices.iter().map(|row| row.cursor).max();
+        greatest.unwrap_or(self.row.floor).max(self.row.had)
     }
 
     /// Where a device starts that is not linked yet: the first has what is kept, others have their siblings' past.
@@ -127,7 +131,13 @@ impl User {
     }
 
     pub(super) fn devices(&self) -> Vec<DeviceView> {
-        let view = |row: &DeviceRow| DeviceView { device: row.device, cursor: row.cursor, seen_day: row.seen_day };
+        let view = |row: &DeviceRow| DeviceView {
+            device: row.device,
+            cursor: row.cursor,
+            seen_day: row.seen_day,
+            is_registered: row.fingerprint.is_some(),
+            is_named: row.is_named,
+        };
         self.row.devices.iter().map(view).collect()
     }
 
@@ -216,13 +226,18 @@ pub(super) enum Newest {
 }
 
 /// A read that somebody waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Awaited {
     /// Under way. Only a read that began at this sequence number or later counts.
     Since(u64),
     /// Done: whether the message was accepted before. (What else is read goes to its own cache.)
     Dedup(Option<DedupRow>),
+    /// Done: the names of a user's devices, until they are looked at.
+    Names(Names),
 }
+
+/// Names of devices.
+pub(super) type Names = BTreeMap<DeviceId, String>;
 
 /// The batch under construction.
 #[derive(Debug)]

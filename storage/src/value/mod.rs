@@ -1,13 +1,15 @@
 //! The values of every column family: fixed layouts, read without copying. Any bytes may come in; none panics.
 //!
-//! Every value begins with a version byte. It is 1 but where it says 2; there, rows of version 1 are read as well, and
-//! written anew as 2. All numbers are big-endian.
+//! Every value begins with a version byte. It is 1 but where it says 2 or 3; there, rows of earlier versions are read as
+//! well, and written anew as that. All numbers are big-endian.
 //!
 //! ```text
 //! conversation  version 2:1  kind:1  flags:1  last seq:8  last message id:8  last seq by lesser:8  by greater:8    35 bytes
 //! inbox         version:1  class:1  conversation:16  seq:8  message id:8  sender:8  device:2  payload:…            44 + payload
-//! user          version 2:1  flags:1  head:8  floor:8  waiting bytes:8  receipts head:8
-//!               count:2  count × { device:2  cursor:8  seen day:4, and lost through:8 where it says so }           36 + 14 or 22 a device
+//! user          version 3:1  flags:1  head:8  floor:8  waiting bytes:8  receipts head:8
+//!               where they say so:  tokens from, s:8  had:8
+//!               count:2  count × { device:2  cursor:8  seen day:4
+//!                 where that says so:  lost through:8  key's fingerprint:16 }                                      36 or 52, + 14 to 38 a device
 //! dedup         version:1  seq:8  message id:8  inbox seq of the sender's own copy (0: none):8                     25
 //! member by user, by kind:
 //!   list            version:1  seq:8  message id:8  sender:8  device:2  preview:…                                  27 + preview
@@ -15,6 +17,7 @@
 //!   read, peer delivered, peer read
 //!                   version:1  seq:8  receipt version:8                                                            17
 //!   peer expired    version:1  after:8  through:8  receipt version:8                                               25
+//! device        version:1  name:…                                                                                1 + name
 //! outbox entry  version:1  1:1  user:8  conversation:16  seq:8  message id:8  sender:8  device:2  payload:…        52 + payload
 //! outbox receipt
 //!               version:1  2:1  user:8  conversation:16  delivered:8  read:8  expired after:8  through:8           58
@@ -26,11 +29,18 @@
 //! ```
 //!
 //! The time of a message is that in its id. The devices of a user row ascend; of its flags, bit 0 says that read
-//! receipts are off; bit 31 of a seen day, that the device lacks what precedes its cursor, for that expired or was there
-//! before it was linked, and that it has acknowledged nothing since; bit 30, that it lacks what precedes the number that
-//! follows, for it has stepped over its own since. Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for references to bodies stored
-//! once.
+//! receipts are off; bit 1, that a device was removed once: tokens issued earlier register no device any more, and what
+//! precedes `had` such a device may have had. Bit 31 of a seen day says that the device lacks what precedes its cursor,
+//! for that expired or was there before it was linked, and that it has acknowledged nothing since; bit 30, that it lacks
+//! what precedes the number that follows, for it has stepped over its own since; bit 29, that it has a key; bit 28, that
+//! it has a name: a `device` row. That is not in the user row, which is written anew with every cursor. One whose name is
+//! empty says that the device has none any more, and the next merge of files drops it. Version 2 of a user row has
+//! neither bit 1 nor bits 29 and 28, version 1 only head, floor, and the cursors of devices.
+//!
+//! Of an inbox row, class 1 is a direct message with its payload; the other numbers are kept for references to bodies
+//! stored once.
 
+mod device;
 mod item;
 mod talk;
 #[cfg(test)]
@@ -38,8 +48,11 @@ mod tests;
 mod user;
 
 use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
+use culver_protocol::limits::DEVICE_NAME_LEN_MAX;
 use culver_protocol::message::EntryView;
 
+pub use self::device::NameRow;
+pub(crate) use self::device::encode_name;
 pub use self::item::decode_item;
 pub(crate) use self::item::{encode_item_entry, encode_item_receipt};
 pub use self::talk::{ExpiredRow, ListRow, MarkRow, SeqRow};
@@ -48,8 +61,10 @@ use crate::key::{Fields, INBOX_KEY_LEN, split_u16, split_u64};
 
 /// The version byte of a value, but for those that have changed.
 pub const VERSION: u8 = 1;
-/// The version byte of `conversation` and `user` rows.
+/// The version byte of `conversation` rows.
 pub const VERSION_2: u8 = 2;
+/// The version byte of `user` rows.
+pub const VERSION_3: u8 = 3;
 /// Bytes of an inbox row before its payload.
 pub const INBOX_HEADER_LEN: usize = 44;
 
@@ -71,6 +86,12 @@ pub enum DecodeError {
     /// The devices of a user row do not ascend.
     #[error("its devices do not ascend")]
     Order,
+    /// A name is longer than any that is accepted.
+    #[error("its name is longer than {DEVICE_NAME_LEN_MAX} bytes")]
+    NameLength,
+    /// A name is no text.
+    #[error("its name is not UTF-8")]
+    NameText,
 }
 
 /// The value of a `conversation` row.
@@ -333,8 +354,13 @@ fn versioned(bytes: &[u8]) -> Result<&[u8], DecodeError> {
 
 /// The version of a row that has two, and what follows it.
 fn versioned_2(bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
+    versioned_to(VERSION_2, bytes)
+}
+
+/// The version of a row that has had so many, and what follows it.
+fn versioned_to(newest: u8, bytes: &[u8]) -> Result<(u8, &[u8]), DecodeError> {
     match bytes.split_first() {
-        Some((&version @ (VERSION | VERSION_2), rest)) => Ok((version, rest)),
+        Some((&version, rest)) if (VERSION..=newest).contains(&version) => Ok((version, rest)),
         Some((&version, _)) => Err(DecodeError::Version(version)),
         None => Err(DecodeError::Length),
     }

@@ -1,5 +1,7 @@
 //! Values come back as they were written, and no bytes panic.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -47,22 +49,48 @@ proptest! {
     }
 
     #[test]
-    fn user_rows_come_back(numbers: [u64; 4], off: bool, devices: std::collections::BTreeMap<u16, (u64, u32)>) {
+    fn user_rows_come_back(
+        numbers: [u64; 4],
+        removed: Option<(u64, u64)>,
+        off: bool,
+        devices: BTreeMap<u16, (u64, u32, Option<[u8; 16]>, bool)>,
+    ) {
         let [head, floor, waiting_bytes, receipts_head] = numbers;
-        let devices = devices.into_iter();
-        let devices = devices.map(|(device, (cursor, seen_day))| device_row(device, cursor, seen_day)).collect();
+        let (tokens_from_s, had) = removed.unwrap_or_default();
+        let device = |(device, (cursor, day, fingerprint, is_named))| {
+            DeviceRow { fingerprint, is_named, ..device_row(device, cursor, day) }
+        };
         let row = UserRow {
-            read_receipts_off: off, head: InboxSeq(head), floor: InboxSeq(floor), waiting_bytes, receipts_head, devices,
+            read_receipts_off: off, head: InboxSeq(head), floor: InboxSeq(floor), waiting_bytes, receipts_head,
+            tokens_from_s, had: InboxSeq(had), devices: devices.into_iter().map(device).collect(),
         };
         let mut bytes = Vec::new();
         row.encode(&mut bytes);
-        prop_assert_eq!(UserRow::decode(&bytes), Ok(row));
+        prop_assert_eq!(UserRow::decode(&bytes), Ok(row.clone()));
         bytes.push(0);
         prop_assert_eq!(UserRow::decode(&bytes), Err(DecodeError::Length));
+        for len in 0..bytes.len() - 1 {
+            prop_assert!(UserRow::decode(&bytes[..len]).is_err(), "cut to {}", len);
+        }
+        let keys = row.devices.iter().filter(|device| device.fingerprint.is_some()).count();
+        let below = row.devices.iter().filter(|device| ![InboxSeq(0), device.cursor].contains(&device.lost_through)).count();
+        let is_removed = removed.is_some_and(|removed| removed != (0, 0));
+        let len = 36 + 16 * usize::from(is_removed) + 14 * row.devices.len() + 16 * keys + 8 * below;
+        prop_assert_eq!(bytes.len() - 1, len, "no more than what is there");
     }
 
     #[test]
-    fn no_bytes_panic(mut bytes: Vec<u8>, version in 0..4u8) {
+    fn names_come_back_if_they_may_be(name: String, bytes: Vec<u8>) {
+        let row = NameRow { name: name.clone() };
+        let expected = if name.len() > DEVICE_NAME_LEN_MAX { Err(DecodeError::NameLength) } else { Ok(row.clone()) };
+        prop_assert_eq!(NameRow::decode(&row.encode()), expected);
+        let is_text = std::str::from_utf8(&bytes).is_ok();
+        let decoded = NameRow::decode(&[&[VERSION], bytes.as_slice()].concat());
+        prop_assert_eq!(decoded.is_ok(), is_text && bytes.len() <= DEVICE_NAME_LEN_MAX);
+    }
+
+    #[test]
+    fn no_bytes_panic(mut bytes: Vec<u8>, version in 0..5u8) {
         if let (1.., Some(first)) = (version, bytes.first_mut()) {
             *first = version;
         }
@@ -70,13 +98,13 @@ proptest! {
             DedupRow::decode(&bytes).is_ok(), BatchRow::decode(&bytes).is_ok(), TimeRow::decode(&bytes).is_ok(),
             decode_inbox(InboxSeq(1), &bytes).is_ok(), decode_item(&bytes).is_ok(), ListRow::decode(&bytes).is_ok(),
             MarkRow::decode(&bytes).is_ok(), ExpiredRow::decode(&bytes).is_ok(), NumberRow::decode(&bytes).is_ok(),
-            ClockRow::decode(&bytes).is_ok(),
+            ClockRow::decode(&bytes).is_ok(), NameRow::decode(&bytes).is_ok(),
         ];
         prop_assert!(!first.contains(&true) || bytes.first() == Some(&VERSION));
-        let second = [
-            ConversationRow::decode(&bytes).is_ok(), UserRow::decode(&bytes).is_ok(), SeqRow::decode(&bytes).is_ok(),
-        ];
+        let second = [ConversationRow::decode(&bytes).is_ok(), SeqRow::decode(&bytes).is_ok()];
         prop_assert!(!second.contains(&true) || matches!(bytes.first(), Some(&(VERSION | VERSION_2))));
+        let third = UserRow::decode(&bytes).is_ok();
+        prop_assert!(!third || matches!(bytes.first(), Some(&(VERSION | VERSION_2 | VERSION_3))));
     }
 }
 
@@ -86,8 +114,8 @@ fn device_row(device: u16, cursor: u64, day: u32) -> DeviceRow {
         2 => cursor,
         _ => cursor / 2,
     };
-    let (seen_day, lost_through) = (day & (u32::MAX >> 2), InboxSeq(lost_through));
-    DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day, lost_through }
+    let (seen_day, lost_through) = (day & (u32::MAX >> 4), InboxSeq(lost_through));
+    DeviceRow { device: DeviceId(device), cursor: InboxSeq(cursor), seen_day, lost_through, ..DeviceRow::default() }
 }
 
 #[test]
@@ -111,6 +139,46 @@ fn rows_of_version_1_are_read() {
     assert_eq!(UserRow::decode(&bytes), Ok(row));
     bytes.pop();
     assert_eq!(UserRow::decode(&bytes), Err(DecodeError::Length));
+}
+
+/// As the version before this one wrote it: a device that lacks nothing, one that lacks what precedes its cursor, and one
+/// that has stepped on.
+#[test]
+fn user_rows_of_version_2_are_read() {
+    let mut bytes = vec![2, 1];
+    [9u64, 4, 500, 70].iter().for_each(|number| bytes.extend_from_slice(&number.to_be_bytes()));
+    bytes.extend_from_slice(&3u16.to_be_bytes());
+    for (device, day, below) in
+        [(1u16, 20_000u32, None), (3, 20_001 | 1 << 31, None), (4, 20_002 | 1 << 30, Some(5u64))]
+    {
+        bytes.extend_from_slice(&device.to_be_bytes());
+        bytes.extend_from_slice(&6u64.to_be_bytes());
+        bytes.extend_from_slice(&day.to_be_bytes());
+        bytes.extend(below.into_iter().flat_map(u64::to_be_bytes));
+    }
+    let device = |device, seen_day, lost_through| DeviceRow {
+        device: DeviceId(device),
+        cursor: InboxSeq(6),
+        seen_day,
+        lost_through: InboxSeq(lost_through),
+        ..DeviceRow::default()
+    };
+    let row = UserRow {
+        read_receipts_off: true,
+        head: InboxSeq(9),
+        floor: InboxSeq(4),
+        waiting_bytes: 500,
+        receipts_head: 70,
+        devices: vec![device(1, 20_000, 0), device(3, 20_001, 6), device(4, 20_002, 5)],
+        ..UserRow::default()
+    };
+    assert_eq!(UserRow::decode(&bytes), Ok(row.clone()));
+    // What it did not know it did not write: neither the flag nor the bits mean anything there.
+    bytes[1] |= 1 << 1;
+    bytes[36 + 10] |= 0x30;
+    assert_eq!(UserRow::decode(&bytes), Ok(row));
+    bytes[0] = 4;
+    assert_eq!(UserRow::decode(&bytes), Err(DecodeError::Version(4)));
 }
 
 #[test]

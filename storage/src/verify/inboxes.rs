@@ -23,6 +23,9 @@ pub(super) struct User {
     /// Its inbox has been looked at.
     has_ended: bool,
     cursors: Box<[(DeviceId, InboxSeq)]>,
+    pub(super) had: InboxSeq,
+    /// Its row says that these devices have names, which were not found yet.
+    pub(super) unnamed: Vec<DeviceId>,
 }
 
 /// The inbox that is being looked at.
@@ -69,6 +72,9 @@ impl Check<'_> {
                 row.floor
             ));
         }
+        if row.tokens_from_s == 0 && row.had > InboxSeq(0) {
+            self.report.found(format_args!("user {user}: a device was removed, and its tokens still register others"));
+        }
         for device in row.devices.iter().filter(|device| device.cursor < device.lost_through) {
             self.report.found(format_args!(
                 "user {user}: device {} has lost what precedes {}, beyond its cursor {}",
@@ -82,6 +88,8 @@ impl Check<'_> {
             waiting_bytes: row.waiting_bytes,
             has_ended: false,
             cursors: row.devices.iter().map(|device| (device.device, device.cursor)).collect(),
+            had: row.had,
+            unnamed: row.devices.iter().filter(|device| device.is_named).map(|device| device.device).collect(),
         };
         self.users.insert(user, known);
     }
@@ -162,6 +170,12 @@ impl Check<'_> {
             let said = known.waiting_bytes;
             self.report.found(format_args!(
                 "user {user}: its row says that {said} bytes wait up to entry {hint}, and {bytes} do"
+            ));
+        }
+        if known.had > head {
+            self.report.found(format_args!(
+                "user {user}: a device that was removed had entry {}, beyond the head {head}",
+                known.had
             ));
         }
         for (device, cursor) in known.cursors.iter().filter(|(_, cursor)| *cursor > head) {

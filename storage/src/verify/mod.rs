@@ -4,6 +4,7 @@
 //! Messages that all devices have leave only their dedup row and the list behind; those are checked one conversation
 //! at a time.
 
+mod devices;
 mod inboxes;
 mod messages;
 mod meta;
@@ -39,6 +40,8 @@ const KEY_END: [u8; 64] = [0xff; 64];
 pub struct Report {
     /// Users with rows.
     pub users: u64,
+    /// Names of devices, those included that were taken away and no merge has dropped yet.
+    pub name_rows: u64,
     /// Conversations.
     pub conversations: u64,
     /// Inbox entries, those included that no device needs any more and no merge has dropped yet.
@@ -118,6 +121,7 @@ fn check(volumes: Vec<&dyn Engine>, topology: &Topology) -> Result<Report, Error
     let mut check = Check::new(volumes, topology);
     check.meta()?;
     check.users()?;
+    check.names()?;
     check.inboxes()?;
     check.streams()?;
     check.talk_rows()?;

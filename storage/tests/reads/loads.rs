@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
-use culver_storage::command::{Decision, Send};
+use culver_storage::command::{Decision, Proof, Send};
 use culver_storage::engine::{Engine, Family, Lookup, Tier};
 use culver_storage::key::{self, ShardId};
 use culver_storage::memory::MemoryEngine;
@@ -59,7 +59,7 @@ fn what_came_after_a_row_was_written_counts_when_it_is_loaded() {
         }
     }
     shards = recover(&engine);
-    let decision = shards.decide_link(&engine, ME, DeviceId(1), 1000).expect("memory reads");
+    let decision = shards.decide_link(&engine, ME, DeviceId(1), None, Proof::Plaintext, 1000).expect("memory reads");
     commit(&mut shards, &engine, decision);
     assert_eq!((row(&engine).head, row(&engine).waiting_bytes), (InboxSeq(200), weight));
 }

@@ -5,13 +5,13 @@ use culver_storage::engine::Family;
 use culver_storage::key::{self, MetaKind, ShardId, TalkKind};
 use culver_storage::record::Stream;
 use culver_storage::value::{
-    ConversationRow, DedupRow, DeviceRow, ExpiredRow, MarkRow, NumberRow, SeqRow, TimeRow, UserRow, decode_inbox,
-    encode_inbox_header,
+    ConversationRow, DedupRow, DeviceRow, ExpiredRow, MarkRow, NameRow, NumberRow, SeqRow, TimeRow, UserRow,
+    decode_inbox, encode_inbox_header,
 };
 
 use super::world::{
-    ALICE, BOB, SHARD_COUNT, World, dedup_key, healthy, home, inbox_key, shard_of, talk, talk_key, time_key, to_alice,
-    user_key,
+    ALICE, BOB, SHARD_COUNT, World, dedup_key, device_key, healthy, home, inbox_key, shard_of, talk, talk_key,
+    time_key, to_alice, user_key,
 };
 
 /// Plants damage into a healthy log, and sees that a finding says so.
@@ -54,7 +54,7 @@ fn mark(seq: u64, version: u64) -> [u8; 17] {
 fn a_healthy_log_has_no_findings() {
     let report = healthy().verify();
     assert!(report.is_clean(), "{:#?}", report.findings);
-    assert_eq!((report.users, report.conversations, report.dedup_rows), (2, 1, 202));
+    assert_eq!((report.users, report.conversations, report.dedup_rows, report.name_rows), (2, 1, 202, 1));
     // Alice's and Bob's, with what no device needs any more.
     assert_eq!(report.messages, 100 + 202);
     // Bob: list, delivered, Alice's delivered and read; Alice: delivered, read, Bob's delivered.
@@ -67,6 +67,7 @@ fn what_merges_drop_is_not_missed() {
     let world = healthy();
     (1..=50).filter(|seq| seq % 3 > 0).for_each(|seq| world.plant(Family::Inbox, &inbox_key(BOB, seq), None));
     (1..=192).for_each(|n| world.plant(Family::Outbox, &key::outbox(to_alice(), n), None));
+    world.plant(Family::Device, &device_key(BOB, 9), Some(&NameRow::default().encode()));
     let findings = world.verify().findings;
     assert!(findings.is_empty(), "{findings:#?}");
 }
@@ -157,6 +158,46 @@ fn heads_floors_and_cursors() {
     found(bob(|row| row.devices = (1..=9).map(|id| device(id, 60)).collect()), "9 devices, 8 are allowed");
     found(bob(|row| row.waiting_bytes += 1), "bytes wait up to entry");
     found(bob(|row| row.floor = InboxSeq(48)), "message 49 of 00000000000000010000000000000007 waits, and the list");
+}
+
+#[test]
+fn names_of_devices() {
+    let name = |name: &str| NameRow { name: name.to_owned() }.encode();
+    let plant = |user, device, value: &[u8]| with(Family::Device, device_key(user, device), value.to_vec());
+    found(without(Family::Device, device_key(BOB, 1)), "user 7: the name of device 1 is missing");
+    found(plant(BOB, 1, &name("")), "user 7: the name of device 1 is missing");
+    found(plant(BOB, 2, &name("tablet")), "user 7: a name of device 2, which is not linked, or has none");
+    found(plant(BOB, 9, &name("watch")), "user 7: a name of device 9, which is not linked, or has none");
+    found(plant(UserId(9), 1, &name("watch")), "user 9: a name of device 1, which is not linked, or has none");
+    found(bob(|row| row.devices[0].is_named = false), "user 7: a name of device 1, which is not linked, or has none");
+    found(plant(BOB, 1, &name(&"n".repeat(65))), "the name of device 1 cannot be read: its name is longer than 64");
+    found(plant(BOB, 1, &[1, 0xff]), "the name of device 1 cannot be read: its name is not UTF-8");
+    found(plant(BOB, 1, &[7]), "the name of device 1 cannot be read: version 7");
+    found(with(Family::Device, b"short", [1]), "a key of `device` has a wrong length");
+    let astray = key::device(ShardId(63), BOB, DeviceId(1));
+    found(with(Family::Device, astray, name("phone")), "user 7: the name of device 1 is in shard 63");
+}
+
+#[test]
+fn devices_that_were_removed() {
+    let removed = |tokens_from_s, had| bob(move |row| (row.tokens_from_s, row.had) = (tokens_from_s, InboxSeq(had)));
+    found(removed(1, 203), "user 7: a device that was removed had entry 203, beyond the head 202");
+    found(removed(0, 100), "user 7: a device was removed, and its tokens still register others");
+    let world = healthy();
+    removed(1, 202)(&world);
+    assert!(world.verify().is_clean());
+}
+
+/// A key is of a device, and a user row with half of one is none.
+#[test]
+fn keys_of_devices() {
+    let cut = |world: &World| {
+        let row = world.get(Family::User, &user_key(BOB));
+        let decoded = UserRow::decode(&row).expect("it was written");
+        assert_eq!(decoded.devices.first().and_then(|device| device.fingerprint), Some([7; 16]));
+        world.plant(Family::User, &user_key(BOB), row.get(..row.len() - 1));
+    };
+    found(cut, "user 7: its row cannot be read: its length does not fit its layout");
 }
 
 #[test]

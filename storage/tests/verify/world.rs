@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
-use culver_storage::command::{Acked, Decision, DedupKey, Send};
+use culver_storage::command::{Acked, Decision, DedupKey, Proof, Send};
 use culver_storage::engine::{Engine, Family, Lookup, Tier};
 use culver_storage::error::EngineError;
 use culver_storage::key::{self, MetaKind, ShardId, TalkKind};
@@ -82,8 +82,17 @@ impl World {
     }
 
     fn link(&mut self, user: UserId, device: u16) {
-        let outgoing = self.apply(shard_of(user), |hub, engine| hub.decide_link(engine, user, DeviceId(device), 1000));
+        let (device, plain) = (DeviceId(device), Proof::Plaintext);
+        let outgoing =
+            self.apply(shard_of(user), |hub, engine| hub.decide_link(engine, user, device, None, plain, 1000));
         assert!(outgoing.is_empty());
+    }
+
+    fn register(&mut self, user: UserId, device: u16, name: &str) {
+        let (device, token) = (DeviceId(device), Proof::Token { issued_s: 1 });
+        let key = Some([7; 16]);
+        self.apply(shard_of(user), |hub, engine| hub.decide_link(engine, user, device, key, token, 1000));
+        self.apply(shard_of(user), |hub, engine| hub.decide_name(engine, user, device, name));
     }
 
     fn ack(&mut self, user: UserId, device: u16, through: u64, seq: u64) {
@@ -140,6 +149,7 @@ pub(crate) fn healthy() -> World {
     for (user, device) in [(ALICE, 1), (BOB, 1), (BOB, 2)] {
         world.link(user, device);
     }
+    world.register(BOB, 1, "phone");
     for index in 0..201 {
         let outgoing = world.send();
         world.deliver(outgoing);
@@ -179,6 +189,10 @@ pub(crate) fn shard_of(user: UserId) -> ShardId {
 
 pub(crate) fn user_key(user: UserId) -> Vec<u8> {
     key::user(shard_of(user), user).to_vec()
+}
+
+pub(crate) fn device_key(user: UserId, device: u16) -> Vec<u8> {
+    key::device(shard_of(user), user, DeviceId(device)).to_vec()
 }
 
 pub(crate) fn inbox_key(user: UserId, seq: u64) -> Vec<u8> {

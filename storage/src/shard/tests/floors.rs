@@ -307,6 +307,75 @@ fn a_device_that_is_ahead_of_the_others_stays_until_they_have_caught_up() {
     assert_eq!((floor.0, unlinked.as_slice()), (5, [DeviceId(1)].as_slice()));
 }
 
+/// It comes back by a token only, and however old that is: nobody removed it.
+#[test]
+fn a_device_that_is_unlinked_has_neither_key_nor_name_any_more() {
+    let (mut world, fold) = with_a_device_away();
+    let (user, device, key) = (UserId(2), DeviceId(1), Some([7; 16]));
+    let (token, later_ms) = (Proof::Token { issued_s: 0 }, NOW_MS + AWAY_MS);
+    // As if it had been so before it left.
+    let registered = world.shards.decide_link(&*world.engine, user, device, key, token, 0).expect("memory reads");
+    let Decision::Apply(Record::DeviceRegistered { fingerprint, replaces, .. }) = registered else {
+        panic!("{registered:?}")
+    };
+    let day = u32::try_from(NOW_MS / DAY_MS).expect("few days");
+    world.shards.apply(&Record::DeviceRegistered { user, device, fingerprint, replaces, day });
+    let named = world.shards.decide_name(&*world.engine, user, device, "phone").expect("memory reads");
+    apply(&mut world.shards, &named);
+    commit(&mut world.shards, &world.engine);
+    let folded = world.folded(fold);
+    let decision = world.decide(&folded);
+    assert!(matches!(&decision, Decision::Apply(Record::FloorMoved { unlinked, .. }) if unlinked == &[device]));
+    commit(&mut world.shards, &world.engine);
+    let report = crate::verify::verify_engine(&*world.engine, SHARD_COUNT).expect("memory reads");
+    assert_eq!(report.findings, Vec::<String>::new());
+    assert!(matches!(world.shards.names(&*world.engine, user), Ok(View::Known(names)) if names.is_empty()));
+    let mut log_in = |proof| world.shards.decide_link(&*world.engine, user, device, key, proof, later_ms);
+    assert!(matches!(log_in(Proof::Registered), Ok(Decision::Reject(ErrorCode::DeviceUnknown))));
+    assert!(matches!(log_in(token), Ok(Decision::Apply(Record::DeviceLinked { .. }))));
+}
+
+#[test]
+fn a_removed_device_holds_no_floor_back_and_what_it_had_does_not_expire() {
+    let mut world = World::new(Policy::default());
+    link(&mut world.shards, &world.engine, 2, 1, NOW_MS);
+    link(&mut world.shards, &world.engine, 2, 2, NOW_MS);
+    world.fill(5, NOW_MS);
+    world.ack(1, 3);
+    world.ack(2, 2);
+    let remove = |world: &mut World, device| {
+        let removed = world.shards.decide_remove(&*world.engine, UserId(2), DeviceId(device), NOW_MS);
+        apply(&mut world.shards, &removed.expect("memory reads"));
+        commit(&mut world.shards, &world.engine);
+    };
+    // A third that has nothing, and goes.
+    link(&mut world.shards, &world.engine, 2, 3, NOW_MS);
+    commit(&mut world.shards, &world.engine);
+    let due = |world: &mut World| {
+        world.shards.fold_due(NOW_MS);
+        world.shards.fold_due(NOW_MS + Bounds::default().fold_delay_ms)
+    };
+    let folds = due(&mut world);
+    let folded = world.folded(folds[0]);
+    world.decide(&folded);
+    commit(&mut world.shards, &world.engine);
+    assert_eq!((world.floor(), due(&mut world).len()), (2, 0));
+    remove(&mut world, 2);
+    let folds = due(&mut world);
+    assert_eq!(folds.iter().map(|fold| fold.through).collect::<Vec<_>>(), [InboxSeq(3)], "without waiting for a sweep");
+    remove(&mut world, 1);
+    remove(&mut world, 3);
+    assert!(world.devices().is_empty() && world.floor() == 2, "nobody is left to raise it");
+    let year_ms = Policy::default().retention_ms;
+    world.shards.tick(NOW_MS + year_ms + 1, year_ms + 1);
+    let fold = world.fold().expect("it is old enough");
+    // The third was linked when all were there, so that who had what follows the first's is not known: nothing is said.
+    assert_eq!(fold.greatest, InboxSeq(5));
+    let folded = world.folded(fold);
+    assert_eq!((folded.floor, folded.expired.len()), (InboxSeq(5), 0));
+    assert!(matches!(world.decide(&folded), Decision::Apply(_)));
+}
+
 #[test]
 fn a_device_that_comes_back_in_time_keeps_what_it_has_not_fetched() {
     let (mut world, fold) = with_a_device_away();

@@ -42,6 +42,8 @@ pub(super) struct World {
     read: Told,
     /// Receipts that needed no stream.
     given: usize,
+    /// Devices were removed, and what they alone had to fetch is fetched by nobody.
+    has_removed: bool,
     ids: u32,
     now_ms: u64,
     policy: Policy,
@@ -107,6 +109,7 @@ impl World {
             acked: Told::new(),
             read: Told::new(),
             given: 0,
+            has_removed: false,
             ids: 0,
             now_ms: 1_700_000_000_000,
             policy: Policy::default(),
@@ -145,7 +148,8 @@ impl World {
             30..45 => self.ack(user, device, None),
             45..50 => self.mark_read(user),
             50..53 => self.link(user, device),
-            53..70 => {
+            53 => self.remove(user, device),
+            54..70 => {
                 let hub = HubId(self.random.random_range(0..self.topology.hub_count()));
                 let with_cursors = self.random.random_bool(0.6);
                 self.seal(hub, with_cursors);
@@ -167,8 +171,12 @@ impl World {
     }
 
     fn send(&mut self, sender: UserId, device: DeviceId) {
-        self.ids += 1;
         let peer = UserId(self.random.random_range(1..=USERS));
+        self.send_to(sender, device, peer);
+    }
+
+    fn send_to(&mut self, sender: UserId, device: DeviceId, peer: UserId) {
+        self.ids += 1;
         let message = Send {
             sender,
             device,
@@ -185,8 +193,22 @@ impl World {
 
     fn link(&mut self, user: UserId, device: DeviceId) {
         let (hub, now_ms) = (self.topology.hub_of_user(user), self.now_ms);
+        let decision = settled!(self, hub, |shards: &mut Shards, engine| shards.decide_link(
+            engine,
+            user,
+            device,
+            None,
+            Proof::Plaintext,
+            now_ms
+        ));
+        self.apply(hub, &decision);
+    }
+
+    fn remove(&mut self, user: UserId, device: DeviceId) {
+        let (hub, now_ms) = (self.topology.hub_of_user(user), self.now_ms);
         let decision =
-            settled!(self, hub, |shards: &mut Shards, engine| shards.decide_link(engine, user, device, now_ms));
+            settled!(self, hub, |shards: &mut Shards, engine| shards.decide_remove(engine, user, device, now_ms));
+        self.has_removed |= matches!(decision, Decision::Apply(_));
         self.apply(hub, &decision);
     }
 
@@ -375,8 +397,14 @@ impl World {
         self.crash();
         self.settle();
         // Everybody fetches everything.
+        (1..=USERS).for_each(|user| self.link(UserId(user), DeviceId(1)));
+        if self.has_removed {
+            for (from, to) in (1..=USERS).flat_map(|from| (1..=USERS).map(move |to| (from, to))) {
+                self.send_to(UserId(from), DeviceId(1), UserId(to));
+            }
+            self.settle();
+        }
         for user in (1..=USERS).map(UserId) {
-            self.link(user, DeviceId(1));
             (1..=DEVICES).for_each(|device| self.ack(user, DeviceId(device), Some(InboxSeq(u64::MAX))));
         }
         self.settle();

@@ -14,7 +14,7 @@ use super::super::{Loaded, Policy, Shards};
 use super::story::Story;
 use super::{SHARD_COUNT, first_seed, recover_with, small_bounds};
 use crate::batch::Batch;
-use crate::command::{Acked, Decision, DedupKey, Load, Send, UserView, View};
+use crate::command::{Acked, Decision, DedupKey, Fingerprint, Load, Proof, Send, UserView, View};
 use crate::engine::Engine;
 use crate::memory::{Loss, MemoryEngine, WriteFault};
 use crate::reader::{Engines, read_inbox};
@@ -34,6 +34,11 @@ struct Model {
     cursors: BTreeMap<(UserId, DeviceId), InboxSeq>,
     /// Where devices were linked.
     starts: BTreeMap<(UserId, DeviceId), InboxSeq>,
+    keys: BTreeMap<(UserId, DeviceId), Fingerprint>,
+    names: BTreeMap<(UserId, DeviceId), String>,
+    tokens_from_s: BTreeMap<UserId, u64>,
+    /// What was noted as delivered, by user.
+    delivered: BTreeMap<(UserId, ConversationId), ConversationSeq>,
 }
 
 impl Model {
@@ -62,15 +67,43 @@ impl Model {
                 let before = self.accepted.insert(message.dedup_key(), (send, message.accepted()));
                 assert!(before.is_none(), "accepted once");
             }
-            Record::CursorMoved { user, device, cursor, .. } => {
+            Record::CursorMoved { user, device, cursor, delivered, .. } => {
                 let before = self.cursors.insert((*user, *device), *cursor);
                 assert!(before.is_some_and(|before| before < *cursor), "cursors of linked devices only advance");
+                for Acked { conversation, seq } in delivered {
+                    let before = self.delivered.insert((*user, *conversation), *seq);
+                    assert!(
+                        before.is_none_or(|before| before < *seq),
+                        "once, whichever device it was that had it first"
+                    );
+                }
             }
-            Record::DeviceLinked { user, device, cursor, .. } => {
+            Record::DeviceLinked { user, device, cursor, fingerprint, .. } => {
                 let start = self.view(*user, *device).cursor;
                 assert_eq!(start, *cursor, "the first device has all, others start at the head");
                 assert!(self.cursors.insert((*user, *device), *cursor).is_none(), "linked once");
                 self.starts.insert((*user, *device), *cursor);
+                if let Some(key) = fingerprint {
+                    self.keys.insert((*user, *device), *key);
+                }
+            }
+            Record::DeviceRegistered { user, device, fingerprint, replaces, .. } => {
+                assert!(self.cursors.contains_key(&(*user, *device)), "only what is linked");
+                let before = self.keys.insert((*user, *device), *fingerprint);
+                assert!(before.is_some() == *replaces && before != Some(*fingerprint));
+            }
+            Record::DeviceRemoved { user, device, tokens_from_s } => {
+                assert!(self.cursors.remove(&(*user, *device)).is_some(), "only what is linked");
+                self.starts.remove(&(*user, *device));
+                self.keys.remove(&(*user, *device));
+                self.names.remove(&(*user, *device));
+                let before = self.tokens_from_s.insert(*user, *tokens_from_s);
+                assert!(before.is_none_or(|before| before <= *tokens_from_s), "it never goes back");
+            }
+            Record::DeviceNamed { user, device, name } => {
+                assert!(self.cursors.contains_key(&(*user, *device)), "only what is linked");
+                self.names.insert((*user, *device), name.clone());
+                self.names.retain(|_, name| !name.is_empty());
             }
             other => panic!("{other:?}"),
         }
@@ -86,6 +119,41 @@ impl Model {
     fn devices(&self, user: UserId) -> impl Iterator<Item = (DeviceId, InboxSeq)> + '_ {
         let devices = self.cursors.range((user, DeviceId(0))..=(user, DeviceId(u16::MAX)));
         devices.map(|((_, device), cursor)| (*device, *cursor))
+    }
+
+    fn names(&self, user: UserId) -> BTreeMap<DeviceId, String> {
+        let names = self.names.range((user, DeviceId(0))..=(user, DeviceId(u16::MAX)));
+        names.map(|((_, device), name)| (*device, name.clone())).collect()
+    }
+
+    /// What a login may register, or why it is refused.
+    fn may(
+        &self,
+        user: UserId,
+        device: DeviceId,
+        fingerprint: Option<Fingerprint>,
+        proof: Proof,
+    ) -> Result<Option<Fingerprint>, ErrorCode> {
+        let known = self.keys.get(&(user, device)).copied();
+        let from_s = self.tokens_from_s.get(&user).copied().unwrap_or(0);
+        match proof {
+            Proof::Plaintext => Ok(None),
+            _ if fingerprint.is_none() => Err(ErrorCode::DeviceUnknown),
+            Proof::Registered => {
+                if known == fingerprint {
+                    Ok(None)
+                } else {
+                    Err(ErrorCode::DeviceUnknown)
+                }
+            }
+            Proof::Token { issued_s } => {
+                if issued_s < from_s {
+                    Err(ErrorCode::TokenExpired)
+                } else {
+                    Ok(fingerprint)
+                }
+            }
+        }
     }
 
     fn has_others(&self, user: UserId, device: DeviceId) -> bool {
@@ -165,9 +233,11 @@ impl Life {
         match self.random.random_range(0..100) {
             0..50 => self.send(),
             50..62 => self.ack(),
-            62..65 => self.link(),
-            65..75 => self.seal(),
-            75..85 => self.write(),
+            62..66 => self.link(),
+            66 => self.remove(),
+            67 => self.name(),
+            68..76 => self.seal(),
+            76..85 => self.write(),
             85..93 => self.read(),
             93..96 => self.look(),
             96..98 => {
@@ -247,12 +317,57 @@ impl Life {
 
     fn link(&mut self) {
         let (user, device) = (self.any_user(), DeviceId(self.random.random_range(1..3)));
-        let view = self.expected().view(user, device);
-        match self.shards.decide_link(&*self.engine, user, device, self.now_ms).expect("the engine reads") {
+        let fingerprint = self.random.random_bool(0.8).then(|| [self.random.random_range(0..3); 16]);
+        let proof = match self.random.random_range(0..3) {
+            0 => Proof::Plaintext,
+            1 => Proof::Registered,
+            _ => Proof::Token { issued_s: self.now_ms / 1000 + self.random.random_range(0..3) - 1 },
+        };
+        let model = self.expected();
+        let (view, known) = (model.view(user, device), model.keys.get(&(user, device)).copied());
+        let may = model.may(user, device, fingerprint, proof);
+        let decision = self.shards.decide_link(&*self.engine, user, device, fingerprint, proof, self.now_ms);
+        match (decision.expect("the engine reads"), may) {
+            (Decision::Waits(load), _) => self.asked.push(load),
+            (Decision::Reject(code), Err(expected)) => assert_eq!(code, expected),
+            (Decision::Unchanged, Ok(key)) => assert!(view.linked && (key.is_none() || key == known)),
+            (Decision::Apply(record), Ok(key)) => {
+                match &record {
+                    Record::DeviceLinked { fingerprint, .. } => assert!(!view.linked && *fingerprint == key),
+                    Record::DeviceRegistered { fingerprint, .. } => assert!(view.linked && Some(*fingerprint) == key),
+                    other => panic!("{other:?}"),
+                }
+                self.apply(record);
+            }
+            (decision, may) => panic!("{decision:?} for {may:?}"),
+        }
+    }
+
+    fn remove(&mut self) {
+        let (user, device) = (self.any_user(), DeviceId(self.random.random_range(1..3)));
+        let linked = self.expected().view(user, device).linked;
+        match self.shards.decide_remove(&*self.engine, user, device, self.now_ms).expect("the engine reads") {
             Decision::Waits(load) => self.asked.push(load),
-            Decision::Unchanged => assert!(view.linked),
+            Decision::Reject(ErrorCode::DeviceNotFound) => assert!(!linked),
             Decision::Apply(record) => {
-                assert!(!view.linked);
+                assert!(linked);
+                self.apply(record);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn name(&mut self) {
+        let (user, device) = (self.any_user(), DeviceId(self.random.random_range(1..3)));
+        let name = "n".repeat(self.random.random_range(0..3) * 32 + self.random.random_range(0..2));
+        let (model, key) = (self.expected(), (user, device));
+        match self.shards.decide_name(&*self.engine, user, device, &name).expect("the engine reads") {
+            Decision::Waits(load) => self.asked.push(load),
+            Decision::Reject(ErrorCode::NameTooLong) => assert_eq!(name.len(), 65),
+            Decision::Reject(ErrorCode::DeviceNotFound) => assert!(!model.cursors.contains_key(&key)),
+            Decision::Unchanged => assert!(name.is_empty() && !model.names.contains_key(&key)),
+            Decision::Apply(record) => {
+                assert!(model.cursors.contains_key(&key) && name.len() <= 64);
                 self.apply(record);
             }
             other => panic!("{other:?}"),
@@ -317,6 +432,10 @@ impl Life {
         let (user, device) = (self.any_user(), DeviceId(self.random.random_range(1..3)));
         match self.shards.user(&*self.engine, user, device).expect("the engine reads") {
             View::Known(view) => assert_eq!(view, self.expected().view(user, device)),
+            View::Waits(load) => self.asked.push(load),
+        }
+        match self.shards.names(&*self.engine, user).expect("the engine reads") {
+            View::Known(names) => assert_eq!(names, self.expected().names(user)),
             View::Waits(load) => self.asked.push(load),
         }
         if let Some(head) = self.shards.durable_head(user) {
@@ -389,6 +508,16 @@ impl Life {
                 };
                 assert_eq!(view, self.durable.view(user, device));
             }
+            let View::Known(devices) = self.shards.devices(&*self.engine, user).expect("the engine reads") else {
+                panic!("nothing is cold any more")
+            };
+            for view in devices {
+                let of = (user, view.device);
+                assert_eq!(view.is_registered, self.durable.keys.contains_key(&of), "{of:?}");
+                assert_eq!(view.is_named, self.durable.names.contains_key(&of), "{of:?}");
+            }
+            let names = self.shards.names(&*self.engine, user).expect("the engine reads");
+            assert_eq!(names, View::Known(self.durable.names(user)));
             let engines = Engines::single(Arc::clone(&self.engine), SHARD_COUNT);
             let page = read_inbox(&engines, user, DeviceId(9), InboxSeq(0), usize::MAX, usize::MAX);
             let expected = self.durable.inboxes.get(&user).cloned().unwrap_or_default();

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, UserId};
 
 use super::{Bounds, Direct, Policy, Shards};
-use crate::command::{Acked, Decision, Send};
+use crate::command::{Acked, Decision, Proof, Send};
 use crate::engine::Engine;
 use crate::memory::MemoryEngine;
 use crate::record::{Arrival, InboxEntry, MessageRecord, Outgoing, Record};
@@ -100,7 +100,9 @@ fn apply(shards: &mut Shards, decision: &Decision) {
 }
 
 fn link(shards: &mut Shards, engine: &MemoryEngine, user: u64, device: u16, now_ms: u64) -> Decision {
-    let decision = shards.decide_link(engine, UserId(user), DeviceId(device), now_ms).expect("memory reads");
+    let decision = shards
+        .decide_link(engine, UserId(user), DeviceId(device), None, Proof::Plaintext, now_ms)
+        .expect("memory reads");
     apply(shards, &decision);
     decision
 }
