@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use culver_protocol::crypto::Suite;
 use culver_protocol::limits::{KEEP_ALIVE_S_DEFAULT, KEEP_ALIVE_S_MAX, KEEP_ALIVE_S_MIN};
 use culver_storage::topology::HUBS_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::session::Offer;
 
 /// What `culver init` writes to `DIR/culver.toml`: every setting, commented, with its default.
 pub const TEMPLATE: &str = include_str!("culver.toml");
@@ -71,8 +74,9 @@ pub enum ConfigError {
     },
     /// Plaintext where others can listen.
     #[error(
-        "refusing to listen on {0}: it is not a loopback address, encryption is not built yet, and plaintext is for \
-         loopback only. Listen on 127.0.0.1 or [::1] (--listen 127.0.0.1:7400)."
+        "refusing to listen on {0} with plaintext: it is not a loopback address, and everybody on the way could read \
+         and change everything. Leave \"none\" out of security.suites (--suites chacha20,aes256), or listen on 127.0.0.1 \
+         or [::1] (--listen 127.0.0.1:7400)."
     )]
     PlaintextExposed(SocketAddr),
 }
@@ -105,12 +109,18 @@ pub struct Config {
     pub connections_max: u32,
     /// Seconds until a connection must have logged in.
     pub login_timeout_s: u64,
+    /// The process gives up what it does not need: see [`crate::sandbox`].
+    pub sandbox: bool,
+    /// Backups of the running server.
+    pub backup: Backup,
     /// What inboxes keep.
     pub inbox: Inbox,
     /// The disks that hold the data.
     pub disk: Disk,
     /// Keep-alives.
     pub keep_alive: KeepAlive,
+    /// Encryption.
+    pub security: Security,
     /// Resume tickets.
     pub ticket: Ticket,
     /// Tokens.
@@ -119,6 +129,14 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Logs.
     pub log: Log,
+}
+
+/// Backups of the running server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backup {
+    /// Folders below which they may be written; none: anywhere.
+    pub dirs: Vec<PathBuf>,
 }
 
 /// What inboxes keep.
@@ -157,6 +175,32 @@ pub struct KeepAlive {
     pub max_s: u32,
 }
 
+/// Encryption.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Security {
+    /// Ciphers that clients may choose from. Empty: all, and on a loopback address plaintext too.
+    pub suites: Vec<SuiteName>,
+    /// A resume ticket is good only with forward secrecy.
+    pub forward_secrecy: bool,
+    /// Per cent of a reactor's time that handshakes with Diffie-Hellman may take.
+    pub handshake_cpu_percent: u8,
+}
+
+/// A cipher suite by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SuiteName {
+    /// Plaintext.
+    None,
+    /// ChaCha20-Poly1305.
+    #[value(name = "chacha20")]
+    Chacha20,
+    /// AES-256-GCM.
+    #[value(name = "aes256")]
+    Aes256,
+}
+
 /// Resume tickets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -177,7 +221,9 @@ pub struct Token {
     pub audience: String,
     /// Seconds by which clocks may differ.
     pub leeway_s: u64,
-    /// PEM; relative to the data directory.
+    /// The public keys, a JWK Set; relative to the data directory.
+    pub jwks_file: PathBuf,
+    /// Where that is missing, one public key in PEM; relative to the data directory.
     pub public_key_file: PathBuf,
 }
 
@@ -239,7 +285,7 @@ impl Config {
     /// # Errors
     /// The first value that is not possible.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !self.listen.ip().to_canonical().is_loopback() {
+        if self.offer().plaintext && !self.is_on_loopback() {
             return Err(ConfigError::PlaintextExposed(self.listen));
         }
         if self.listen == self.ops && self.listen.port() != 0 {
@@ -261,12 +307,38 @@ impl Config {
         within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
         within("keep_alive.max_s", max_s.into(), min_s.into(), KEEP_ALIVE_S_MAX.into())?;
         within("keep_alive.default_s", default_s.into(), min_s.into(), max_s.into())?;
+        within("security.handshake_cpu_percent", self.security.handshake_cpu_percent.into(), 1, 100)?;
         within("ticket.life_s", self.ticket.life_s, 1, TICKET_LIFE_S_MAX)?;
         within("token.leeway_s", self.token.leeway_s, 0, TOKEN_LEEWAY_S_MAX)?;
         within("shutdown.spread_s", self.shutdown.spread_s, 0, SHUTDOWN_S_MAX)?;
         within("shutdown.flush_s", self.shutdown.flush_s, 0, SHUTDOWN_S_MAX)?;
+        if let Some(relative) = self.backup.dirs.iter().find(|folder| !folder.is_absolute()) {
+            let remedy = "name folders by their whole path".to_owned();
+            return Err(ConfigError::Value { setting: "backup.dirs", value: relative.display().to_string(), remedy });
+        }
         not_empty("token.issuer", &self.token.issuer)?;
         not_empty("token.audience", &self.token.audience)
+    }
+
+    /// What of encryption clients are offered.
+    #[must_use]
+    pub fn offer(&self) -> Offer {
+        let Security { suites, forward_secrecy, .. } = &self.security;
+        let names = |name| suites.contains(&name);
+        let offers = |suite: &Suite| match suite {
+            _ if suites.is_empty() => true,
+            Suite::ChaCha20Poly1305 => names(SuiteName::Chacha20),
+            Suite::Aes256Gcm => names(SuiteName::Aes256),
+        };
+        Offer {
+            plaintext: if suites.is_empty() { self.is_on_loopback() } else { names(SuiteName::None) },
+            suites: Suite::ALL.into_iter().filter(offers).collect(),
+            forward_secrecy: *forward_secrecy,
+        }
+    }
+
+    fn is_on_loopback(&self) -> bool {
+        self.listen.ip().to_canonical().is_loopback()
     }
 
     /// How many reactors to run: the number asked for, or half the cores and at least one.
@@ -330,9 +402,12 @@ impl Default for Config {
             readers: 2,
             connections_max: 0,
             login_timeout_s: 10,
+            sandbox: true,
+            backup: Backup::default(),
             inbox: Inbox::default(),
             disk: Disk::default(),
             keep_alive: KeepAlive::default(),
+            security: Security::default(),
             ticket: Ticket::default(),
             token: Token::default(),
             shutdown: Shutdown::default(),
@@ -360,6 +435,12 @@ impl Default for KeepAlive {
     }
 }
 
+impl Default for Security {
+    fn default() -> Self {
+        Self { suites: Vec::new(), forward_secrecy: false, handshake_cpu_percent: 25 }
+    }
+}
+
 impl Default for Ticket {
     fn default() -> Self {
         Self { life_s: 30 * 24 * 3600, generation: 1 }
@@ -372,6 +453,7 @@ impl Default for Token {
             issuer: "culver-dev".to_owned(),
             audience: "culver".to_owned(),
             leeway_s: 30,
+            jwks_file: PathBuf::from("keys/jwks.json"),
             public_key_file: PathBuf::from("keys/token-public.pem"),
         }
     }

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod ops;
 pub mod preflight;
 pub mod reactor;
+pub mod sandbox;
 pub mod server;
 pub mod session;
 pub mod slab;

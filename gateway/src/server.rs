@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError};
+use culver_protocol::crypto;
 use culver_storage::engine::{Engine, EngineMemory};
 use culver_storage::layout::DataDir;
 use culver_storage::topology::Topology;
@@ -27,6 +28,7 @@ use self::backups::{Backups, Told};
 use self::disks::{Disks, Watch};
 use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
@@ -45,7 +47,7 @@ mod backups;
 mod disks;
 mod hubs;
 
-/// How often memory that nobody uses any more is looked for.
+/// How often memory that nobody uses any more is looked for, and keys that have changed.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// Messages, or logins, in that time after which it is worth it.
 const RUSH: u64 = 10_000;
@@ -97,7 +99,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     visible.disks.get_or_init(|| Arc::clone(watch.disks()));
     let volumes = Volumes::open(&data_dir, Arc::clone(&watch.disks().space))?;
     visible.engines.get_or_init(|| volumes.engines().iter().map(Arc::downgrade).collect());
-    visible.backups.get_or_init(|| volumes.backups(&data_dir, &visible.stage));
+    visible.backups.get_or_init(|| volumes.backups(&data_dir, &config.backup.dirs, &visible.stage));
     let hubs = volumes.recover_hubs(&topology, data_dir.incarnation(), &config)?;
     let sleepers: Vec<Sleeper> = hubs.iter().map(|_| Sleeper::default()).collect();
     let inboxes: Inboxes =
@@ -106,11 +108,13 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     let around = Surroundings {
         connections_max: capacity.of_a_reactor,
         config: Arc::clone(&config),
-        authenticator,
+        authenticator: Arc::clone(&authenticator),
         incarnation: data_dir.incarnation(),
         topology: Arc::clone(&topology),
         metrics: Arc::clone(&metrics),
         epochs: Arc::default(),
+        offer: Arc::new(config.offer()),
+        entropy: Arc::new(crypto::random),
         bounds: Bounds::default(),
     };
     visible.bells.get_or_init(|| reactors.bells());
@@ -138,7 +142,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         on_ready();
     }
 
-    keep_house(&ended, &metrics);
+    keep_house(&ended, &metrics, &authenticator);
     for thread in reactor_threads {
         thread.join().expect("a panic ends the process")?;
     }
@@ -208,12 +212,13 @@ impl Links {
     }
 }
 
-/// Waits for all reactors to end; meanwhile gives memory back to the kernel, after a mass disconnect and when a rush of
+/// Waits for all reactors to end; meanwhile sees whether keys have changed on disk, and gives memory back to the kernel, after a mass disconnect and when a rush of
 /// messages or of logins is over: the allocator keeps that of memtables which have become files, and of tables that
 /// have grown.
-fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics) {
+fn keep_house(ended: &Receiver<Infallible>, metrics: &Metrics, authenticator: &Authenticator) {
     let (mut connections_peak, mut messages, mut logins) = (0, Rush::default(), Rush::default());
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(HOUSEKEEPING) {
+        authenticator.refresh(SystemClock.now().wall_ms);
         let totals = metrics.totals();
         connections_peak = connections_peak.max(totals.connections);
         let are_over = [messages.is_over(totals.messages_accepted), logins.is_over(totals.logins)];

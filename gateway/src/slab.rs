@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 /// Values in one chunk: a bit each in [`Chunk::free`].
-const CHUNK_LEN: usize = 128;
+pub const CHUNK_LEN: usize = 128;
 const _: () = assert!(CHUNK_LEN == u128::BITS as usize);
 
 /// A growable array of `T` with stable indexes.

@@ -1,109 +1,173 @@
 //! Resume tickets: sealed by the server for itself, opaque to the client.
 //!
 //! ```text
-//!  0         1        2            14                                                        44        60
+//!  0         1        2            14                                                        45 or 93
 //!  ┌─────────┬────────┬────────────┬─────────────────────────────────────────────────────────┬─────────┐
-//!  │ version │ key id │ nonce      │ sealed: user u64 ‖ device u16 ‖ generation u32 ‖        │ tag     │
-//!  │ 1       │ 1      │ 12 random  │         incarnation u64 ‖ expiry u64 (ms since 1970)    │ 16      │
+//!  │ version │ key id │ nonce      │ sealed: kind u8 ‖ user u64 ‖ device u16 ‖ generation    │ tag     │
+//!  │ 2       │        │ 12 random  │  u32 ‖ incarnation u64 ‖ expiry u64 (ms since 1970)     │ 16      │
+//!  │         │        │            │  kind 1: ‖ fingerprint 16 ‖ secret 32                   │         │
 //!  └─────────┴────────┴────────────┴─────────────────────────────────────────────────────────┴─────────┘
 //!    bound in as associated data     AES-256-GCM; integers big-endian
 //! ```
 //!
-//! Random nonces keep one key good for 2³² tickets (NIST SP 800-38D, 8.3); deleting `keys/ticket.key` before a start
-//! makes another. Never reads storage and checks no signature.
+//! Kind 0 is a plaintext session's, kind 1 an encrypted one's: neither is of use for the other. Random nonces keep one
+//! key good for 2³² tickets (NIST SP 800-38D, 8.3). Never reads storage and checks no signature.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use bytes::Bytes;
+use culver_protocol::crypto::{FINGERPRINT_LEN, KEY_LEN, Secret};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{DeviceId, Incarnation, UserId};
 use culver_protocol::limits::{TAG_LEN, TICKET_LEN_MAX};
 use culver_storage::planted::{self, Bug};
+use zeroize::Zeroizing;
 
-use super::{Identity, Ticket, keys::TicketKey};
+use super::ticket_keys::{NumberedKey, TicketKey, TicketKeys};
+use super::{Fingerprint, Identity, Ticket};
 use crate::config;
 
-const VERSION: u8 = 1;
-const KEY_ID: u8 = 1;
+const VERSION: u8 = 2;
 const PREFIX_LEN: usize = 2;
-const SEALED_LEN: usize = 8 + 2 + 4 + 8 + 8;
-/// Bytes of a ticket.
-pub const TICKET_LEN: usize = PREFIX_LEN + NONCE_LEN + SEALED_LEN + TAG_LEN;
+const PLAINTEXT: u8 = 0;
+const ENCRYPTED: u8 = 1;
+const FIELDS_LEN: usize = 1 + 8 + 2 + 4 + 8 + 8;
+const FIELDS_LEN_MAX: usize = FIELDS_LEN + FINGERPRINT_LEN + KEY_LEN;
+const BESIDE_LEN: usize = PREFIX_LEN + NONCE_LEN + TAG_LEN;
+/// Bytes of a plaintext session's ticket.
+pub const TICKET_LEN: usize = BESIDE_LEN + FIELDS_LEN;
+/// Bytes of an encrypted session's ticket.
+pub const TICKET_LEN_ENCRYPTED: usize = BESIDE_LEN + FIELDS_LEN_MAX;
 
-const _: () = assert!(TICKET_LEN <= TICKET_LEN_MAX);
+const _: () = assert!(TICKET_LEN_ENCRYPTED <= TICKET_LEN_MAX);
+
+/// What a ticket says. It has both a fingerprint and a secret, or neither.
+#[derive(Clone)]
+pub struct TicketContents {
+    /// Who it was given to.
+    pub identity: Identity,
+    /// The device's key. `None`: a plaintext session's.
+    pub fingerprint: Option<Fingerprint>,
+    /// What the next handshake begins with.
+    pub secret: Option<Secret>,
+}
+
+impl TicketContents {
+    /// What a plaintext session's ticket says.
+    #[must_use]
+    pub fn plaintext(identity: Identity) -> Self {
+        Self { identity, fingerprint: None, secret: None }
+    }
+
+    /// What an encrypted session's ticket says.
+    #[must_use]
+    pub fn encrypted(identity: Identity, fingerprint: Fingerprint, secret: Secret) -> Self {
+        Self { identity, fingerprint: Some(fingerprint), secret: Some(secret) }
+    }
+}
 
 /// Seals and opens tickets.
 #[derive(Debug)]
 pub struct TicketSealer {
-    key: LessSafeKey,
+    /// By number; the last one seals.
+    keys: Vec<(u8, LessSafeKey)>,
     life_ms: u64,
     generation: u32,
     incarnation: Incarnation,
+    nonces: fn() -> [u8; NONCE_LEN],
+}
+
+fn random_nonce() -> [u8; NONCE_LEN] {
+    let mut nonce = [0; NONCE_LEN];
+    aws_lc_rs::rand::fill(&mut nonce).expect("the system's random generator works");
+    nonce
 }
 
 impl TicketSealer {
-    /// A sealer for one data directory: tickets of another incarnation, or of a lower generation, are stale.
-    ///
-    /// # Panics
-    /// Never: the key has the cipher's length by its type.
+    /// A sealer with one key, for one data directory: tickets of another incarnation, or of a lower generation, are
+    /// stale.
     #[must_use]
     pub fn new(key: &TicketKey, settings: config::Ticket, incarnation: Incarnation) -> Self {
-        let key = UnboundKey::new(&AES_256_GCM, key.bytes()).expect("a ticket key has 32 bytes");
-        let life_ms = settings.life_s.saturating_mul(1000);
-        Self { key: LessSafeKey::new(key), life_ms, generation: settings.generation, incarnation }
+        Self::with_keys(&TicketKeys::of(key.clone(), 0), settings, incarnation)
     }
 
-    /// A ticket for `identity`, good from now on for its life.
+    /// The same with several keys.
     ///
     /// # Panics
-    /// If the system has no randomness to give.
+    /// Never: the keys have the cipher's length by their type.
     #[must_use]
-    pub fn seal(&self, identity: Identity, now_ms: u64) -> Ticket {
+    pub fn with_keys(keys: &TicketKeys, settings: config::Ticket, incarnation: Incarnation) -> Self {
+        let cipher = |NumberedKey { id, key, .. }: &NumberedKey| {
+            let key = UnboundKey::new(&AES_256_GCM, key.bytes()).expect("a ticket key has 32 bytes");
+            (*id, LessSafeKey::new(key))
+        };
+        let keys = keys.all().iter().map(cipher).collect();
+        let life_ms = settings.life_s.saturating_mul(1000);
+        Self { keys, life_ms, generation: settings.generation, incarnation, nonces: random_nonce }
+    }
+
+    /// Takes nonces from there instead of the system's generator, for worlds that are to be the same again: whoever gets
+    /// two tickets with the same nonce can make a third.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_nonces(self, nonces: fn() -> [u8; NONCE_LEN]) -> Self {
+        Self { nonces, ..self }
+    }
+
+    /// The number of the key that seals.
+    pub(super) fn sealing_id(&self) -> Option<u8> {
+        self.keys.last().map(|(id, _)| *id)
+    }
+
+    /// How many keys there are.
+    pub(super) fn key_count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// A ticket that says this, good from now on for its life.
+    ///
+    /// # Panics
+    /// If the system has no randomness to give, or `contents` has only one of fingerprint and secret.
+    #[must_use]
+    pub fn seal(&self, contents: &TicketContents, now_ms: u64) -> Ticket {
         let expires_ms = now_ms.saturating_add(self.life_ms);
-        let mut nonce = [0; NONCE_LEN];
-        aws_lc_rs::rand::fill(&mut nonce).expect("the system's random generator works");
-        let mut sealed = [0; SEALED_LEN];
-        put_fields(
-            &mut sealed,
-            [
-                &identity.user.0.to_be_bytes(),
-                &identity.device.0.to_be_bytes(),
-                &self.generation.to_be_bytes(),
-                &self.incarnation.0.to_be_bytes(),
-                &expires_ms.to_be_bytes(),
-            ],
-        );
-        let tag = self
-            .key
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from([VERSION, KEY_ID]), &mut sealed)
+        let nonce = (self.nonces)();
+        let mut sealed = Zeroizing::new(Vec::with_capacity(FIELDS_LEN_MAX));
+        self.put_fields(&mut sealed, contents, expires_ms);
+        let (id, key) = self.keys.last().expect("there is a key");
+        let prefix = [VERSION, *id];
+        let tag = key
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(prefix), &mut sealed)
             .expect("a few bytes are within the cipher's limit");
-        let mut bytes = Vec::with_capacity(TICKET_LEN);
-        bytes.extend_from_slice(&[VERSION, KEY_ID]);
-        bytes.extend_from_slice(&nonce);
-        bytes.extend_from_slice(&sealed);
-        bytes.extend_from_slice(tag.as_ref());
-        assert_eq!(bytes.len(), TICKET_LEN);
+        let bytes = [prefix.as_slice(), nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
+        assert!(bytes.len() == TICKET_LEN || bytes.len() == TICKET_LEN_ENCRYPTED, "the fields fill the sealed part");
         Ticket { bytes: Bytes::from(bytes), expires_ms }
     }
 
-    /// Who a ticket was given to.
+    fn put_fields(&self, out: &mut Vec<u8>, contents: &TicketContents, expires_ms: u64) {
+        let TicketContents { identity, fingerprint, secret } = contents;
+        out.push(if secret.is_some() { ENCRYPTED } else { PLAINTEXT });
+        out.extend_from_slice(&identity.user.0.to_be_bytes());
+        out.extend_from_slice(&identity.device.0.to_be_bytes());
+        out.extend_from_slice(&self.generation.to_be_bytes());
+        out.extend_from_slice(&self.incarnation.0.to_be_bytes());
+        out.extend_from_slice(&expires_ms.to_be_bytes());
+        match (fingerprint, secret) {
+            (Some(fingerprint), Some(secret)) => {
+                out.extend_from_slice(fingerprint);
+                out.extend_from_slice(secret.as_slice());
+            }
+            (None, None) => {}
+            _ => panic!("a ticket has both a fingerprint and a secret, or neither"),
+        }
+    }
+
+    /// What a ticket says.
     ///
     /// # Errors
-    /// `TicketInvalid`: not sealed with this key. `TicketStale`: of another incarnation or a lower generation.
+    /// `TicketInvalid`: not sealed with a key of these. `TicketStale`: of another incarnation or a lower generation.
     /// `TicketExpired`: its life is over.
-    pub fn open(&self, ticket: &[u8], now_ms: u64) -> Result<Identity, ErrorCode> {
-        let ticket: &[u8; TICKET_LEN] = ticket.try_into().map_err(|_| ErrorCode::TicketInvalid)?;
-        let (prefix, rest) = ticket.split_at(PREFIX_LEN);
-        let (nonce, sealed) = rest.split_at(NONCE_LEN);
-        if prefix != [VERSION, KEY_ID] {
-            return Err(ErrorCode::TicketInvalid);
-        }
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| ErrorCode::TicketInvalid)?;
-        let mut sealed: [u8; SEALED_LEN + TAG_LEN] = sealed.try_into().map_err(|_| ErrorCode::TicketInvalid)?;
-        let opened = self
-            .key
-            .open_in_place(nonce, Aad::from([VERSION, KEY_ID]), &mut sealed)
-            .map_err(|_| ErrorCode::TicketInvalid)?;
-        let fields = Fields::read(opened).ok_or(ErrorCode::TicketInvalid)?;
+    pub fn open(&self, ticket: &[u8], now_ms: u64) -> Result<TicketContents, ErrorCode> {
+        let fields = self.unseal(ticket).ok_or(ErrorCode::TicketInvalid)?;
         let is_old = fields.generation < self.generation && !planted::is(Bug::StaleTicketAccepted);
         if fields.incarnation != self.incarnation || is_old {
             return Err(ErrorCode::TicketStale);
@@ -111,12 +175,29 @@ impl TicketSealer {
         if fields.expires_ms <= now_ms {
             return Err(ErrorCode::TicketExpired);
         }
-        Ok(fields.identity)
+        Ok(fields.contents)
+    }
+
+    fn unseal(&self, ticket: &[u8]) -> Option<Fields> {
+        if ticket.len() != TICKET_LEN && ticket.len() != TICKET_LEN_ENCRYPTED {
+            return None;
+        }
+        let (prefix, rest) = ticket.split_first_chunk::<PREFIX_LEN>()?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let [version, id] = *prefix;
+        if version != VERSION {
+            return None;
+        }
+        let (_, key) = self.keys.iter().find(|(known, _)| *known == id)?;
+        let mut sealed = Zeroizing::new(sealed.to_vec());
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let opened = key.open_in_place(nonce, Aad::from(*prefix), &mut sealed).ok()?;
+        Fields::read(opened)
     }
 }
 
 struct Fields {
-    identity: Identity,
+    contents: TicketContents,
     generation: u32,
     incarnation: Incarnation,
     expires_ms: u64,
@@ -124,16 +205,24 @@ struct Fields {
 
 impl Fields {
     fn read(bytes: &[u8]) -> Option<Self> {
+        let ([kind], bytes) = bytes.split_first_chunk()?;
         let (user, bytes) = bytes.split_first_chunk()?;
         let (device, bytes) = bytes.split_first_chunk()?;
         let (generation, bytes) = bytes.split_first_chunk()?;
         let (incarnation, bytes) = bytes.split_first_chunk()?;
-        let (expires_ms, _) = bytes.split_first_chunk()?;
+        let (expires_ms, bytes) = bytes.split_first_chunk()?;
+        let identity =
+            Identity { user: UserId(u64::from_be_bytes(*user)), device: DeviceId(u16::from_be_bytes(*device)) };
+        let contents = match (*kind, bytes.len()) {
+            (PLAINTEXT, 0) => TicketContents::plaintext(identity),
+            (ENCRYPTED, _) => {
+                let (fingerprint, secret) = bytes.split_first_chunk()?;
+                TicketContents::encrypted(identity, *fingerprint, Secret::new(secret.try_into().ok()?))
+            }
+            _ => return None,
+        };
         Some(Self {
-            identity: Identity {
-                user: UserId(u64::from_be_bytes(*user)),
-                device: DeviceId(u16::from_be_bytes(*device)),
-            },
+            contents,
             generation: u32::from_be_bytes(*generation),
             incarnation: Incarnation(u64::from_be_bytes(*incarnation)),
             expires_ms: u64::from_be_bytes(*expires_ms),
@@ -141,12 +230,9 @@ impl Fields {
     }
 }
 
-fn put_fields(out: &mut [u8; SEALED_LEN], fields: [&[u8]; 5]) {
-    let mut rest = out.as_mut_slice();
-    for field in fields {
-        let (head, tail) = rest.split_at_mut(field.len());
-        head.copy_from_slice(field);
-        rest = tail;
+impl std::fmt::Debug for TicketContents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let is_encrypted = self.secret.is_some();
+        f.debug_struct("TicketContents").field("identity", &self.identity).field("is_encrypted", &is_encrypted).finish()
     }
-    assert!(rest.is_empty(), "the fields fill the sealed part");
 }

@@ -1,19 +1,30 @@
-//! Tokens: JWTs (RFC 7519) signed with EdDSA, made by the application's own login service.
+//! Tokens: JWTs (RFC 7519) signed with EdDSA or ES256, made by the application's own login service.
 //!
-//! Claims: `sub` (the numeric user id, as a string), `device` (a number), `exp`, `iss`, `aud`; `nbf` is honoured.
-//! Every mistake has its own error code. Never looks at a clock and never logs a token.
+//! Claims: `sub` (the numeric user id, as a string), `device` (a number), `exp`, `iss`, `aud`; `nbf` and `iat` are
+//! honoured, and `cnf.jkt` (RFC 7800, RFC 9449 section 6) names the device's key. Every mistake has its own error code.
+//! Never looks at a clock and never logs a token.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use culver_protocol::crypto::{KEY_LEN, PublicKey, key_thumbprint};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{DeviceId, UserId};
-use culver_protocol::limits::TOKEN_LEN_MAX;
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, keys::KeyError};
+use super::jwks::KeySet;
+use super::{Identity, KeyError};
 use crate::config;
+
+/// What a token says, once it is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenClaims {
+    /// Who it is for.
+    pub identity: Identity,
+    /// The thumbprint (RFC 7638) of the device's key: `cnf.jkt`.
+    pub thumbprint: Option<[u8; KEY_LEN]>,
+    /// When it was made, in seconds since 1970: `iat`. 0: it does not say.
+    pub issued_s: u64,
+}
 
 /// The claims of a token that `culver token` makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +41,28 @@ pub struct Claims {
     pub iat: u64,
     /// When it expires, in seconds since 1970.
     pub exp: u64,
+    /// The device's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cnf: Option<Confirmation>,
+}
+
+/// The key whose holder a token is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmation {
+    /// Its thumbprint, in base64url.
+    pub jkt: String,
+}
+
+impl Confirmation {
+    /// Names this key.
+    #[must_use]
+    pub fn of(device_key: &PublicKey) -> Self {
+        Self { jkt: URL_SAFE_NO_PAD.encode(key_thumbprint(device_key)) }
+    }
+
+    fn thumbprint(&self) -> Option<[u8; KEY_LEN]> {
+        URL_SAFE_NO_PAD.decode(&self.jkt).ok()?.try_into().ok()
+    }
 }
 
 /// What a stranger's token may say; everything is checked by hand, so that each mistake gets its own code.
@@ -39,14 +72,11 @@ struct Received {
     device: u16,
     exp: NumericDate,
     nbf: Option<NumericDate>,
+    iat: Option<NumericDate>,
+    /// Of another form it is no token of ours: to take it for one that names no key would be to ignore what it says.
+    cnf: Option<Confirmation>,
     iss: String,
     aud: Audience,
-}
-
-#[derive(Deserialize)]
-struct AlgorithmOnly {
-    alg: String,
-    crit: Option<serde::de::IgnoredAny>,
 }
 
 /// Seconds since 1970, which RFC 7519 lets have a fraction.
@@ -65,11 +95,9 @@ enum Audience {
     Several(Vec<String>),
 }
 
-/// Verifies tokens against one public key.
+/// Verifies tokens.
 pub struct TokenVerifier {
-    key: DecodingKey,
-    /// The signature and its algorithm only: times and names are checked here, against the caller's clock.
-    signature_only: Validation,
+    keys: KeySet,
     issuer: String,
     audience: String,
     leeway_ms: u64,
@@ -81,71 +109,58 @@ impl TokenVerifier {
     /// # Errors
     /// The PEM holds no Ed25519 public key.
     pub fn new(public_key_pem: &str, settings: &config::Token) -> Result<Self, KeyError> {
-        let key = DecodingKey::from_ed_pem(public_key_pem.as_bytes()).map_err(|_| KeyError::NotAPublicKey)?;
-        let mut signature_only = Validation::new(Algorithm::EdDSA);
-        signature_only.required_spec_claims.clear();
-        signature_only.validate_exp = false;
-        signature_only.validate_nbf = false;
-        signature_only.validate_aud = false;
-        Ok(Self {
-            key,
-            signature_only,
+        Ok(Self::with_keys(KeySet::of_pem(public_key_pem)?, settings))
+    }
+
+    /// A verifier for tokens signed with the private half of one of these.
+    #[must_use]
+    pub fn with_keys(keys: KeySet, settings: &config::Token) -> Self {
+        Self {
+            keys,
             issuer: settings.issuer.clone(),
             audience: settings.audience.clone(),
             leeway_ms: settings.leeway_s.saturating_mul(1000),
-        })
+        }
     }
 
-    /// Who a token names.
+    /// How many keys there are.
+    pub(super) fn key_count(&self) -> usize {
+        self.keys.count()
+    }
+
+    /// What a token says.
     ///
     /// # Errors
-    /// `TokenMalformed`, `TokenAlgorithm`, `TokenSignature`, `TokenAudience`, `TokenNotYetValid` or `TokenExpired`:
-    /// the first that applies, in this order. A token of another issuer counts as one of another audience.
-    pub fn verify(&self, token: &str, now_ms: u64) -> Result<Identity, ErrorCode> {
-        if token.len() > TOKEN_LEN_MAX {
-            return Err(ErrorCode::TokenMalformed);
-        }
-        check_algorithm(token)?;
-        let claims = jsonwebtoken::decode::<Received>(token, &self.key, &self.signature_only)
-            .map_err(|error| match error.kind() {
-                ErrorKind::InvalidSignature => ErrorCode::TokenSignature,
-                ErrorKind::InvalidAlgorithm => ErrorCode::TokenAlgorithm,
-                _ => ErrorCode::TokenMalformed,
-            })?
-            .claims;
+    /// What [`KeySet::verify`] says; then `TokenMalformed`, `TokenAudience`, `TokenNotYetValid` or `TokenExpired`: the
+    /// first that applies, in this order. A token of another issuer counts as one of another audience.
+    pub fn verify(&self, token: &str, now_ms: u64) -> Result<TokenClaims, ErrorCode> {
+        let payload = self.keys.verify(token)?;
+        let claims: Received = serde_json::from_slice(&payload).map_err(|_| ErrorCode::TokenMalformed)?;
         self.check_claims(&claims, now_ms)
     }
 
-    fn check_claims(&self, claims: &Received, now_ms: u64) -> Result<Identity, ErrorCode> {
-        let user = parse_user(&claims.sub).ok_or(ErrorCode::TokenMalformed)?;
-        let expires_ms = claims.exp.to_ms().ok_or(ErrorCode::TokenMalformed)?;
-        let valid_from_ms = match claims.nbf {
-            Some(date) => date.to_ms().ok_or(ErrorCode::TokenMalformed)?,
-            None => 0,
+    fn check_claims(&self, claims: &Received, now_ms: u64) -> Result<TokenClaims, ErrorCode> {
+        let malformed = ErrorCode::TokenMalformed;
+        let user = parse_user(&claims.sub).ok_or(malformed)?;
+        let expires_ms = claims.exp.to_ms().ok_or(malformed)?;
+        let optional = |date: Option<NumericDate>| date.map_or(Some(0), NumericDate::to_ms).ok_or(malformed);
+        let (valid_from_ms, issued_ms) = (optional(claims.nbf)?, optional(claims.iat)?);
+        let thumbprint = match &claims.cnf {
+            Some(confirmation) => Some(confirmation.thumbprint().ok_or(malformed)?),
+            None => None,
         };
         if claims.iss != self.issuer || !claims.aud.names(&self.audience) {
             return Err(ErrorCode::TokenAudience);
         }
-        if valid_from_ms > now_ms.saturating_add(self.leeway_ms) {
+        if valid_from_ms.max(issued_ms) > now_ms.saturating_add(self.leeway_ms) {
             return Err(ErrorCode::TokenNotYetValid);
         }
         if expires_ms.saturating_add(self.leeway_ms) <= now_ms {
             return Err(ErrorCode::TokenExpired);
         }
-        Ok(Identity { user, device: DeviceId(claims.device) })
+        let identity = Identity { user, device: DeviceId(claims.device) };
+        Ok(TokenClaims { identity, thumbprint, issued_s: issued_ms / 1000 })
     }
-}
-
-/// Looks at the header alone: `jsonwebtoken` cannot even read a header whose algorithm it does not know (`none`).
-fn check_algorithm(token: &str) -> Result<(), ErrorCode> {
-    let header = token.split('.').next().expect("split yields at least one part");
-    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| ErrorCode::TokenMalformed)?;
-    let header: AlgorithmOnly = serde_json::from_slice(&header).map_err(|_| ErrorCode::TokenMalformed)?;
-    if header.alg != "EdDSA" {
-        return Err(ErrorCode::TokenAlgorithm);
-    }
-    // RFC 7515 §4.1.11: extensions that must be understood, and none is.
-    if header.crit.is_some() { Err(ErrorCode::TokenMalformed) } else { Ok(()) }
 }
 
 /// Decimal digits and nothing else (`u64::from_str` alone would take a plus sign).

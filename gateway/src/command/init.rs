@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use culver::auth::keys;
+use culver::auth::server_folder::ServerFolder;
 use culver::config::{self, Config};
 use culver_protocol::id::Incarnation;
 use culver_storage::error::OpenError;
@@ -39,9 +40,10 @@ impl Init {
         let shown = path.display();
         super::print(&format!(
             "{shown} is ready: settings in {shown}/{}, keys in {shown}/keys/, development credentials in \
-             {shown}/{}\nTry next:\n  culver serve --data-dir {shown}",
+             {shown}/{}\n{}\nTry next:\n  culver serve --data-dir {shown}",
             config::FILE_NAME,
-            keys::CREDENTIALS_FILE
+            keys::CREDENTIALS_FILE,
+            about_the_root(path)
         ))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -70,6 +72,15 @@ pub(super) fn fresh_incarnation() -> anyhow::Result<Incarnation> {
     Ok(Incarnation(u64::from_ne_bytes(incarnation).max(1)))
 }
 
+/// What is to be known of the root that certifies server keys.
+pub(super) fn about_the_root(path: &Path) -> String {
+    format!(
+        "{} certifies this server's keys. It is here for development: in production a root belongs on another machine, \
+         best one without a network (culver keys --help)",
+        ServerFolder::of(path).root_path().display()
+    )
+}
+
 fn is_incomplete(path: &Path) -> bool {
     !path.join(config::FILE_NAME).exists() || !keys::are_complete(path)
 }
@@ -80,5 +91,5 @@ fn write_missing(path: &Path) -> anyhow::Result<()> {
     if !settings.exists() {
         keys::write_whole(&settings, config::TEMPLATE, SETTINGS_MODE)?;
     }
-    Ok(keys::create_missing(path, &defaults.issuer, &defaults.audience)?)
+    Ok(keys::create_missing(path, &defaults.issuer, &defaults.audience, super::now_ms()?)?)
 }

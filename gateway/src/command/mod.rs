@@ -2,6 +2,7 @@
 
 mod backup;
 mod init;
+mod keys;
 mod restore;
 mod serve;
 mod token;
@@ -10,6 +11,7 @@ mod verify;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -25,6 +27,7 @@ use serde::Serialize;
     after_help = "Examples:\n  \
                   culver serve --data-dir ./data               start on loopback; an empty directory is initialised\n  \
                   culver token --data-dir ./data --user 7 --device 1\n  \
+                  culver keys rotate --data-dir ./data         another server key, while the server runs\n  \
                   culver verify --data-dir ./data              check every invariant, with the server stopped\n  \
                   culver backup --to /backup/monday            of the running server\n  \
                   culver restore --from /backup/monday --data-dir ./restored\n\n\
@@ -38,6 +41,7 @@ pub(crate) struct Culver {
 #[derive(Subcommand)]
 enum Command {
     Init(init::Init),
+    Keys(keys::Keys),
     Backup(backup::Backup),
     Restore(restore::Restore),
     Serve(serve::Serve),
@@ -90,6 +94,7 @@ impl Culver {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Init(init) => init.run(),
+            Command::Keys(keys) => keys.run(),
             Command::Backup(backup) => backup.run(),
             Command::Restore(restore) => restore.run(),
             Command::Serve(serve) => serve.run(),
@@ -97,6 +102,12 @@ impl Culver {
             Command::Verify(verify) => verify.run(),
         }
     }
+}
+
+/// This moment, in milliseconds since 1970.
+fn now_ms() -> anyhow::Result<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    Ok(u64::try_from(since.as_millis())?)
 }
 
 /// Prints to standard output; a reader that has gone away is an error like any other, not a panic.

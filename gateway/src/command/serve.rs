@@ -9,10 +9,11 @@ use anyhow::Context as _;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use culver::auth::Authenticator;
-use culver::auth::keys::CREDENTIALS_FILE;
-use culver::config::{Config, ConfigError, LogFormat};
+use culver::auth::keys::{CREDENTIALS_FILE, create_missing_identity};
+use culver::config::{Config, ConfigError, LogFormat, SuiteName};
 use culver::logging;
 use culver::preflight::{self, Ports};
+use culver::sandbox;
 use culver::server::{self, Setup};
 use culver_storage::error::OpenError;
 use culver_storage::layout::DataDir;
@@ -40,12 +41,15 @@ pub(crate) struct Serve {
     /// Settings [default: DIR/culver.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where clients connect; loopback only [default: 127.0.0.1:7400]
+    /// Where clients connect; with plaintext, loopback only [default: 127.0.0.1:7400]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
     /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:7401]
     #[arg(long, value_name = "IP:PORT")]
     ops: Option<SocketAddr>,
+    /// Ciphers that clients may choose from [default: chacha20,aes256, and none (plaintext) on a loopback address]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    suites: Option<Vec<SuiteName>>,
     /// Threads that own sockets [default: half the cores; with --private-fd-tables, what --connections-max needs]
     #[arg(long, value_name = "N")]
     reactors: Option<usize>,
@@ -80,7 +84,12 @@ impl Serve {
         config.hub_count(u16::try_from(config.volumes.len().max(1)).unwrap_or(u16::MAX))?;
         let data_dir = open_or_initialise(&config)?;
         let topology = topology(&config, &data_dir)?;
-        let authenticator = Arc::new(Authenticator::load(&config, data_dir.incarnation())?);
+        // A data directory of an earlier version has no server key.
+        let now_ms = super::now_ms()?;
+        if is_for_development(&config) && create_missing_identity(&config.data_dir, now_ms)? {
+            super::print(&init::about_the_root(&config.data_dir))?;
+        }
+        let authenticator = Arc::new(Authenticator::load(&config, data_dir.incarnation(), now_ms)?);
         let greeting = greeting(&config, &ports);
         let (hubs, volumes) = (topology.hub_count(), topology.volume_count());
         let preflight::Capacity { reactors, connections_max, of_a_reactor, descriptors } = capacity;
@@ -93,6 +102,10 @@ impl Serve {
                 warn!(%error, "nobody reads standard output");
             }
         });
+        if config.sandbox {
+            // The last that this thread does alone: whatever begins from here on is confined as well.
+            sandbox::enter(&sandbox::Needs::of(&config, &data_dir, &ports))?;
+        }
         server::run(Setup { config, data_dir, topology, authenticator, ports, capacity, on_ready })?;
         info!("stopped");
         Ok(ExitCode::SUCCESS)
@@ -102,6 +115,9 @@ impl Serve {
     fn settings(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(&self.data_dir.path, self.config.as_deref())?;
         config.listen = self.listen.unwrap_or(config.listen);
+        if let Some(suites) = &self.suites {
+            config.security.suites.clone_from(suites);
+        }
         config.ops = self.ops.unwrap_or(config.ops);
         config.volumes.clone_from(&self.volumes.volumes);
         config.reactors = self.reactors.unwrap_or(config.reactors);
@@ -116,14 +132,20 @@ impl Serve {
     }
 }
 
-/// Opens the data directory; an empty or missing one is made first. (The listen address is on loopback: validated.)
+/// Whether nobody but this machine can connect: keys for development are made without being asked for.
+fn is_for_development(config: &Config) -> bool {
+    config.listen.ip().to_canonical().is_loopback()
+}
+
+/// Opens the data directory; for development an empty or missing one is made first.
 fn open_or_initialise(config: &Config) -> anyhow::Result<DataDir> {
     match DataDir::open_with(&config.data_dir, &config.volumes) {
-        Err(OpenError::Missing { path } | OpenError::Empty { path }) => {
+        Err(OpenError::Missing { path } | OpenError::Empty { path }) if is_for_development(config) => {
             init::initialise(&path, &config.volumes)?;
             super::print(&format!(
-                "{} was empty: it is a data directory now, with keys for development",
-                path.display()
+                "{} was empty: it is a data directory now, with keys for development\n{}",
+                path.display(),
+                init::about_the_root(&path)
             ))?;
             Ok(DataDir::open_with(&path, &config.volumes)?)
         }
@@ -141,10 +163,9 @@ fn topology(config: &Config, data_dir: &DataDir) -> anyhow::Result<Topology> {
 /// What is printed once clients can log in.
 fn greeting(config: &Config, ports: &Ports) -> String {
     let (listen, ops, dir) = (ports.listen, ports.ops_address, config.data_dir.display());
+    let suites = config.offer();
     let credentials = config.data_dir.join(CREDENTIALS_FILE);
-    let mut text = format!(
-        "culver listens on {listen} (plaintext, this machine only); operators: http://{ops}/metrics, /healthz, /readyz"
-    );
+    let mut text = format!("culver listens on {listen} ({suites}); operators: http://{ops}/metrics, /healthz, /readyz");
     if credentials.exists() {
         text.push_str(&format!(
             "\nTry next:\n  culver-loadgen chat --target {listen} --ops {ops} --credentials {} --pairs 64 --duration 10s\n  \

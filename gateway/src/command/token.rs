@@ -1,11 +1,12 @@
 //! `culver token`: a token for development, signed with the data directory's own credentials.
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use culver::auth::keys::{CREDENTIALS_FILE, DevCredentials};
+use culver_protocol::crypto::PublicKey;
 
 use super::DataDirArg;
 
@@ -16,7 +17,10 @@ const LIFE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
                         culver token --data-dir ./data --user 7 --device 1\n  \
-                        culver token --data-dir ./data --user 7 --device 1 --life 10m")]
+                        culver token --data-dir ./data --user 7 --device 1 --life 10m\n  \
+                        culver token --data-dir ./data --user 7 --device 2 --device-key 64-HEX-DIGITS\n\n\
+                        With --device-key the token registers that key: who does not hold it cannot use the token over\n\
+                        an encrypted connection, and without it no encrypted connection registers a device.")]
 pub(crate) struct Token {
     #[command(flatten)]
     data_dir: DataDirArg,
@@ -29,13 +33,16 @@ pub(crate) struct Token {
     /// How long it is valid: a number with s, m, h or d
     #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_life)]
     life: Duration,
+    /// The device's public key (X25519), which the token names: 64 hex digits
+    #[arg(long, value_name = "HEX", value_parser = parse_key)]
+    device_key: Option<PublicKey>,
 }
 
 impl Token {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let credentials = DevCredentials::read(&self.data_dir.path.join(CREDENTIALS_FILE))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-        let token = credentials.mint(self.user, self.device, now.as_secs(), self.life.as_secs())?;
+        let now_s = super::now_ms()? / 1000;
+        let token = credentials.mint(self.user, self.device, now_s, self.life.as_secs(), self.device_key.as_ref())?;
         super::print(&token)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -56,9 +63,23 @@ fn parse_life(text: &str) -> anyhow::Result<Duration> {
     Ok(life)
 }
 
+fn parse_key(text: &str) -> anyhow::Result<PublicKey> {
+    let mut key = PublicKey::default();
+    hex::decode_to_slice(text, &mut key).context("write the public key with 64 hex digits")?;
+    Ok(key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_64_hex_digits() {
+        assert_eq!(parse_key(&"0f".repeat(32)).expect("a key"), [15; 32]);
+        for text in ["", "0f", &"0f".repeat(33), &"0g".repeat(32), &"é".repeat(32)] {
+            parse_key(text).expect_err(text);
+        }
+    }
 
     #[test]
     fn lives_carry_units() {

@@ -44,12 +44,19 @@ fn unknown_settings_are_refused() {
 #[test]
 fn plaintext_stays_on_loopback() {
     for address in ["0.0.0.0:7400", "192.0.2.1:7400", "[::]:7400", "[::ffff:192.0.2.1]:7400"] {
-        let error = refused(|config| config.listen = address.parse().expect("an address"));
+        let error = refused(|config| {
+            config.listen = address.parse().expect("an address");
+            config.security.suites = vec![SuiteName::None, SuiteName::Aes256];
+        });
         assert!(error.contains("not a loopback address"), "{error}");
+        let encrypted = Config { listen: address.parse().expect("an address"), ..Config::default() };
+        encrypted.validate().expect("encryption is for everywhere");
+        assert!(!encrypted.offer().plaintext, "{address}");
     }
     for address in ["127.0.0.1:7400", "127.9.9.9:1", "[::1]:7400", "[::ffff:127.0.0.1]:7400"] {
         let config = Config { listen: address.parse().expect("an address"), ..Config::default() };
         config.validate().expect(address);
+        assert!(config.offer().plaintext, "{address}");
     }
 }
 
@@ -67,6 +74,7 @@ fn values_out_of_bounds_are_named() {
     assert!(refused(|config| config.ticket.life_s = 0).contains("ticket.life_s"));
     assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));
     assert!(refused(|config| config.ops = config.listen).contains("an address each"));
+    assert!(refused(|config| config.backup.dirs = vec!["backups".into()]).contains("whole path"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use culver_protocol::id::{ConversationId, ConversationSeq, DeviceId, InboxSeq, Incarnation, UserId};
 use culver_storage::command::Send;
+pub use culver_storage::command::{Fingerprint, Proof};
 
 /// One session, for ever: no two sessions of a process share an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,8 +46,8 @@ pub struct Credit {
 /// A command. Those that say so are answered by exactly one reply.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// A session begins: it replaces the device's older one, and delivery starts. Answered by `LoggedIn` or
-    /// `Refused`.
+    /// A session begins: it replaces the device's older one, and delivery starts, if the device may: what it has proved
+    /// is believed, but whether it is registered only the hub knows. Answered by `LoggedIn` or `Refused`.
     Login {
         /// The session.
         session: Address,
@@ -62,6 +63,10 @@ pub enum Command {
         fetch: bool,
         /// The highest version of receipts it has persisted; 0: none.
         receipts: u64,
+        /// The key that it has shown.
+        fingerprint: Option<Fingerprint>,
+        /// How it has proved who it is.
+        proof: Proof,
     },
     /// A message. Answered by `Accepted` or `Rejected`.
     Send {
@@ -129,6 +134,18 @@ pub enum Request {
     },
     /// The user's devices.
     Devices,
+    /// A device of the user's is to be forgotten, and its sessions to end.
+    RemoveDevice {
+        /// Which.
+        device: DeviceId,
+    },
+    /// A device of the user's is to have a name.
+    NameDevice {
+        /// Which.
+        device: DeviceId,
+        /// The name; empty: none.
+        name: String,
+    },
     /// Whether others are told what the user has read; who does not tell is not told.
     SetReadReceipts {
         /// Whether they are.

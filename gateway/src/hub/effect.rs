@@ -142,6 +142,8 @@ pub enum EffectKind {
     Siblings(bool),
     /// A newer session of the same device took over.
     Replaced,
+    /// The device was removed: the session is over, and the hub has forgotten it.
+    Removed,
 }
 
 /// What an RPC found.
@@ -166,10 +168,14 @@ pub enum Answer {
         /// Whether they are.
         on: bool,
     },
+    /// The device is forgotten.
+    DeviceRemoved,
+    /// The device has the name.
+    DeviceNamed,
 }
 
 /// One of a user's devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// The device.
     pub device: DeviceId,
@@ -179,6 +185,10 @@ pub struct DeviceInfo {
     pub online: bool,
     /// Entries it has not acknowledged.
     pub waiting: u64,
+    /// As the user named it; empty: not at all.
+    pub name: String,
+    /// Whether it has a key.
+    pub registered: bool,
 }
 
 impl EffectKind {
@@ -200,7 +210,8 @@ impl EffectKind {
             | Self::SyncDone { .. }
             | Self::Receipt { .. }
             | Self::Siblings(_)
-            | Self::Replaced => false,
+            | Self::Replaced
+            | Self::Removed => false,
         }
     }
 
@@ -214,6 +225,6 @@ impl EffectKind {
     /// Whether it must not be lost: what finds no room is posted again later.
     #[must_use]
     pub fn is_notice(&self) -> bool {
-        matches!(self, Self::Siblings(_) | Self::Replaced)
+        matches!(self, Self::Siblings(_) | Self::Replaced | Self::Removed)
     }
 }

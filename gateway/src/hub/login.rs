@@ -37,27 +37,19 @@ fn joint(claim: InboxSeq, is_stranger: bool, known: &UserView) -> Joint {
 
 impl Hub {
     pub(super) fn login(&mut self, arrival: u64, login: &Command, now_ms: u64) -> Result<Tried, EngineError> {
-        let Command::Login { session, device, cursor: claim, incarnation, credit, fetch, receipts } = login else {
+        let Command::Login { session, device, cursor: claim, incarnation, credit, fetch, receipts, .. } = login else {
             unreachable!("the caller has looked");
         };
         let (session, device, is_fetch) = (*session, *device, *fetch);
-        if !is_fetch && self.has_newer(device, session) {
-            self.tell(session, EffectKind::Refused(ErrorCode::Replaced));
-            return Ok(Tried::Done);
-        }
-        let mut is_new = false;
-        match self.shards.decide_link(&*self.engine, device.user, device.device, now_ms)? {
-            Decision::Apply(record) => {
-                is_new = matches!(record, Record::DeviceLinked { .. });
-                self.shards.apply(&record);
-            }
-            Decision::Waits(load) => return Ok(Tried::Waits(load)),
-            Decision::Reject(code) => {
+        let is_new = match self.let_in(login, now_ms)? {
+            View::Known(Ok(is_new)) => is_new,
+            View::Known(Err(code)) => {
+                self.shards.let_pass(device.user);
                 self.tell(session, EffectKind::Refused(code));
                 return Ok(Tried::Done);
             }
-            Decision::Duplicate(_) | Decision::Unchanged => {}
-        }
+            View::Waits(load) => return Ok(Tried::Waits(load)),
+        };
         let known = match self.shards.user(&*self.engine, device.user, device.device)? {
             View::Known(view) => view,
             View::Waits(load) => return Ok(Tried::Waits(load)),
@@ -93,6 +85,31 @@ impl Hub {
         }
         self.shards.let_pass(device.user);
         Ok(Tried::Done)
+    }
+
+    /// Links and registers the device, as far as its login may: whether it is new, or why it is refused.
+    fn let_in(&mut self, login: &Command, now_ms: u64) -> Result<View<Result<bool, ErrorCode>>, EngineError> {
+        let Command::Login { session, device, fetch, fingerprint, proof, .. } = login else {
+            unreachable!("the caller has looked");
+        };
+        let (user, number) = (device.user, device.device);
+        // First of all, so that who has not the right key is told nothing else.
+        let decision = self.shards.decide_link(&*self.engine, user, number, *fingerprint, *proof, now_ms)?;
+        match &decision {
+            Decision::Waits(load) => return Ok(View::Waits(*load)),
+            Decision::Reject(code) => return Ok(View::Known(Err(*code))),
+            Decision::Apply(_) | Decision::Duplicate(_) | Decision::Unchanged => {}
+        }
+        if !fetch && self.has_newer(*device, *session) {
+            return Ok(View::Known(Err(ErrorCode::Replaced)));
+        }
+        let Decision::Apply(record) = decision else { return Ok(View::Known(Ok(false))) };
+        self.shards.apply(&record);
+        if let Record::DeviceRegistered { replaces: true, .. } = record {
+            // What another key began is over, the sessions that fetch too.
+            self.end_sessions(*device, &EffectKind::Replaced);
+        }
+        Ok(View::Known(Ok(matches!(record, Record::DeviceLinked { .. }))))
     }
 
     /// Whether a session that began later is there already: reactors are heard in turn, and not in the order in which
@@ -142,7 +159,7 @@ impl Hub {
         self.tell(session, EffectKind::Closed);
     }
 
-    fn remove_session(&mut self, index: u32) -> Address {
+    pub(super) fn remove_session(&mut self, index: u32) -> Address {
         let online = self.directory.get_mut(index).expect("the caller found it");
         self.windows.release(online);
         let online = self.directory.remove(index).expect("the caller found it");

@@ -13,6 +13,7 @@ mod acks;
 pub mod bounds;
 pub mod command;
 pub mod delivery;
+mod devices;
 pub mod directory;
 pub mod driver;
 pub mod effect;

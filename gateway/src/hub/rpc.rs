@@ -1,4 +1,4 @@
-//! RPCs: questions about the user's own things, and two wishes. Each is answered once, whatever becomes of its session.
+//! RPCs: questions about the user's own things, and wishes. Each is answered once, whatever becomes of its session.
 
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, ConversationSeq};
@@ -8,10 +8,9 @@ use culver_storage::command::{Decision, View};
 use culver_storage::error::EngineError;
 use culver_storage::reader::{ConversationView, Read};
 use culver_storage::record::Record;
-use culver_storage::shard::DAY_MS;
 
 use super::command::{Address, Command, Device, Request};
-use super::effect::{Answer, DeviceInfo, EffectKind};
+use super::effect::{Answer, EffectKind};
 use super::reads::{split_tag, tag_of};
 use super::{Hub, Tried};
 
@@ -94,6 +93,13 @@ impl Hub {
                 }
                 Decision::Duplicate(_) | Decision::Unchanged => Ok(Answer::ReadReceiptsSet { on: *on }),
             },
+            Request::NameDevice { device, name } => match self.name_device(user, *device, name)? {
+                View::Known(result) => result,
+                View::Waits(load) => return Ok(Tried::Waits(load)),
+            },
+            Request::RemoveDevice { device: removed } => {
+                return self.remove_device(session, device, id, *removed, now_ms);
+            }
         };
         self.answer(session, device, id, result);
         Ok(Tried::Done)
@@ -105,28 +111,6 @@ impl Hub {
             let mark = own_read(*conversation, *seq);
             self.tell_mark(*user, mark, *version, Some(session));
         }
-    }
-
-    fn device_list(&mut self, device: Device) -> Result<View<Vec<DeviceInfo>>, EngineError> {
-        let head = match self.shards.user(&*self.engine, device.user, device.device)? {
-            View::Known(view) => view.head,
-            View::Waits(load) => return Ok(View::Waits(load)),
-        };
-        let devices = match self.shards.devices(&*self.engine, device.user)? {
-            View::Known(devices) => devices,
-            View::Waits(load) => return Ok(View::Waits(load)),
-        };
-        let is_online = |number| {
-            let mut sessions = self.directory.of_user(device.user);
-            sessions.any(|index| self.directory.get(index).is_some_and(|online| online.device().device == number))
-        };
-        let info = |view: &culver_storage::command::DeviceView| DeviceInfo {
-            device: view.device,
-            last_seen_ms: u64::from(view.seen_day) * DAY_MS,
-            online: is_online(view.device),
-            waiting: head.0.saturating_sub(view.cursor.0),
-        };
-        Ok(View::Known(devices.iter().map(info).collect()))
     }
 
     /// A page of conversations has been read.

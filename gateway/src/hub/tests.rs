@@ -1,5 +1,6 @@
 //! The hub under chance: see [`world`]. What chance finds rarely has a test of its own.
 
+mod devices;
 mod drivers;
 mod retention;
 mod rules;
@@ -29,12 +30,17 @@ fn first_seed() -> u64 {
 }
 
 fn live(hubs: RangeInclusive<u16>, devices: RangeInclusive<u16>) {
+    live_with(hubs, devices, false);
+}
+
+fn live_with(hubs: RangeInclusive<u16>, devices: RangeInclusive<u16>, has_keys: bool) {
     let first = first_seed();
     for seed in (0..LIVES).map(|index| first.wrapping_add(index)) {
         println!("SEED={seed}");
         let choice = usize::try_from(seed % 16).expect("small");
         let devices = devices.clone().cycle().nth(choice).expect("it goes on for ever");
         let mut world = World::new(seed, *hubs.start(), devices);
+        world.has_keys = has_keys;
         for _ in 0..CALMS {
             for _ in 0..STEPS {
                 world.step();
@@ -67,6 +73,16 @@ fn nor_is_it_with_several_hubs() {
 #[test]
 fn nor_is_it_when_the_number_of_hubs_changes() {
     live(1..=3, 1..=3);
+}
+
+#[test]
+fn nor_is_it_where_devices_have_keys_and_are_removed() {
+    live_with(1..=1, 1..=3, true);
+}
+
+#[test]
+fn nor_is_it_where_several_hubs_have_devices_removed() {
+    live_with(1..=3, 1..=3, true);
 }
 
 /// A calm world in which users 1 and 2 are online.

@@ -142,7 +142,7 @@ impl Hub {
                     self.counts.floors_moved += 1;
                     self.lift_sessions(user, *floor);
                     if !unlinked.is_empty() {
-                        self.tell_unlinked(user)?;
+                        self.tell_alone(user)?;
                     }
                 }
             }
@@ -150,17 +150,6 @@ impl Hub {
         }
         self.upkeep.folds -= 1;
         Ok(Tried::Done)
-    }
-
-    /// Devices of a user were unlinked: a last one that is online has no siblings any more.
-    fn tell_unlinked(&mut self, user: UserId) -> Result<(), EngineError> {
-        if let View::Known(devices) = self.shards.devices(&*self.engine, user)?
-            && let [last] = devices.as_slice()
-        {
-            let last = last.device;
-            self.tell_siblings(user, |device| device.device == last, false);
-        }
-        Ok(())
     }
 
     /// Goes on with the sweep, one read at a time.
@@ -199,10 +188,10 @@ impl Hub {
     fn see_devices(&mut self, user: UserId, now_ms: u64) -> Result<Option<Load>, EngineError> {
         for index in self.directory.sorted_of_user(user) {
             let device = self.directory.get(index).expect("just found").device();
-            match self.shards.decide_link(&*self.engine, user, device.device, now_ms)? {
-                Decision::Apply(record @ Record::DeviceSeen { .. }) => self.apply_at_leisure(&record, now_ms),
+            match self.shards.decide_seen(&*self.engine, user, device.device, now_ms)? {
+                Decision::Apply(record) => self.apply_at_leisure(&record, now_ms),
                 Decision::Waits(load) => return Ok(Some(load)),
-                _ => {}
+                Decision::Duplicate(_) | Decision::Unchanged | Decision::Reject(_) => {}
             }
         }
         Ok(None)

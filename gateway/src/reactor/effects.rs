@@ -13,6 +13,7 @@ use crate::crash_point::{self, CrashPoint};
 use crate::hub::command::Command;
 use crate::hub::effect::{Effect, EffectKind};
 use crate::session::Session;
+use crate::session::records::Records;
 
 /// What a session did with an effect.
 #[derive(Default)]
@@ -128,14 +129,15 @@ impl<S: Socket> Reactor<S> {
         if connection.life != Life::Open {
             return;
         }
-        let blocked = connection.blocked;
-        let mut out = self.buffers.take(&mut connection.outgoing);
-        let before = out.len();
+        let (blocked, incarnation) = (connection.blocked, self.around.incarnation);
+        let was_entering = connection.session.is_entering();
         let is_accepted = matches!(effect.kind, EffectKind::Accepted { .. });
-        let told = tell(&mut connection.session, effect.kind, blocked, self.around.incarnation, &mut out);
+        let (told, before, after) = self.write(slot, |session, out| {
+            let before = out.len();
+            (tell(session, effect.kind, blocked, incarnation, out), before, out.len())
+        });
         // What a client that does not read did not ask for goes into its log; what it is owed adds up here.
-        let is_slow = blocked && out.len() > before && out.len() > self.around.bounds.unsent_len;
-        self.buffers.put(&mut connection.outgoing, out);
+        let is_slow = blocked && after > before && after > self.around.bounds.unsent_len;
         if is_accepted {
             self.unwritten.add(slot, CrashPoint::Answered);
         }
@@ -152,6 +154,10 @@ impl<S: Socket> Reactor<S> {
             self.flush_soon(slot);
         } // else it goes with what is there
         self.post_later(slot);
+        if was_entering && !told.over {
+            // What its client has said since is read now.
+            self.read_later(slot);
+        }
         if told.over {
             self.counters().errors_sent.add(1);
             self.end(slot);
@@ -171,7 +177,13 @@ impl<S: Socket> Reactor<S> {
 }
 
 /// Has a session write what a hub has to say.
-fn tell(session: &mut Session, kind: EffectKind, unsent: bool, incarnation: Incarnation, out: &mut Vec<u8>) -> Told {
+fn tell(
+    session: &mut Session,
+    kind: EffectKind,
+    unsent: bool,
+    incarnation: Incarnation,
+    out: &mut Records<'_>,
+) -> Told {
     let mut told = Told::default();
     match kind {
         EffectKind::LoggedIn { cursor, reset, gap, siblings } => {
@@ -208,6 +220,10 @@ fn tell(session: &mut Session, kind: EffectKind, unsent: bool, incarnation: Inca
         EffectKind::Siblings(siblings) => session.set_siblings(siblings),
         EffectKind::Replaced => {
             session.end(ErrorCode::Replaced, out);
+            told.over = true;
+        }
+        EffectKind::Removed => {
+            session.end(ErrorCode::DeviceRemoved, out);
             told.over = true;
         }
         EffectKind::Closed => {}

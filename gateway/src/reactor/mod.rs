@@ -7,6 +7,7 @@
 
 pub mod alarm;
 pub mod buffers;
+pub mod ciphers;
 pub mod connection;
 mod effects;
 pub mod hubs;
@@ -22,10 +23,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use culver_protocol::crypto::Secret;
 use culver_protocol::id::Incarnation;
 use culver_storage::topology::{HubId, Topology};
 
 use self::buffers::{Buffers, NO_BUFFER};
+use self::ciphers::Ciphers;
 use self::connection::{Connection, Life};
 use self::hubs::{Hubs, ToHub};
 use self::socket::Socket;
@@ -36,9 +39,13 @@ use crate::config::{Config, KeepAlive};
 use crate::crash_point::Unwritten;
 use crate::hub::command::Command;
 use crate::metrics::{Counters, Metrics};
-use crate::session::UNFINISHED_LEN_MAX;
+use crate::session::handshakes::Handshakes;
+use crate::session::records::Records;
+use crate::session::{Offer, Session, UNFINISHED_LEN_MAX};
 use crate::slab::Slab;
 
+/// Bytes that unfinished logins may hold in buffers, of all connections of a reactor together.
+const OPENING_LEN_MAX: usize = 4 * 1024 * 1024;
 /// Seconds in which a connection that was told an error may take it.
 const ENDING_S: u32 = 2;
 /// The time between two looks at connections whose time has come: they have waited for seconds already.
@@ -118,6 +125,10 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     /// Numbers of sessions, of all reactors.
     pub epochs: Arc<Epochs>,
+    /// What of encryption is offered to clients.
+    pub offer: Arc<Offer>,
+    /// Fresh secrets.
+    pub entropy: Arc<dyn Fn() -> Secret + Send + Sync>,
     /// Connections that this reactor may hold.
     pub connections_max: usize,
     /// How much it does at once.
@@ -141,6 +152,10 @@ pub struct Reactor<S> {
     connections: Slab<Connection<S>>,
     wheel: Wheel,
     buffers: Buffers,
+    ciphers: Ciphers,
+    handshakes: Handshakes,
+    /// Bytes of unfinished logins that buffers hold.
+    opening_len: usize,
     read_buffer: Vec<u8>,
     commands: Vec<(HubId, Command)>,
     /// Connections with something to write in this turn.
@@ -180,6 +195,7 @@ impl<S: Socket> Reactor<S> {
     pub fn new(number: u16, hubs: Vec<ToHub>, around: Surroundings) -> Self {
         // Behind the longest unfinished frame at least one byte is read.
         let buffer_len = around.bounds.read_len.max(UNFINISHED_LEN_MAX + 1);
+        let handshakes = Handshakes::new(around.config.security.handshake_cpu_percent);
         Self {
             number,
             hubs: Hubs::new(hubs),
@@ -187,6 +203,9 @@ impl<S: Socket> Reactor<S> {
             connections: Slab::default(),
             wheel: Wheel::default(),
             buffers: Buffers::default(),
+            ciphers: Ciphers::default(),
+            handshakes,
+            opening_len: 0,
             read_buffer: vec![0; buffer_len],
             commands: Vec::new(),
             to_flush: Vec::new(),
@@ -214,6 +233,7 @@ impl<S: Socket> Reactor<S> {
         self.wall_ms = now.wall_ms;
         let started_us = *self.started_us.get_or_insert(now.mono_us);
         self.now = u32::try_from((now.mono_us - started_us) / 1_000_000).expect("136 years of seconds fit");
+        self.handshakes.begin_turn(now.mono_us);
         self.counters().turns.add(1);
     }
 
@@ -289,11 +309,9 @@ impl<S: Socket> Reactor<S> {
         let spread_ms = u32::try_from(self.around.config.shutdown.spread_s * 1000).unwrap_or(u32::MAX);
         let slots: Vec<u32> = self.connections.indexes().collect();
         for slot in slots {
-            let connection = self.connections.get_mut(slot).expect("just listed");
+            let connection = self.connections.get(slot).expect("just listed");
             if connection.life == Life::Open {
-                let mut out = self.buffers.take(&mut connection.outgoing);
-                connection.session.write_goaway(spread_ms, &mut out);
-                self.buffers.put(&mut connection.outgoing, out);
+                self.write(slot, |session, out| session.write_goaway(spread_ms, out));
                 self.flush_later(slot);
             }
         }
@@ -382,6 +400,17 @@ impl<S: Socket> Reactor<S> {
             && !self.hubs.have_waiting()
             && !self.hubs.have_effects()
             && self.hubs.owed() == 0
+    }
+
+    /// Has a session write records.
+    fn write<T>(&mut self, slot: u32, write: impl FnOnce(&mut Session, &mut Records<'_>) -> T) -> T {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        let mut out = self.buffers.take(&mut connection.outgoing);
+        let mut cipher = self.ciphers.take(slot);
+        let written = write(&mut connection.session, &mut Records::new(&mut out, &mut cipher));
+        self.ciphers.put(slot, cipher);
+        self.buffers.put(&mut connection.outgoing, out);
+        written
     }
 
     fn counters(&self) -> &Counters {

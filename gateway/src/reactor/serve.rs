@@ -1,14 +1,16 @@
 //! What a reactor does for its connections within a turn.
 
 use culver_protocol::error::ErrorCode;
+use culver_protocol::record::Cipher;
 use culver_storage::planted::{self, Bug};
 
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
 use super::socket::Socket;
-use super::{DUE_PACE_US, ENDING_S, Reactor};
+use super::{DUE_PACE_US, ENDING_S, OPENING_LEN_MAX, Reactor};
 use crate::hub::command::Address;
-use crate::session::{Context, Outcome};
+use crate::session::records::Records;
+use crate::session::{Context, Outcome, Session};
 
 impl<S: Socket> Reactor<S> {
     /// A socket has bytes. `closed`: and the peer has finished, so that the end is behind them. Said once, and so every
@@ -25,6 +27,9 @@ impl<S: Socket> Reactor<S> {
             let Some(connection) = self.connections.get_mut(slot) else { return };
             if connection.to_read {
                 return; // its turn comes
+            }
+            if connection.session.is_entering() {
+                return; // it is read when its hub has let it in
             }
             if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > unsent_len {
                 if connection.blocked {
@@ -60,9 +65,6 @@ impl<S: Socket> Reactor<S> {
     /// Handles a partial frame's bytes and those behind them. Whether the socket may be read on.
     fn ingest(&mut self, slot: u32, bytes: &mut [u8]) -> bool {
         let now = self.now;
-        let room = self.hubs.room();
-        let number = self.number;
-        let keep_alive = self.keep_alive();
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if connection.life != Life::Open {
             self.buffers.release(&mut connection.partial);
@@ -71,28 +73,17 @@ impl<S: Socket> Reactor<S> {
         connection.heard = now;
         let was_logged_in = connection.session.is_logged_in();
         let was_greeted = connection.session.is_greeted();
-        let epoch = if was_logged_in { connection.session.epoch() } else { self.around.epochs.take() };
-        let had_outgoing = connection.outgoing != NO_BUFFER;
-        let mut out = self.buffers.take(&mut connection.outgoing);
-        let before = out.len();
-        let mut context = Context {
-            now_ms: self.wall_ms,
-            authenticator: &self.around.authenticator,
-            incarnation: self.around.incarnation,
-            topology: &self.around.topology,
-            keep_alive,
-            address: Address { reactor: number, slot, generation: connection.generation, epoch },
-            room,
-            commands: &mut self.commands,
-            out: &mut out,
-        };
-        let (taken, outcome) = connection.session.handle_bytes(bytes, &mut context);
-        let wrote = out.len() > before;
-        self.buffers.put(&mut connection.outgoing, out);
-        assert!(wrote || had_outgoing || connection.outgoing == NO_BUFFER, "an idle connection holds no buffer");
-        keep_rest(connection, &mut self.buffers, bytes.get(taken..).expect("takes no more than there is"));
+        let was_ready = connection.session.is_ready();
+        let opening_len = if was_greeted { 0 } else { self.buffers.get(connection.partial).len() };
+        let (outcome, wrote) = self.handle_bytes(slot, bytes);
+        let connection = self.connections.get_mut(slot).expect("it is still there");
         let logged_in = connection.session.is_logged_in() && !was_logged_in;
         let greeted = connection.session.is_greeted() && !was_greeted;
+        let is_ready = connection.session.is_ready();
+        self.opening_len -= opening_len;
+        if !connection.session.is_greeted() {
+            self.opening_len += self.buffers.get(connection.partial).len();
+        }
         let keep_alive_s = u32::from(connection.session.keep_alive_s());
         if wrote {
             self.flush_later(slot);
@@ -100,13 +91,17 @@ impl<S: Socket> Reactor<S> {
         if logged_in {
             self.counters().logins.add(1);
         }
-        if greeted {
+        if is_ready && !was_ready {
             self.wheel.remove(&mut self.connections, slot);
             self.watch(slot, patience(keep_alive_s));
         }
         self.post_commands();
         self.post_later(slot);
         match outcome {
+            Outcome::Hungry if self.opening_len > OPENING_LEN_MAX && !greeted && !was_greeted => {
+                self.time_out(slot, ErrorCode::LoginsBusy);
+                true
+            }
             Outcome::Hungry => true,
             Outcome::Stalled => {
                 self.stalled = true;
@@ -116,12 +111,50 @@ impl<S: Socket> Reactor<S> {
                 }
                 false
             }
+            Outcome::Later => {
+                self.read_later(slot);
+                false
+            }
+            Outcome::Entering => false,
             Outcome::Over(_) => {
                 self.counters().errors_sent.add(1);
                 self.end(slot);
                 true
             }
         }
+    }
+
+    /// Has a session handle bytes, and keeps those that it could not use: what is left to do, and whether it wrote.
+    fn handle_bytes(&mut self, slot: u32, bytes: &mut [u8]) -> (Outcome, bool) {
+        let (room, keep_alive, reactor) = (self.hubs.room(), self.keep_alive(), self.number);
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        let is_logged_in = connection.session.is_logged_in();
+        let epoch = if is_logged_in { connection.session.epoch() } else { self.around.epochs.take() };
+        let had_outgoing = connection.outgoing != NO_BUFFER;
+        let mut out = self.buffers.take(&mut connection.outgoing);
+        let mut cipher = self.ciphers.take(slot);
+        let before = out.len();
+        let mut context = Context {
+            now_ms: self.wall_ms,
+            authenticator: &self.around.authenticator,
+            incarnation: self.around.incarnation,
+            topology: &self.around.topology,
+            keep_alive,
+            address: Address { reactor, slot, generation: connection.generation, epoch },
+            room,
+            commands: &mut self.commands,
+            out: Records::new(&mut out, &mut cipher),
+            offer: &self.around.offer,
+            handshakes: &mut self.handshakes,
+            entropy: &*self.around.entropy,
+        };
+        let (taken, outcome) = connection.session.handle_bytes(bytes, &mut context);
+        let wrote = out.len() > before;
+        self.ciphers.put(slot, cipher);
+        self.buffers.put(&mut connection.outgoing, out);
+        assert!(wrote || had_outgoing || connection.outgoing == NO_BUFFER, "an idle connection holds no buffer");
+        keep_rest(connection, &mut self.buffers, bytes.get(taken..).expect("takes no more than there is"));
+        (outcome, wrote)
     }
 
     /// Connections that had to wait are read again.
@@ -138,6 +171,9 @@ impl<S: Socket> Reactor<S> {
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             connection.to_read = false;
             if connection.partial != NO_BUFFER {
+                if !connection.session.is_greeted() {
+                    self.opening_len -= self.buffers.get(connection.partial).len();
+                }
                 let mut index = connection.partial;
                 let mut bytes = self.buffers.take(&mut index);
                 // `ingest` keeps what it cannot use in a buffer of its own choosing.
@@ -215,7 +251,7 @@ impl<S: Socket> Reactor<S> {
             match connection.life {
                 Life::Closed => {}
                 Life::Ending => self.gone(slot),
-                Life::Open if !connection.session.is_greeted() => self.time_out(slot, ErrorCode::LoginTimeout),
+                Life::Open if !connection.session.is_ready() => self.time_out(slot, ErrorCode::LoginTimeout),
                 Life::Open => {
                     let patience = patience(u32::from(connection.session.keep_alive_s()));
                     let silent = now - connection.heard;
@@ -230,10 +266,8 @@ impl<S: Socket> Reactor<S> {
     }
 
     pub(super) fn time_out(&mut self, slot: u32, code: ErrorCode) {
-        let connection = self.connections.get_mut(slot).expect("the caller found it");
-        let mut out = self.buffers.take(&mut connection.outgoing);
-        connection.session.end(code, &mut out);
-        self.buffers.put(&mut connection.outgoing, out);
+        self.forget_opening(slot);
+        self.write(slot, |session, out| session.end(code, out));
         self.counters().errors_sent.add(1);
         self.flush_later(slot);
         self.end(slot);
@@ -242,7 +276,8 @@ impl<S: Socket> Reactor<S> {
     /// Tells a connection for which there is no room so, and closes it.
     pub(super) fn turn_away(&mut self, mut socket: S) {
         let mut out = Vec::new();
-        crate::session::Session::default().end(ErrorCode::ConnectionsFull, &mut out);
+        let mut cipher = Cipher::Plaintext;
+        Session::default().end(ErrorCode::ConnectionsFull, &mut Records::new(&mut out, &mut cipher));
         self.counters().errors_sent.add(1);
         // A fresh socket has room for one small record; if not, closing says it too.
         drop(socket.write(&out));
@@ -271,8 +306,12 @@ impl<S: Socket> Reactor<S> {
         }
         if connection.life == Life::Open {
             connection.tell_hubs();
+            self.forget_opening(slot);
         }
+        let connection = self.connections.get_mut(slot).expect("looked at above");
         connection.close(&mut self.buffers);
+        self.ciphers.forget(slot);
+        self.handshakes.forget(slot);
         self.unwritten.forget(slot);
         self.wheel.remove(&mut self.connections, slot);
         self.counters().connections.sub(1);
@@ -281,6 +320,15 @@ impl<S: Socket> Reactor<S> {
             self.connections.remove(slot);
         } else {
             self.post_later(slot);
+        }
+    }
+
+    /// What has come of a login that will not be finished.
+    fn forget_opening(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if !connection.session.is_greeted() {
+            self.opening_len -= self.buffers.get(connection.partial).len();
+            self.buffers.release(&mut connection.partial);
         }
     }
 
@@ -311,7 +359,7 @@ impl<S: Socket> Reactor<S> {
         }
     }
 
-    fn read_later(&mut self, slot: u32) {
+    pub(super) fn read_later(&mut self, slot: u32) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if !std::mem::replace(&mut connection.to_read, true) {
             self.to_read.push_back(slot);

@@ -1,6 +1,6 @@
 //! Backups of the running server: asked for by the operators' port, taken on a thread of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -22,6 +22,8 @@ const ROOM_MIN: u64 = 64 << 20;
 /// What backups are taken of.
 pub(super) struct Backups {
     origin: Origin,
+    /// Folders below which they may be written; none: anywhere.
+    dirs: Vec<PathBuf>,
     /// Not kept open by this: the server closes them last of all.
     engines: Vec<Weak<RocksEngine>>,
     gate: Gate,
@@ -43,9 +45,16 @@ pub(super) struct Told {
 
 impl Backups {
     /// Backups of these volumes, whose writers pass this gate.
-    pub(super) fn new(data_dir: &DataDir, engines: &[Arc<RocksEngine>], gate: Gate, stage: Arc<Stage>) -> Self {
+    pub(super) fn new(
+        data_dir: &DataDir,
+        dirs: &[PathBuf],
+        engines: &[Arc<RocksEngine>],
+        gate: Gate,
+        stage: Arc<Stage>,
+    ) -> Self {
         Self {
             origin: Origin::of(data_dir),
+            dirs: dirs.to_vec(),
             engines: engines.iter().map(Arc::downgrade).collect(),
             gate,
             stage,
@@ -71,6 +80,10 @@ impl Backups {
         let engines: Vec<Arc<RocksEngine>> = self.engines.iter().filter_map(Weak::upgrade).collect();
         if engines.len() < self.engines.len() || self.stage.is_leaving() {
             return Err(Refusal::unavailable("the server is shutting down"));
+        }
+        if !may_go(to, &self.dirs) {
+            let (to, dirs) = (to.display(), &self.dirs);
+            return Err(Refusal::bad(&format!("{to} is in none of the folders of [backup] dirs: {dirs:?}")));
         }
         if let Some(shortage) = self.shortage(&engines) {
             return Err(Refusal::failed(&format!("{shortage}: make room")));
@@ -112,6 +125,11 @@ impl Backups {
     }
 }
 
+/// Whether a backup may be written there.
+fn may_go(to: &Path, dirs: &[PathBuf]) -> bool {
+    dirs.is_empty() || dirs.iter().any(|folder| backup::is_within(to, folder))
+}
+
 /// What writing out so much may take: a disk that runs full then would end the server, and not only the backup.
 fn room_needed(in_memory: u64) -> u64 {
     in_memory.saturating_mul(2).saturating_add(ROOM_MIN)
@@ -148,6 +166,15 @@ mod tests {
         let shortage = shortage_of(volume, ROOM_MIN + 1999, 1000).expect("a byte is missing");
         assert!(shortage.contains("/disk/volume has only 67110863 bytes"), "{shortage}");
         assert!(shortage_of(volume, u64::MAX - 1, u64::MAX).is_some());
+    }
+
+    #[test]
+    fn backups_go_where_the_settings_say() {
+        let dirs = [PathBuf::from("/disk/backups"), PathBuf::from("/other")];
+        let may = |to: &str| may_go(Path::new(to), &dirs);
+        assert!(may("/disk/backups/monday") && may("/other"));
+        assert!(!may("/disk/backups/../volume") && !may("/disk/backups2") && !may("/"));
+        assert!(may_go(Path::new("/anywhere"), &[]));
     }
 
     #[test]

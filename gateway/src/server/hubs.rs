@@ -1,6 +1,7 @@
 //! The volumes, and the hubs on them: opened, recovered, and started with their writers and readers.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -69,8 +70,8 @@ impl Volumes {
     }
 
     /// What takes backups of them.
-    pub(super) fn backups(&self, data_dir: &DataDir, stage: &Arc<Stage>) -> Backups {
-        Backups::new(data_dir, &self.rocks, self.gate.clone(), Arc::clone(stage))
+    pub(super) fn backups(&self, data_dir: &DataDir, dirs: &[PathBuf], stage: &Arc<Stage>) -> Backups {
+        Backups::new(data_dir, dirs, &self.rocks, self.gate.clone(), Arc::clone(stage))
     }
 
     pub(super) fn engines(&self) -> &[Arc<dyn Engine>] {

@@ -12,6 +12,7 @@ use culver_protocol::record::RecordType;
 use culver_storage::reader::ConversationView;
 use culver_storage::record::InboxEntry;
 
+use super::records::Records;
 use super::rpc::conversation_item;
 use super::{Phase, Session};
 
@@ -24,9 +25,12 @@ impl Session {
         gap: bool,
         siblings: bool,
         incarnation: Incarnation,
-        out: &mut Vec<u8>,
+        out: &mut Records<'_>,
     ) {
         let claimed = self.acked;
+        if self.phase == Phase::Entering {
+            self.phase = Phase::Steady { in_sync: false };
+        }
         self.copy = siblings;
         self.sent = cursor;
         self.ahead = 0;
@@ -41,7 +45,13 @@ impl Session {
 
     /// Delivers entries that join on to what came before, unless earlier bytes are still unsent. Those that do not
     /// join on are dropped: they come again from the log. Says how many went out.
-    pub fn deliver(&mut self, previous: InboxSeq, entries: &[InboxEntry], unsent: bool, out: &mut Vec<u8>) -> usize {
+    pub fn deliver(
+        &mut self,
+        previous: InboxSeq,
+        entries: &[InboxEntry],
+        unsent: bool,
+        out: &mut Records<'_>,
+    ) -> usize {
         let Some(last) = entries.last().map(|entry| entry.inbox_seq) else { return 0 };
         if !self.is_steady() || previous != self.sent {
             // The hub was set back to before what came meanwhile: it must know where to go on.
@@ -57,7 +67,7 @@ impl Session {
                 return 0;
             }
             let views = news.iter().map(InboxEntry::view);
-            self.cipher.seal(out, RecordType::Deliver, |out| encode_deliver(out, told, views));
+            out.seal(RecordType::Deliver, |out| encode_deliver(out, told, views));
         }
         self.ack_pending |= known > 0;
         self.sent = last;
@@ -83,7 +93,7 @@ impl Session {
         start: InboxSeq,
         incarnation: Incarnation,
         unsent: bool,
-        out: &mut Vec<u8>,
+        out: &mut Records<'_>,
     ) {
         if !self.is_steady() || previous != self.sent {
             return;
@@ -108,35 +118,35 @@ impl Session {
         entries: u64,
         through: InboxSeq,
         conversations: Vec<ConversationView>,
-        out: &mut Vec<u8>,
+        out: &mut Records<'_>,
     ) {
         if !self.is_steady() {
             return;
         }
         let conversations = conversations.into_iter().map(conversation_item).collect();
         let start = proto::SyncStart { entries, through: through.0, conversations };
-        self.cipher.seal_message(out, RecordType::SyncStart, &start);
+        out.seal_message(RecordType::SyncStart, &start);
         self.phase = Phase::Steady { in_sync: true };
     }
 
     /// The backlog is through. If some of it was dropped on its way it is not: the hub says so again behind that. It may
     /// also say so again because it heard late of something that was made up for meanwhile.
-    pub fn write_sync_done(&mut self, through: InboxSeq, out: &mut Vec<u8>) {
+    pub fn write_sync_done(&mut self, through: InboxSeq, out: &mut Records<'_>) {
         if self.phase == (Phase::Steady { in_sync: true }) && through <= self.sent {
             self.phase = Phase::Steady { in_sync: false };
-            self.cipher.seal_message(out, RecordType::SyncDone, &proto::SyncDone { inbox_seq: through.0 });
+            out.seal_message(RecordType::SyncDone, &proto::SyncDone { inbox_seq: through.0 });
         }
     }
 
     /// What became of what the user sent.
-    pub fn write_receipt(&mut self, version: u64, marks: &[MarkView], out: &mut Vec<u8>) {
+    pub fn write_receipt(&mut self, version: u64, marks: &[MarkView], out: &mut Records<'_>) {
         let marks = marks.iter().copied();
-        self.cipher.seal(out, RecordType::Receipt, |out| encode_receipt(out, version, marks));
+        out.seal(RecordType::Receipt, |out| encode_receipt(out, version, marks));
     }
 
-    fn gap(&mut self, start: InboxSeq, reset: bool, incarnation: Incarnation, out: &mut Vec<u8>) {
+    fn gap(&mut self, start: InboxSeq, reset: bool, incarnation: Incarnation, out: &mut Records<'_>) {
         let gap = proto::Gap { start: start.0, reset, incarnation: incarnation.0 };
-        self.cipher.seal_message(out, RecordType::Gap, &gap);
+        out.seal_message(RecordType::Gap, &gap);
     }
 
     /// No inbox keeps 2³¹ entries between the two; if one did, some would be told twice, which clients notice.

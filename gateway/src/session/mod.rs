@@ -2,21 +2,27 @@
 //! commands out; time is an argument. Never touches a socket, a queue or the log.
 //!
 //! ```text
-//! Opening ──preamble──→ Handshake ──Login──→ Greeted ──READY──→ Steady ──error, Close──→ Over
+//! Opening ──preamble, Login──────────────────→ Greeted ──READY──→ Steady ──error, Close──→ Over
+//!    └─────preamble, Noise XX──→ Handshake ──Login──↗   └─→ Entering ──its hub knows the key──↗
 //! ```
 
+pub mod handshakes;
 mod inbox;
 mod login;
+pub mod records;
 mod rpc;
 mod steady;
 
+use culver_protocol::crypto::{Secret, Suite};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
-use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, LENGTH_LEN, PREAMBLE_LEN};
+use culver_protocol::limits::{CLIENT_BODY_LEN_MAX, HANDSHAKE_LEN_MAX, HEADER_LEN, LENGTH_LEN, PREAMBLE_LEN, TAG_LEN};
 use culver_protocol::proto;
-use culver_protocol::record::{Cipher, FrameError, RecordType, split};
+use culver_protocol::record::{FrameError, RecordType, split};
 use culver_storage::topology::{HUBS_MAX, HubId, Topology};
 
+use self::handshakes::Handshakes;
+use self::records::Records;
 use crate::auth::Authenticator;
 use crate::config::KeepAlive;
 use crate::hub::command::{Address, Command, Credit, Device};
@@ -40,7 +46,24 @@ pub struct Context<'a> {
     /// Where commands go, and to which hub.
     pub commands: &'a mut Vec<(HubId, Command)>,
     /// Where records go.
-    pub out: &'a mut Vec<u8>,
+    pub out: Records<'a>,
+    /// What of encryption is offered here.
+    pub offer: &'a Offer,
+    /// Logins under way, of all connections of the reactor.
+    pub handshakes: &'a mut Handshakes,
+    /// Fresh secrets.
+    pub entropy: &'a dyn Fn() -> Secret,
+}
+
+/// What a server offers its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Connections that are not encrypted.
+    pub plaintext: bool,
+    /// Ciphers of those that are.
+    pub suites: Vec<Suite>,
+    /// A resume ticket is good only with forward secrecy.
+    pub forward_secrecy: bool,
 }
 
 /// What is left to do after bytes were handled.
@@ -50,13 +73,41 @@ pub enum Outcome {
     Hungry,
     /// There was no room for another command: give it the rest again when there is.
     Stalled,
+    /// It has had its share of this turn: give it the rest again in the next.
+    Later,
+    /// Its hub has not let it in yet: give it the rest again when it has ([`Session::logged_in`]).
+    Entering,
     /// The error has been written: send it and close.
     Over(ErrorCode),
+}
+
+impl std::fmt::Display for Offer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.suites.iter().map(|suite| suite.name()).collect();
+        let plaintext = if self.plaintext { ", and plaintext, which anybody on the way can read" } else { "" };
+        write!(f, "{}{plaintext}", names.join(", "))
+    }
+}
+
+/// What became of the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// So many were handled.
+    Taken(usize),
+    /// They hold no whole frame yet.
+    Incomplete,
+    /// There was no room for another command.
+    NoRoom,
+    /// Not in this turn.
+    Later,
+    /// Not before the hub has let the session in.
+    Entering,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Opening,
+    /// The third message of three is to come.
     Handshake,
     /// With what the login said.
     Greeted {
@@ -64,6 +115,8 @@ enum Phase {
         fetch: bool,
         known: Known,
     },
+    /// It has said READY, and whether it has the right key its hub will know: nothing that it says is passed on.
+    Entering,
     Steady {
         /// The client was told that a backlog begins, and not yet that it is through.
         in_sync: bool,
@@ -106,7 +159,6 @@ pub struct Session {
     /// The hubs that know this session: a bit each.
     hubs: u16,
     phase: Phase,
-    cipher: Cipher,
     /// RPCs that are not answered yet.
     rpcs: u8,
     /// An acknowledgement has not been passed on yet. Several merge into the highest.
@@ -136,7 +188,6 @@ impl Default for Session {
             keep_alive_s: 0,
             hubs: 0,
             phase: Phase::Opening,
-            cipher: Cipher::Plaintext,
             rpcs: 0,
             ack_pending: false,
             resume_pending: false,
@@ -152,11 +203,13 @@ impl Session {
         loop {
             let rest = bytes.get_mut(taken..).expect("never takes more than there is");
             match self.step(rest, context) {
-                Ok(Some(0)) => return (taken, Outcome::Stalled),
-                Ok(Some(len)) => taken += len,
-                Ok(None) => return (taken, Outcome::Hungry),
+                Ok(Step::Taken(len)) => taken += len,
+                Ok(Step::Incomplete) => return (taken, Outcome::Hungry),
+                Ok(Step::NoRoom) => return (taken, Outcome::Stalled),
+                Ok(Step::Later) => return (taken, Outcome::Later),
+                Ok(Step::Entering) => return (taken, Outcome::Entering),
                 Err(code) => {
-                    self.write_error(code, proto::error::Scope::Connection, &[], context.out);
+                    self.write_error(code, proto::error::Scope::Connection, &[], &mut context.out);
                     self.phase = Phase::Over;
                     return (bytes.len(), Outcome::Over(code));
                 }
@@ -176,10 +229,23 @@ impl Session {
         self.hubs
     }
 
-    /// Whether a login has been accepted: before that, the login's deadline applies.
+    /// Whether a login has been accepted.
     #[must_use]
     pub fn is_greeted(&self) -> bool {
-        matches!(self.phase, Phase::Greeted { .. } | Phase::Steady { .. })
+        matches!(self.phase, Phase::Greeted { .. } | Phase::Entering | Phase::Steady { .. })
+    }
+
+    /// Whether it has said READY: before that, the login's deadline applies. A first flight that somebody plays again
+    /// never comes to it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Entering | Phase::Steady { .. })
+    }
+
+    /// Whether its hub has not let it in yet: it takes no bytes.
+    #[must_use]
+    pub fn is_entering(&self) -> bool {
+        self.phase == Phase::Entering
     }
 
     fn is_steady(&self) -> bool {
@@ -211,7 +277,7 @@ impl Session {
     }
 
     /// Ends the session with an error that the reactor found.
-    pub fn end(&mut self, code: ErrorCode, out: &mut Vec<u8>) {
+    pub fn end(&mut self, code: ErrorCode, out: &mut Records<'_>) {
         if self.phase != Phase::Over {
             self.write_error(code, proto::error::Scope::Connection, &[], out);
             self.phase = Phase::Over;
@@ -219,60 +285,49 @@ impl Session {
     }
 
     /// Asks the client to go and come back later.
-    pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Vec<u8>) {
-        if matches!(self.phase, Phase::Greeted { .. } | Phase::Steady { .. }) {
+    pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Records<'_>) {
+        if self.is_greeted() {
             let goaway = proto::Goaway {
                 reason: proto::goaway::Reason::Shutdown.into(),
                 reconnect_min_ms: 0,
                 reconnect_max_ms: spread_ms,
                 alternates: Vec::new(),
             };
-            self.cipher.seal_message(out, RecordType::Goaway, &goaway);
+            out.seal_message(RecordType::Goaway, &goaway);
         }
     }
 
-    /// One frame, if it is complete: the bytes taken, or 0 where there was no room for its command.
-    fn step(&mut self, bytes: &mut [u8], context: &mut Context<'_>) -> Result<Option<usize>, ErrorCode> {
+    /// One frame, if it is complete.
+    fn step(&mut self, bytes: &mut [u8], context: &mut Context<'_>) -> Result<Step, ErrorCode> {
         match self.phase {
-            Phase::Opening => {
-                let Some(preamble) = bytes.first_chunk::<PREAMBLE_LEN>() else {
-                    return login::check_start(bytes).map(|()| None);
-                };
-                login::check_preamble(*preamble)?;
-                self.phase = Phase::Handshake;
-                Ok(Some(PREAMBLE_LEN))
-            }
-            Phase::Handshake => {
-                let Some(range) = split(bytes, 1, HANDSHAKE_LEN_MAX).map_err(|_| ErrorCode::BadHandshake)? else {
-                    return Ok(None);
-                };
-                let taken = range.end;
-                self.log_in(bytes.get(range).expect("split gives a range within"), context)?;
-                Ok(Some(taken))
-            }
+            Phase::Opening => self.open(bytes, context),
+            Phase::Handshake => self.go_on(bytes, context),
+            Phase::Entering if bytes.is_empty() => Ok(Step::Incomplete),
+            Phase::Entering => Ok(Step::Entering),
             Phase::Greeted { .. } | Phase::Steady { .. } => {
-                let found = split(bytes, HEADER_LEN, CLIENT_BODY_LEN_MAX).map_err(frame_error)?;
-                let Some(range) = found else {
-                    return Ok(None);
-                };
+                let cipher = context.out.cipher();
+                let overhead = cipher.overhead();
+                let found = split(bytes, HEADER_LEN + overhead, CLIENT_BODY_LEN_MAX + overhead).map_err(frame_error)?;
+                let Some(range) = found else { return Ok(Step::Incomplete) };
                 if context.commands.len() >= context.room {
-                    return Ok(Some(0));
+                    return Ok(Step::NoRoom);
                 }
                 let taken = range.end;
                 let body = bytes.get_mut(range).expect("split gives a range within");
-                let mut cipher = self.cipher;
                 let body = cipher.open(body).map_err(frame_error)?;
-                self.cipher = cipher;
+                if cipher.is_spent() {
+                    return Err(ErrorCode::RecordsSpent);
+                }
                 self.handle_record(body, context)?;
-                Ok(Some(taken))
+                Ok(Step::Taken(taken))
             }
-            Phase::Over => Ok(None),
+            Phase::Over => Ok(Step::Incomplete),
         }
     }
 
-    fn write_error(&mut self, code: ErrorCode, scope: proto::error::Scope, request: &[u8], out: &mut Vec<u8>) {
+    fn write_error(&mut self, code: ErrorCode, scope: proto::error::Scope, request: &[u8], out: &mut Records<'_>) {
         let error = error_message(code, scope, request);
-        self.cipher.seal_message(out, RecordType::Error, &error);
+        out.seal_message(RecordType::Error, &error);
     }
 
     fn agreed_credit(&self) -> Credit {
@@ -284,7 +339,11 @@ impl Session {
 fn error_message(code: ErrorCode, scope: proto::error::Scope, request: &[u8]) -> proto::Error {
     proto::Error {
         code: code.number(),
-        retry_after_ms: if code == ErrorCode::Busy { 200 } else { 0 },
+        retry_after_ms: match code {
+            ErrorCode::Busy => 200,
+            ErrorCode::LoginsBusy => 1000,
+            _ => 0,
+        },
         scope: scope.into(),
         request_id: bytes::Bytes::copy_from_slice(request),
         detail: code.text().to_owned(),
@@ -295,13 +354,14 @@ fn frame_error(error: FrameError) -> ErrorCode {
     match error {
         FrameError::TooShort(_) => ErrorCode::RecordEmpty,
         FrameError::TooLong(_) => ErrorCode::RecordTooLong,
+        FrameError::Forged => ErrorCode::RecordForged,
     }
 }
 
 /// Longest run of bytes of which a session can make nothing yet: one byte less than the longest frame.
-pub const UNFINISHED_LEN_MAX: usize = LENGTH_LEN + CLIENT_BODY_LEN_MAX - 1;
+pub const UNFINISHED_LEN_MAX: usize = LENGTH_LEN + CLIENT_BODY_LEN_MAX + TAG_LEN - 1;
 
-const _: () = assert!(HANDSHAKE_LEN_MAX <= CLIENT_BODY_LEN_MAX);
+const _: () = assert!(PREAMBLE_LEN + HANDSHAKE_LEN_MAX <= CLIENT_BODY_LEN_MAX);
 
 #[cfg(test)]
 mod tests;

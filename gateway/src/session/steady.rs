@@ -12,6 +12,7 @@ use culver_storage::command::Send;
 use culver_storage::topology::HubId;
 use prost::Message;
 
+use super::records::Records;
 use super::{Context, Session, error_message, frame_error};
 use crate::hub::command::{Address, Command, Credit};
 
@@ -21,7 +22,7 @@ impl Session {
         let record = Record::parse(body).map_err(frame_error)?;
         let Some(kind) = RecordType::from_number(record.kind) else {
             if !may_be_ignored(record.kind) {
-                self.write_error(ErrorCode::TypeUnknown, Scope::Request, &[record.kind], context.out);
+                self.write_error(ErrorCode::TypeUnknown, Scope::Request, &[record.kind], &mut context.out);
             }
             return Ok(());
         };
@@ -32,10 +33,14 @@ impl Session {
             }
             RecordType::Ping => {
                 let ping = proto::Ping::decode(record.body).map_err(|_| ErrorCode::BadProtobuf)?;
-                self.cipher.seal_message(context.out, RecordType::Pong, &proto::Pong { nonce: ping.nonce });
+                context.out.seal_message(RecordType::Pong, &proto::Pong { nonce: ping.nonce });
                 Ok(())
             }
             RecordType::Pong => proto::Pong::decode(record.body).map(drop).map_err(|_| ErrorCode::BadProtobuf),
+            RecordType::Rekey if context.out.is_sealed() => {
+                context.out.follow_key();
+                Ok(())
+            }
             RecordType::Send if self.is_steady() => self.handle_send(record.body, context),
             RecordType::Ack if self.is_steady() => self.handle_ack(record.body),
             RecordType::Rpc if self.is_steady() => self.handle_rpc(record.body, context),
@@ -46,15 +51,15 @@ impl Session {
     fn handle_send(&mut self, body: &[u8], context: &mut Context<'_>) -> Result<(), ErrorCode> {
         let view = SendView::decode(body).map_err(|_| ErrorCode::BadProtobuf)?;
         let Ok(client_message_id) = ClientMessageId::try_from(view.client_message_id) else {
-            self.write_error(ErrorCode::ClientMessageIdInvalid, Scope::Request, &[], context.out);
+            self.write_error(ErrorCode::ClientMessageIdInvalid, Scope::Request, &[], &mut context.out);
             return Ok(());
         };
         let Ok(conversation) = ConversationId::try_from(view.conversation) else {
-            self.write_rejected(client_message_id, ErrorCode::ConversationInvalid, 0, context.out);
+            self.write_rejected(client_message_id, ErrorCode::ConversationInvalid, 0, &mut context.out);
             return Ok(());
         };
         if view.payload.len() > PAYLOAD_LEN_MAX {
-            self.write_rejected(client_message_id, ErrorCode::PayloadTooLong, 0, context.out);
+            self.write_rejected(client_message_id, ErrorCode::PayloadTooLong, 0, &mut context.out);
             return Ok(());
         }
         let payload = Bytes::copy_from_slice(view.payload);
@@ -99,11 +104,11 @@ impl Session {
     }
 
     /// Tells the sender that its message is durable. `skips`: the sender's own copy is what comes next.
-    pub fn write_accepted(&mut self, accepted: &Accepted, skips: bool, out: &mut Vec<u8>) {
+    pub fn write_accepted(&mut self, accepted: &Accepted, skips: bool, out: &mut Records<'_>) {
         if skips {
             self.skip(InboxSeq(accepted.inbox_seq.0.saturating_sub(1)), accepted.inbox_seq);
         }
-        self.cipher.seal(out, RecordType::SendResult, |out| accepted.encode(out));
+        out.seal(RecordType::SendResult, |out| accepted.encode(out));
     }
 
     /// Tells the sender that its message was not accepted.
@@ -112,13 +117,13 @@ impl Session {
         client_message_id: ClientMessageId,
         code: ErrorCode,
         retry_after_ms: u32,
-        out: &mut Vec<u8>,
+        out: &mut Records<'_>,
     ) {
         let id = Bytes::copy_from_slice(&client_message_id.0);
         let scope = if code == ErrorCode::AfterRejected { Scope::Conversation } else { Scope::Request };
         let error = proto::Error { retry_after_ms, ..error_message(code, scope, &[]) };
         let result = proto::SendResult { client_message_id: id, error: Some(error), ..Default::default() };
-        self.cipher.seal_message(out, RecordType::SendResult, &result);
+        out.seal_message(RecordType::SendResult, &result);
     }
 
     /// The user has other devices or not: whether their copies are to be looked for.

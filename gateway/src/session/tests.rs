@@ -1,8 +1,9 @@
+use culver_protocol::crypto::{KeyPair, random};
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, MessageId};
 use culver_protocol::limits::PAYLOAD_LEN_MAX;
 use culver_protocol::message::SendView;
 use culver_protocol::preamble::Preamble;
-use culver_protocol::record::Record;
+use culver_protocol::record::{Cipher, Record};
 use culver_storage::command::Send;
 use culver_storage::record::InboxEntry;
 use culver_storage::topology::HUBS_MAX;
@@ -10,18 +11,22 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::auth::Identity;
-use crate::auth::TicketSealer;
-use crate::auth::TokenVerifier;
-use crate::auth::keys::{TicketKey, TokenKeys};
+use crate::auth::keys::{DevCredentials, TicketKey, TokenKeys};
+use crate::auth::{Identity, Root, ServerKeys, TicketContents, TicketSealer, TokenVerifier};
 use crate::config::Config;
 
+mod encrypted;
 mod inbox;
 mod rpc;
 
 const NOW_MS: u64 = 1_800_000_000_000;
 const INCARNATION: Incarnation = Incarnation(42);
 const ADDRESS: Address = Address { reactor: 0, slot: 1, generation: 2, epoch: 3 };
+
+/// Where records go that nothing seals.
+fn plain(bytes: &mut Vec<u8>) -> Records<'_> {
+    Records::new(bytes, Box::leak(Box::default()))
+}
 
 /// A session, and what it would have done to the world.
 struct Bench {
@@ -30,6 +35,12 @@ struct Bench {
     commands: Vec<(HubId, Command)>,
     topology: Topology,
     out: Vec<u8>,
+    cipher: Cipher,
+    offer: Offer,
+    handshakes: Handshakes,
+    /// The root of the server's keys, and what makes tokens.
+    root: [u8; 32],
+    issuer: DevCredentials,
     room: usize,
 }
 
@@ -40,10 +51,27 @@ impl Bench {
         let verifier = TokenVerifier::new(&keys.public_pem, &config.token).expect("a fresh key");
         let key = TicketKey::generate().expect("a key");
         let tickets = TicketSealer::new(&key, config.ticket, INCARNATION);
-        let authenticator = Authenticator::new(verifier, tickets);
+        let root = Root::generate();
+        let server = root.certify_pair(1, KeyPair::new(&random()), (0, u64::MAX));
+        let authenticator = Authenticator::new(verifier, tickets, ServerKeys::new(vec![server], NOW_MS));
         let topology = Topology::new(64, vec![0; 64], HUBS_MAX).expect("possible");
         let (session, commands, out) = (Session::default(), Vec::new(), Vec::new());
-        Self { session, authenticator, commands, topology, out, room: 1000 }
+        let (cipher, handshakes) = (Cipher::Plaintext, Handshakes::new(100));
+        let issuer = DevCredentials {
+            issuer: config.token.issuer.clone(),
+            audience: config.token.audience.clone(),
+            algorithm: "EdDSA".to_owned(),
+            key_id: "dev".to_owned(),
+            private_key_pem: keys.private_pem.to_string(),
+            server_root: None,
+        };
+        let (root, offer, room) = (root.public(), config.offer(), 1000);
+        Self { session, authenticator, commands, topology, out, cipher, offer, handshakes, root, issuer, room }
+    }
+
+    /// A token for user 7, device 1, that names this key.
+    fn token(&self, device_key: Option<&culver_protocol::crypto::PublicKey>) -> String {
+        self.issuer.mint(7, 1, NOW_MS / 1000, 3600, device_key).expect("a token")
     }
 
     fn give(&mut self, bytes: &[u8]) -> (usize, Outcome) {
@@ -57,7 +85,10 @@ impl Bench {
             address: ADDRESS,
             room: self.room,
             commands: &mut self.commands,
-            out: &mut self.out,
+            out: Records::new(&mut self.out, &mut self.cipher),
+            offer: &self.offer,
+            handshakes: &mut self.handshakes,
+            entropy: &culver_protocol::crypto::random,
         };
         self.session.handle_bytes(&mut bytes, &mut context)
     }
@@ -68,7 +99,7 @@ impl Bench {
 
     fn opening_with(&self, login: proto::Login) -> Vec<u8> {
         let identity = Identity { user: UserId(7), device: DeviceId(1) };
-        let ticket = self.authenticator.issue_ticket(identity, NOW_MS).bytes;
+        let ticket = self.authenticator.issue_ticket(&TicketContents::plaintext(identity), NOW_MS).bytes;
         let login = proto::Login { credential: Some(proto::login::Credential::Ticket(ticket)), ..login };
         let mut bytes = Preamble::PLAINTEXT.encode().to_vec();
         bytes.extend(u16::try_from(login.encoded_len()).expect("short").to_be_bytes());
@@ -81,7 +112,7 @@ impl Bench {
         let mut bench = Self::new();
         let opening = bench.opening();
         assert_eq!(bench.give(&opening), (opening.len(), Outcome::Hungry));
-        bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut bench.out);
+        bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut plain(&mut bench.out));
         bench.commands.clear();
         bench.out.clear();
         bench
@@ -89,7 +120,7 @@ impl Bench {
 
     fn deliver(&mut self, previous: u64, seqs: &[u64], unsent: bool) -> usize {
         let entries: Vec<InboxEntry> = seqs.iter().copied().map(entry).collect();
-        self.session.deliver(InboxSeq(previous), &entries, unsent, &mut self.out)
+        self.session.deliver(InboxSeq(previous), &entries, unsent, &mut plain(&mut self.out))
     }
 
     /// What is to be acknowledged to the hub.
@@ -241,7 +272,10 @@ fn what_concerns_one_request_leaves_the_session_alive() {
 #[test]
 fn acknowledgements_merge_into_the_highest() {
     let mut bench = Bench::steady();
-    assert_eq!(bench.session.deliver(InboxSeq(10), &[entry(11), entry(12), entry(13)], false, &mut bench.out), 3);
+    assert_eq!(
+        bench.session.deliver(InboxSeq(10), &[entry(11), entry(12), entry(13)], false, &mut plain(&mut bench.out)),
+        3
+    );
     let mut bytes = ack(11);
     bytes.extend(ack(13));
     bytes.extend(ack(12));
@@ -255,13 +289,21 @@ fn acknowledgements_merge_into_the_highest() {
 fn deliveries_join_on_or_are_dropped() {
     let mut bench = Bench::steady();
     let mut out = Vec::new();
-    assert_eq!(bench.session.deliver(InboxSeq(11), &[entry(12)], false, &mut out), 0, "a hole");
-    assert_eq!(bench.session.deliver(InboxSeq(10), &[entry(11)], true, &mut out), 0, "earlier bytes are unsent");
-    assert_eq!(bench.session.deliver(InboxSeq(11), &[entry(12)], false, &mut out), 0, "behind a dropped one");
+    assert_eq!(bench.session.deliver(InboxSeq(11), &[entry(12)], false, &mut plain(&mut out)), 0, "a hole");
+    assert_eq!(
+        bench.session.deliver(InboxSeq(10), &[entry(11)], true, &mut plain(&mut out)),
+        0,
+        "earlier bytes are unsent"
+    );
+    assert_eq!(
+        bench.session.deliver(InboxSeq(11), &[entry(12)], false, &mut plain(&mut out)),
+        0,
+        "behind a dropped one"
+    );
     assert!(bench.session.take_pending(ADDRESS, true).is_none(), "not before the bytes are sent");
     let Some(Command::Resume { sent, .. }) = bench.session.take_pending(ADDRESS, false) else { panic!("resumes") };
     assert_eq!(sent, InboxSeq(10));
-    assert_eq!(bench.session.deliver(InboxSeq(10), &[entry(11), entry(12)], false, &mut out), 2);
+    assert_eq!(bench.session.deliver(InboxSeq(10), &[entry(11), entry(12)], false, &mut plain(&mut out)), 2);
     assert_eq!(bench.session.told(), InboxSeq(12));
 }
 
@@ -280,7 +322,7 @@ fn without_room_for_commands_the_rest_waits() {
 #[test]
 fn a_reset_tells_the_client_where_to_go_on() {
     let mut bench = Bench::steady();
-    bench.session.logged_in(InboxSeq(3), true, false, false, INCARNATION, &mut bench.out);
+    bench.session.logged_in(InboxSeq(3), true, false, false, INCARNATION, &mut plain(&mut bench.out));
     let written = bench.written();
     let (kind, body) = written.first().expect("a GAP");
     assert_eq!(*kind, RecordType::Gap as u8);
@@ -336,7 +378,7 @@ fn copies_are_wanted_until_it_is_known_that_there_are_no_other_devices() {
         send.copy
     };
     assert!(copy(&mut bench), "nobody has said anything yet");
-    bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut bench.out);
+    bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut plain(&mut bench.out));
     assert!(!copy(&mut bench));
     bench.session.set_siblings(true);
     assert!(copy(&mut bench));

@@ -67,7 +67,15 @@ fn a_running_server_is_backed_up_and_goes_on() {
     server.signal(Signal::TERM);
     let (code, logged) = server.wait();
     assert!(code == Some(0) && logged.contains("a backup is complete") && logged.contains("held_us"), "{logged}");
-    for file in ["", "BACKUP", "culver.toml", "dev-credentials.json", "keys/ticket.key", "volume-0/CURRENT"] {
+    for file in [
+        "",
+        "BACKUP",
+        "culver.toml",
+        "dev-credentials.json",
+        "keys/ticket.key",
+        "keys/server/1.key",
+        "volume-0/CURRENT",
+    ] {
         let of = fs::metadata(backup.join(file)).expect(file);
         let is_secret = file.is_empty() || file.contains("key") || file.contains("dev");
         assert!(!is_secret || of.permissions().mode() & 0o077 == 0, "{file:?} is for its owner alone");
@@ -94,7 +102,7 @@ fn a_stopped_directory_is_backed_up_and_its_volumes_are_put_elsewhere() {
     assert_ne!(told["incarnation"], told["incarnation_before"]);
     assert_eq!(told["verify"]["findings"], serde_json::json!([]));
     assert!(volume.join("VOLUME").exists() && !restored.join("volume-0").exists());
-    for file in ["culver.toml", "keys/ticket.key", "keys/token-public.pem", "dev-credentials.json"] {
+    for file in ["culver.toml", "keys/ticket.key", "keys/jwks.json", "keys/server/1.key", "dev-credentials.json"] {
         assert_eq!(fs::read(restored.join(file)).expect(file), fs::read(data_dir.join(file)).expect(file));
     }
     // To a file, and unchecked.
@@ -138,6 +146,23 @@ fn what_cannot_be_backed_up_is_refused() {
     }
     assert!(!scratch.path().join("none").exists());
     assert_eq!(server.get("/readyz").0, 200);
+}
+
+#[test]
+fn backups_go_where_the_settings_say_and_nowhere_else() {
+    let (scratch, data_dir) = initialised();
+    let (backups, elsewhere) = (scratch.path().join("backups"), scratch.path().join("elsewhere"));
+    fs::create_dir(&backups).expect("made");
+    let settings = format!("[backup]\ndirs = [{:?}]\n[disk]\nreserve_mib = 0", text(&backups));
+    fs::write(data_dir.join("culver.toml"), settings).expect("written");
+    let server = Server::start(&data_dir, &[]);
+    let monday = backups.join("monday");
+    done(&back_up(&server, &monday));
+    assert!(monday.join("BACKUP").exists() && monday.join("keys/ticket.key").exists());
+    for to in [&elsewhere, &backups.join("../elsewhere")] {
+        failed(&back_up(&server, to), &["took no backup", "[backup] dirs"]);
+    }
+    assert!(!elsewhere.exists());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The real binary and bad input: every refusal says what is wrong and how to mend it, and exits before it listens.
 
 mod backup;
+mod keys;
+mod sandbox;
 mod volumes;
 
 use std::fs;
@@ -134,6 +136,12 @@ fn help_has_examples_and_exits_with_0() {
         &["init", "--help"],
         &["serve", "--help"],
         &["token", "--help"],
+        &["keys", "--help"],
+        &["keys", "list", "--help"],
+        &["keys", "rotate", "--help"],
+        &["keys", "certify", "--help"],
+        &["keys", "add", "--help"],
+        &["keys", "retire", "--help"],
         &["verify", "--help"],
         &["backup", "--help"],
         &["restore", "--help"],
@@ -159,6 +167,15 @@ fn bad_usage_exits_with_2() {
         &["token", "--user", "bob"],
         &["token", "--user", "7", "--device", "65536"],
         &["token", "--user", "7", "--life", "10"],
+        &["token", "--user", "7", "--device-key", "short"],
+        &["keys"],
+        &["keys", "rotate", "--days", "0"],
+        &["keys", "rotate", "--days", "3661"],
+        &["keys", "rotate", "--tickets", "--request", "new.request"],
+        &["keys", "rotate", "--root", "root.pem", "--request", "new.request"],
+        &["keys", "retire", "--id", "65536"],
+        &["keys", "certify", "--request", "new.request"],
+        &["keys", "add"],
     ] {
         let output = culver(arguments);
         assert_eq!(output.status.code(), Some(USAGE), "{arguments:?}: {}", stderr(&output));
@@ -169,12 +186,26 @@ fn bad_usage_exits_with_2() {
 #[test]
 fn plaintext_is_refused_off_loopback() {
     let scratch = scratch();
-    let data_dir = scratch.path().join("data");
+    let (data_dir, settings) = (scratch.path().join("data"), scratch.path().join("culver.toml"));
+    fs::write(&settings, "[security]\nsuites = [\"aes256\", \"none\"]").expect("written");
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:7400"] {
-        let expected = ["not a loopback address", "encryption is not built yet", "--listen 127.0.0.1:7400"];
-        refused(&data_dir, &["--listen", address], USAGE, &expected);
+        let expected = ["not a loopback address", "security.suites", "--listen 127.0.0.1:7400"];
+        refused(&data_dir, &["--listen", address, "--config", text(&settings)], USAGE, &expected);
     }
     assert!(!data_dir.exists(), "nothing is made by a refused start");
+}
+
+/// Keys for development are not made behind anybody's back where others can connect.
+#[test]
+fn a_directory_for_others_is_made_by_init_alone() {
+    let scratch = scratch();
+    let data_dir = scratch.path().join("data");
+    refused(&data_dir, &["--listen", "0.0.0.0:0"], FAILURE, &["culver init"]);
+    assert!(!data_dir.exists(), "nothing is made by a refused start");
+    assert!(culver(&["init", "--data-dir", text(&data_dir)]).status.success());
+    fs::remove_dir_all(data_dir.join("keys/server")).expect("removed");
+    refused(&data_dir, &["--listen", "0.0.0.0:0"], FAILURE, &["holds no server key", "culver keys rotate"]);
+    assert!(Server::start(&data_dir, &[]).greeting.contains("root-private.pem certifies"));
 }
 
 #[test]
@@ -306,10 +337,10 @@ fn too_few_descriptors_are_refused() {
 #[test]
 fn damaged_keys_are_refused() {
     let (_scratch, data_dir) = initialised();
-    fs::write(data_dir.join("keys/token-public.pem"), "nonsense").expect("written");
-    refused(&data_dir, &[], FAILURE, &["no Ed25519 public key", "token.public_key_file"]);
-    fs::remove_file(data_dir.join("keys/token-public.pem")).expect("removed");
-    refused(&data_dir, &[], FAILURE, &["token-public.pem", "culver init"]);
+    fs::write(data_dir.join("keys/jwks.json"), "nonsense").expect("written");
+    refused(&data_dir, &[], FAILURE, &["jwks.json cannot be used", "no JWK Set", "token.jwks_file"]);
+    fs::remove_file(data_dir.join("keys/jwks.json")).expect("removed");
+    refused(&data_dir, &[], FAILURE, &["jwks.json", "token.jwks_file", "culver init"]);
     // As the message says.
     assert!(culver(&["init", "--data-dir", text(&data_dir)]).status.success());
     Server::start(&data_dir, &[]);
@@ -318,7 +349,7 @@ fn damaged_keys_are_refused() {
 #[test]
 fn init_makes_a_directory_once() {
     let (_scratch, data_dir) = initialised();
-    for file in ["CULVER", "culver.toml", "dev-credentials.json", "keys/ticket.key", "keys/token-public.pem"] {
+    for file in ["CULVER", "culver.toml", "dev-credentials.json", "keys/ticket.key", "keys/jwks.json"] {
         assert!(data_dir.join(file).exists(), "{file}");
     }
     let again = culver(&["init", "--data-dir", text(&data_dir)]);
@@ -330,7 +361,8 @@ fn init_makes_a_directory_once() {
 fn a_data_directory_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let (_scratch, data_dir) = initialised();
-    for made in ["", "keys", "volume-0", "keys/ticket.key", "keys/token-private.pem", "dev-credentials.json"] {
+    let secrets = ["keys/ticket.key", "keys/token-private.pem", "keys/root-private.pem", "keys/server/1.key"];
+    for made in ["", "keys", "keys/server", "volume-0", "dev-credentials.json"].into_iter().chain(secrets) {
         let mode = fs::metadata(data_dir.join(made)).expect(made).permissions().mode();
         assert_eq!(mode & 0o077, 0, "{made:?} has mode {mode:o}");
     }
@@ -403,8 +435,11 @@ fn an_empty_directory_is_initialised_and_served_until_a_signal() {
         for line in logged.lines() {
             serde_json::from_str::<serde_json::Value>(line).expect(line);
         }
-        let key = fs::read_to_string(scratch.path().join("keys/ticket.key")).expect("there");
-        assert!(!logged.contains(key.trim()), "secrets are not logged");
+        for secret in ["keys/ticket.key", "keys/server/1.key"] {
+            let key = fs::read_to_string(scratch.path().join(secret)).expect("there");
+            let digits = key.split_whitespace().last().expect("64 digits");
+            assert!(!logged.contains(digits), "secrets are not logged");
+        }
     }
 }
 

@@ -89,6 +89,7 @@ impl World {
                 self.die(End::Killed);
             }
         }
+        self.stop_attacks();
         for party in &mut self.parties {
             party.stalled_until_us = 0;
             party.act_at_us = party.act_at_us.min(self.clocks.mono_us.get());

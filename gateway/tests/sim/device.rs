@@ -5,6 +5,7 @@
 //! application learns or does, it tells the oracle.
 
 mod app;
+mod secrecy;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,8 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId, UserId};
 use culver_protocol::proto;
 
-use self::store::Store;
+pub(crate) use self::secrecy::{Secrecy, key_pair};
+pub(crate) use self::store::Store;
 pub(crate) use self::words::Name;
 use crate::oracle::{Known, MessageIndex, Oracle, Witness};
 
@@ -40,8 +42,8 @@ pub(crate) enum Want {
     Disconnect,
     /// The process is dead: its connection, if there is one, lost its client. Nothing is to be called for it.
     Abandon,
-    /// The ticket is refused: [`Device::set_ticket`] with a new one.
-    Ticket,
+    /// What it logged in with is refused: [`Device::set_ticket`] or [`Device::set_token`] with a new one.
+    Credential,
 }
 
 /// How an application behaves, in thousandths of its acts where not said otherwise; all 0 is the tamest.
@@ -115,6 +117,8 @@ pub(crate) struct Device {
     connected_calmly: bool,
     /// The server gave a reason for the end of this connection.
     excused: bool,
+    /// By so much its own clock is ahead of the world's.
+    ahead_us: u64,
     /// In calm, what shows that the server is there: a request on this connection, and whether it was answered.
     knock: Option<u64>,
     knocked: bool,
@@ -124,18 +128,9 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// An app that has never run, with a ticket of this generation. It asks for a connection at once.
-    pub(crate) fn new(
-        key: DeviceKey,
-        nature: Nature,
-        seed: u64,
-        ticket: Bytes,
-        generation: u32,
-        oracle: &mut Oracle,
-    ) -> Self {
-        let store = Store { ticket, ticket_generation: generation, ..Store::default() };
-        let store = Rc::new(RefCell::new(store));
-        Self::process(key, nature, seed, false, store, oracle)
+    /// An app that has never run. It asks for a connection at once.
+    pub(crate) fn new(key: DeviceKey, nature: Nature, seed: u64, store: Store, oracle: &mut Oracle) -> Self {
+        Self::process(key, nature, seed, false, Rc::new(RefCell::new(store)), oracle)
     }
 
     /// Another process over the same store, which logs in by fetch and ends when it has what waited.
@@ -152,7 +147,7 @@ impl Device {
         store: Rc<RefCell<Store>>,
         oracle: &mut Oracle,
     ) -> Self {
-        let client = client(key, &nature, seed, fetch, &store.borrow());
+        let client = client(key, &nature, seed, fetch, &mut store.borrow_mut());
         let ticket_generation = store.borrow().ticket_generation;
         Self {
             client,
@@ -175,6 +170,7 @@ impl Device {
             calm: false,
             connected_calmly: false,
             excused: false,
+            ahead_us: 0,
             knock: None,
             knocked: false,
             last: None,
@@ -210,34 +206,75 @@ impl Device {
         self.sends_left += if self.fetch { 0 } else { messages };
     }
 
-    /// A connection is open, to a server that calls tickets below this generation stale.
-    pub(crate) fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32) {
+    /// Its own time, in which its client lives.
+    pub(crate) fn own_us(&self, now_us: u64) -> u64 {
+        now_us + self.ahead_us
+    }
+
+    /// From now on its clock is further ahead.
+    pub(crate) fn run_ahead(&mut self, by_us: u64) {
+        self.ahead_us += by_us;
+    }
+
+    /// When its client wants to be told the time, by the world's clock.
+    pub(crate) fn due_us(&self) -> u64 {
+        self.client.poll_timeout().map_or(u64::MAX, |due_us| due_us.saturating_sub(self.ahead_us))
+    }
+
+    /// Bytes come from the network; `is_attacked`: somebody has changed what this connection carries.
+    pub(crate) fn read(&mut self, bytes: &[u8], now_us: u64, is_attacked: bool) {
+        if is_attacked {
+            self.witness.attacked();
+        }
+        let own_us = self.own_us(now_us);
+        self.client.handle_bytes(bytes, own_us);
+    }
+
+    /// A connection is open, to a server that calls tickets below this generation stale. `is_alone`: that server has no
+    /// other connection of this process's kind of this device.
+    pub(crate) fn connected(&mut self, oracle: &mut Oracle, now_us: u64, generation: u32, is_alone: bool) {
         self.server_generation = generation;
         (self.connected_calmly, self.excused) = (self.calm, false);
         (self.knock, self.knocked) = (None, false);
-        self.client.handle_connected(now_us);
+        let own_us = self.own_us(now_us);
+        self.client.handle_connected(own_us);
+        // Who has none shows its key.
+        let shown = if self.client.ticket().is_some() { self.ticket_generation } else { generation };
         let (cursor, receipts) = (self.client.cursor().0, self.client.receipts());
-        oracle.connected(&mut self.witness, cursor, receipts, (self.ticket_generation, generation));
+        oracle.connected(&mut self.witness, cursor, receipts, (shown, generation));
+        self.witness.connected_to(is_alone);
     }
 
     /// The connection is closed or could not be opened.
     pub(crate) fn disconnected(&mut self, _oracle: &mut Oracle, now_us: u64) {
         self.witness.disconnected();
-        self.client.handle_disconnected(now_us);
+        let own_us = self.own_us(now_us);
+        self.client.handle_disconnected(own_us);
         if self.fetch && self.acts > app::FETCH_ACTS_MAX {
             self.over = true;
         }
+    }
+
+    /// How it encrypts, if it does.
+    pub(crate) fn secrecy(&self) -> Option<Secrecy> {
+        self.store.borrow().secrecy.clone()
+    }
+
+    /// Another token.
+    pub(crate) fn set_token(&mut self, token: String) {
+        self.store.borrow_mut().token = Some(token.clone());
+        self.client.set_credential(Credential::Token(token));
     }
 
     /// Another ticket, of this generation.
     pub(crate) fn set_ticket(&mut self, ticket: Bytes, generation: u32) {
         {
             let mut store = self.store.borrow_mut();
-            store.ticket = ticket.clone();
+            store.ticket = ticket.clone().into();
             store.ticket_generation = generation;
         }
         self.ticket_generation = generation;
-        self.client.set_credential(Credential::Ticket(ticket));
+        self.client.set_credential(Credential::Ticket(ticket.into()));
     }
 
     /// Handles the client's events up to one that the world must act on. To be called until it says `None`, after
@@ -256,6 +293,7 @@ impl Device {
     fn handle(&mut self, event: Event, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
         match event {
             Event::Connect => return Some(Want::Connect),
+            Event::ServerKey(server) => self.store.borrow_mut().server = Some(server),
             Event::Disconnect => {
                 let is_healthy = self.calm && self.connected_calmly && !self.excused && !self.fetch;
                 assert!(
@@ -282,13 +320,7 @@ impl Device {
             Event::Rejected { retry: true, .. } => {}
             Event::Delivered(entry) => {
                 oracle.delivered(&mut self.witness, &entry, now_us);
-                let conversation = ConversationId::try_from(entry.conversation.as_ref()).expect("the client checks it");
-                self.unstored.push_back(Unstored {
-                    place: entry.inbox_seq,
-                    conversation,
-                    seq: entry.conversation_seq,
-                    from_other: entry.sender != self.key().user.0,
-                });
+                self.note_delivered(&entry);
             }
             Event::Gap(gap) => oracle.gap(&mut self.witness, &gap, now_us),
             Event::Receipt(receipt) => {
@@ -317,12 +349,25 @@ impl Device {
                 self.excused |= ErrorCode::from_number(error.code).is_none_or(ErrorCode::closes);
             }
             Event::Violation(violation) => {
-                panic!("a server keeps to the protocol: {:?} found: {violation}", self.client);
+                oracle.violation(&self.witness, violation);
+                self.excused = true;
             }
-            Event::Stopped { .. } => self.stopped = true,
-            Event::CredentialNeeded { .. } => return Some(Want::Ticket),
+            Event::Stopped { code } => {
+                oracle.stopped(&self.witness, code);
+                self.stopped = true;
+            }
+            Event::CredentialNeeded { .. } => return Some(Want::Credential),
         }
         None
+    }
+
+    fn note_delivered(&mut self, entry: &proto::Entry) {
+        self.unstored.push_back(Unstored {
+            place: entry.inbox_seq,
+            conversation: ConversationId::try_from(entry.conversation.as_ref()).expect("the client checks it"),
+            seq: entry.conversation_seq,
+            from_other: entry.sender != self.key().user.0,
+        });
     }
 
     /// What an application learns of a message is kept by the time it is killed, save with some.
@@ -348,11 +393,11 @@ impl Device {
     }
 }
 
-fn client(key: DeviceKey, nature: &Nature, seed: u64, fetch: bool, store: &Store) -> Client {
+fn client(key: DeviceKey, nature: &Nature, seed: u64, fetch: bool, store: &mut Store) -> Client {
     Client::new(ClientConfig {
         user: key.user,
         device: key.device,
-        credential: Credential::Ticket(store.ticket.clone()),
+        credential: store.credential(),
         cursor: store.cursor,
         incarnation: store.incarnation,
         receipts: store.receipts,
@@ -361,6 +406,7 @@ fn client(key: DeviceKey, nature: &Nature, seed: u64, fetch: bool, store: &Store
         credit_entries: nature.credit_entries,
         credit_bytes: 0,
         seed,
+        encryption: store.encryption(key, seed),
         ..ClientConfig::default()
     })
 }

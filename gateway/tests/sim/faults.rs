@@ -80,6 +80,10 @@ impl World {
                 }
                 self.events += 1;
             }
+            Fault::Tamper => self.tamper(),
+            Fault::Replay if self.life.is_some() => self.replay(),
+            Fault::Impostor if self.life.is_some() => self.send_impostor(),
+            Fault::KeysAge => self.age_keys(),
             Fault::Probe if self.life.is_some() => self.probe(),
             _ => {}
         }

@@ -31,6 +31,7 @@ impl World {
             self.generation += 1;
         }
         let start = Start {
+            number: self.lives,
             hubs: self.plan.hubs_max - self.source.number::<u16>(0, u64::from(self.plan.hubs_max - self.plan.volumes)),
             reactors: self.source.number(1, self.plan.reactors_max.into()),
             generation: self.generation,

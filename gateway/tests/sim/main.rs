@@ -3,6 +3,8 @@
 
 // Their functions are tests by macro, which the lints for tests cannot see.
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod calm;
 #[cfg(test)]
 mod device;

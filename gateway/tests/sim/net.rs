@@ -16,6 +16,7 @@
 
 mod pipe;
 mod socket;
+mod tamper;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +24,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use self::pipe::{Fin, Pipe};
+use crate::device::DeviceKey;
+
 pub(crate) use self::socket::{MOVED, SimSocket};
+pub(crate) use self::tamper::{Change, Tamper};
 
 /// What one end knows of the other's end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +77,17 @@ struct Conn {
     has_edge: bool,
     /// A write of the server's found no room.
     wants_room: bool,
+    /// Somebody listens, and keeps what the client sends.
+    recording: Option<Recording>,
+    /// Whose it is, and whether it is a fetching process's. `None`: nobody's that matters.
+    owner: Option<(DeviceKey, bool)>,
 }
+
+/// What a client has sent, as somebody on the way keeps it.
+pub(crate) type Recording = Rc<RefCell<Vec<u8>>>;
+
+/// Longest recording.
+const RECORDED_MAX: usize = 65_536;
 
 impl Conn {
     fn edge(&mut self) {
@@ -127,6 +141,8 @@ impl Wire {
             is_watched: false,
             has_edge: false,
             wants_room: false,
+            recording: None,
+            owner: None,
         };
         let conn = Rc::new(RefCell::new(conn));
         (Self(Rc::clone(&conn)), SimSocket(conn))
@@ -143,7 +159,16 @@ impl Wire {
     /// The client writes; how much was taken.
     pub(crate) fn client_write(&self, bytes: &[u8]) -> usize {
         let mut conn = self.0.borrow_mut();
-        if conn.client == End::Open { conn.to_server.send(bytes) } else { 0 }
+        if conn.client != End::Open {
+            return 0;
+        }
+        let taken = conn.to_server.send(bytes);
+        if let Some(recording) = &conn.recording {
+            let mut recording = recording.borrow_mut();
+            let len = taken.min(RECORDED_MAX.saturating_sub(recording.len()));
+            recording.extend_from_slice(&bytes[..len]);
+        }
+        taken
     }
 
     /// Bytes that the client can read.
@@ -196,6 +221,39 @@ impl Wire {
     /// From now on nothing gets through, and nobody is told: a phone without signal, a router without memory.
     pub(crate) fn go_dark(&self) {
         self.0.borrow_mut().is_dark = true;
+    }
+
+    /// Whose it is, and whether it is a fetching process's.
+    pub(crate) fn belong_to(&self, key: DeviceKey, is_fetch: bool) {
+        self.0.borrow_mut().owner = Some((key, is_fetch));
+    }
+
+    pub(crate) fn owner(&self) -> Option<(DeviceKey, bool)> {
+        self.0.borrow().owner
+    }
+
+    /// Somebody listens: what the client sends from now on is kept.
+    pub(crate) fn record(&self) -> Recording {
+        Rc::clone(self.0.borrow_mut().recording.get_or_insert_default())
+    }
+
+    /// What is sent from now on will be changed so.
+    pub(crate) fn tamper(&self, tamper: Tamper) {
+        let conn = &mut *self.0.borrow_mut();
+        let pipe = if tamper.is_to_server { &mut conn.to_server } else { &mut conn.to_client };
+        pipe.tamper = Some(tamper);
+    }
+
+    /// Nobody changes anything any more.
+    pub(crate) fn leave_alone(&self) {
+        let conn = &mut *self.0.borrow_mut();
+        (conn.to_server.tamper, conn.to_client.tamper) = (None, None);
+    }
+
+    /// Whether anything was changed on its way.
+    pub(crate) fn is_attacked(&self) -> bool {
+        let conn = self.0.borrow();
+        conn.to_server.is_changed || conn.to_client.is_changed
     }
 
     /// From now on its buffers grow with what they carry.

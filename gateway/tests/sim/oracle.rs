@@ -34,11 +34,23 @@ pub(crate) struct Terms {
     pub may_unlink: bool,
     /// The operator lets senders be told what was delivered and read.
     pub receipts: bool,
+    pub is_encrypted: bool,
+    /// The server takes no ticket as these devices show them.
+    pub tickets_refused: bool,
+    /// The clock on the wall jumps: what is good for a time may not be.
+    pub clock_jumps: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { expires_after_us: None, may_unlink: false, receipts: true }
+        Self {
+            expires_after_us: None,
+            may_unlink: false,
+            receipts: true,
+            is_encrypted: false,
+            tickets_refused: false,
+            clock_jumps: false,
+        }
     }
 }
 

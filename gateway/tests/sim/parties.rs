@@ -1,13 +1,15 @@
 //! Devices among the rest: who there is, how they connect, and what they do when it is their turn.
 
-use culver::auth::Identity;
+use culver::auth::{Identity, TicketContents};
 use culver::clock::Clock;
+use culver_protocol::client::SavedTicket;
+use culver_protocol::crypto::{Secret, fingerprint};
 use culver_protocol::id::{DeviceId, UserId};
 
-use crate::device::{Device, DeviceKey, Nature, Want};
+use crate::device::{Device, DeviceKey, Nature, Secrecy, Store, Want, key_pair};
 use crate::net::{Buffers, ClientEnd, Wire};
 use crate::plan::{Fault, Shape};
-use crate::server::authenticator;
+use crate::server::{authenticator, root_public, token};
 use crate::source::Source;
 use crate::world::{Party, World};
 
@@ -42,9 +44,9 @@ impl World {
                 // Some devices of a world are well-behaved.
                 let its =
                     if self.source.chance(700) { Nature { killed, ..nature } } else { Nature { late: 0, ..nature } };
-                let ticket = self.issue_ticket(key);
+                let store = self.new_store(key);
                 let seed = u64::from(self.source.below(u32::MAX));
-                let device = Device::new(key, its, seed, ticket, self.generation, &mut self.oracle);
+                let device = Device::new(key, its, seed, store, &mut self.oracle);
                 let peers = self.peers_of(user);
                 // Some come late, and are linked late.
                 let late_us = if self.source.chance(200) { self.source.below(2_000_000).into() } else { 0 };
@@ -97,9 +99,36 @@ impl World {
         peers
     }
 
-    pub(crate) fn issue_ticket(&self, key: DeviceKey) -> bytes::Bytes {
+    /// What a device has that never ran.
+    fn new_store(&self, key: DeviceKey) -> Store {
+        let Some(how) = self.plan.encryption else {
+            return Store::with_ticket(self.issue_ticket(key), self.generation);
+        };
+        let (suite, forward_secret, root) = (how.suite, how.forward_secret, root_public());
+        let secrecy = Secrecy { suite, forward_secret, own: key_pair(key), root };
+        let token = self.issue_token(key, &secrecy);
+        Store::with_token(secrecy, token)
+    }
+
+    pub(crate) fn issue_token(&self, key: DeviceKey, secrecy: &Secrecy) -> String {
         let identity = Identity { user: key.user, device: key.device };
-        authenticator(self.generation).issue_ticket(identity, self.clocks.now().wall_ms).bytes
+        let life_s = self.plan.encryption.map_or(0, |how| how.token_life_s);
+        token(identity, secrecy.own.public(), self.clocks.now().wall_ms, life_s)
+    }
+
+    /// A ticket of a device as somebody has it who cannot know its secret.
+    pub(crate) fn stolen_ticket(&self, key: DeviceKey, secrecy: &Secrecy) -> SavedTicket {
+        let identity = Identity { user: key.user, device: key.device };
+        let contents = TicketContents::encrypted(identity, fingerprint(secrecy.own.public()), Secret::new([1; 32]));
+        let ticket = authenticator(self.generation).issue_ticket(&contents, self.clocks.now().wall_ms);
+        SavedTicket { bytes: ticket.bytes, secret: Some(Secret::new([2; 32])) }
+    }
+
+    fn issue_ticket(&self, key: DeviceKey) -> bytes::Bytes {
+        let identity = Identity { user: key.user, device: key.device };
+        authenticator(self.generation)
+            .issue_ticket(&TicketContents::plaintext(identity), self.clocks.now().wall_ms)
+            .bytes
     }
 
     /// After anything was done with a party's client: what it wants, and when.
@@ -115,7 +144,7 @@ impl World {
         }
         let party = &mut self.parties[at];
         party.may_write = party.wire.is_some();
-        party.due_us = party.device.client.poll_timeout().unwrap_or(u64::MAX);
+        party.due_us = party.device.due_us();
     }
 
     pub(crate) fn serve_want(&mut self, at: usize, want: Want) {
@@ -144,7 +173,11 @@ impl World {
                     }
                 }
             }
-            Want::Ticket => {
+            Want::Credential => {
+                if let Some(secrecy) = self.parties[at].device.secrecy() {
+                    let token = self.issue_token(key, &secrecy);
+                    return self.parties[at].device.set_token(token);
+                }
                 let (ticket, generation) = (self.issue_ticket(key), self.generation);
                 self.parties[at].device.set_ticket(ticket, generation);
             }
@@ -176,10 +209,12 @@ impl World {
             format!("{} {how}", self.parties[at].device.name())
         });
         if is_there {
+            let is_alone = self.is_alone(at);
+            self.listen_in(at, &wire);
             self.wires.push(wire.clone());
             self.connected += 1;
             self.parties[at].wire = Some(wire);
-            self.parties[at].device.connected(&mut self.oracle, now_us, self.generation);
+            self.parties[at].device.connected(&mut self.oracle, now_us, self.generation, is_alone);
         } else {
             self.parties[at].device.disconnected(&mut self.oracle, now_us);
         }
@@ -213,7 +248,8 @@ impl World {
         if party.due_us <= now_us {
             self.trace.step(|| format!("{name} is told the time"));
             self.events += 1;
-            party.device.client.handle_timeout(now_us);
+            let own_us = party.device.own_us(now_us);
+            party.device.client.handle_timeout(own_us);
             return self.after_client(at);
         }
         let acts = party.act_at_us <= now_us && !self.is_closing;
@@ -241,9 +277,9 @@ impl World {
         let readable = wire.client_readable();
         let room = if party.may_write { wire.client_room() } else { 0 };
         if readable > 0 && (room == 0 || self.source.below(2) == 0) {
-            let client = &mut party.device.client;
+            let (device, is_attacked) = (&mut party.device, wire.is_attacked());
             let len = wire.client_read(at_most, |bytes| {
-                client.handle_bytes(bytes, now_us);
+                device.read(bytes, now_us, is_attacked);
                 bytes.len()
             });
             self.events += 1;

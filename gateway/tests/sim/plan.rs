@@ -3,11 +3,13 @@
 //! Seeds are to differ greatly: some are small and calm, some have one kind of fault at a high rate, some all of them.
 //! Owns no state of a run.
 
+mod encrypted;
 mod sizes;
 
-use culver::config::{Config, KeepAlive, Shutdown};
+use culver::config::{Config, KeepAlive, Security, Shutdown};
 use culver_storage::shard::Policy;
 
+pub(crate) use self::encrypted::Encrypted;
 use self::sizes::Sizes;
 use crate::server::FLUSH_S;
 use crate::source::Source;
@@ -47,11 +49,19 @@ pub(crate) enum Fault {
     Probe,
     /// A disk has no room for what is new for a while.
     SpaceLow,
+    /// Somebody changes what is on its way, on a connection that is encrypted.
+    Tamper,
+    /// Somebody plays again what a device once sent, on a connection of their own.
+    Replay,
+    /// Somebody logs in as a device, with a key of their own.
+    Impostor,
+    /// An hour passes by a device's own clock: its keys are old.
+    KeysAge,
 }
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Kill,
         Self::PowerLoss,
         Self::Leave,
@@ -68,7 +78,16 @@ impl Fault {
         Self::Compact,
         Self::Probe,
         Self::SpaceLow,
+        Self::Tamper,
+        Self::Replay,
+        Self::Impostor,
+        Self::KeysAge,
     ];
+
+    /// Whether it means anything where nothing is encrypted.
+    fn is_of_plaintext(self) -> bool {
+        !matches!(self, Self::Tamper | Self::Replay | Self::Impostor | Self::KeysAge)
+    }
 
     /// How dear it is to a run's progress: the dearer, the rarer.
     fn weight(self) -> u32 {
@@ -76,7 +95,8 @@ impl Fault {
             Self::Kill | Self::PowerLoss | Self::Leave | Self::WriteFails | Self::SyncFails => 1,
             Self::ClockJump | Self::Probe => 2,
             Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact | Self::SpaceLow => 4,
-            Self::Cut | Self::Stall | Self::AppKilled => 8,
+            Self::Impostor | Self::KeysAge => 4,
+            Self::Tamper | Self::Replay | Self::Cut | Self::Stall | Self::AppKilled => 8,
         }
     }
 }
@@ -123,6 +143,8 @@ pub(crate) struct Plan {
     pub payload_max: usize,
     pub credit_entries: u32,
     pub receipts: bool,
+    /// `None`: everything travels in plaintext.
+    pub encryption: Option<Encrypted>,
 
     pub volumes: u16,
     pub shards: u16,
@@ -167,13 +189,14 @@ pub(crate) struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub(crate) fn new(source: &mut Source) -> Self {
+        let encryption = Encrypted::new(source);
         let users = source.range(2, 6);
         let devices_max = source.range(1, 4);
         let devices = (0..users).map(|_| source.number(1, devices_max)).collect();
         let volumes = source.pick(&[1, 1, 1, 2, 3]);
         let shards = source.pick(&[8, 4, 16, 64]).max(volumes * 4);
         let hubs_max = (volumes + source.number::<u16>(0, 3)).min(4);
-        let (faults, kinds) = faults(source);
+        let (faults, kinds) = faults(source, encryption.is_some());
         let is_tight = source.chance(500);
         let sizes = if is_tight { Sizes::tight(source) } else { Sizes::wide(source) };
         let payload_max = source.pick(&[16, 100, 300, 3000, 32 * 1024]);
@@ -197,6 +220,7 @@ impl Plan {
             payload_max,
             credit_entries: source.pick(&[0, 0, 1, 2, 7]),
             receipts: !source.chance(70),
+            encryption,
             volumes,
             shards,
             hubs_max,
@@ -233,7 +257,12 @@ impl Plan {
 impl Plan {
     /// The server's settings.
     pub(crate) fn config(&self) -> Config {
+        let mut security = Security::default();
+        if let Some(Encrypted { is_insisted, handshake_cpu_percent, .. }) = self.encryption {
+            (security.forward_secrecy, security.handshake_cpu_percent) = (is_insisted, handshake_cpu_percent);
+        }
         Config {
+            security,
             keep_alive: KeepAlive { default_s: 10, min_s: 5, max_s: 30 },
             shutdown: Shutdown { spread_s: 1, flush_s: FLUSH_S },
             ..Config::default()
@@ -254,14 +283,14 @@ impl Plan {
 }
 
 /// How many faults in ten thousand steps, and of which kinds.
-fn faults(source: &mut Source) -> (u32, Vec<Fault>) {
+fn faults(source: &mut Source, is_encrypted: bool) -> (u32, Vec<Fault>) {
+    let mut left: Vec<Fault> = Fault::ALL.into_iter().filter(|kind| is_encrypted || kind.is_of_plaintext()).collect();
     let kinds = match source.below(20) {
         0..3 => return (0, Vec::new()),
         3..13 => source.number(1, 3),
         13..17 => source.number(4, 8),
-        _ => Fault::ALL.len(),
+        _ => left.len(),
     };
-    let mut left = Fault::ALL.to_vec();
     let mut chosen = Vec::new();
     for _ in 0..kinds {
         let kind = left.swap_remove(source.index(left.len()));

@@ -10,11 +10,11 @@ mod threads;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use culver::auth::keys::{TicketKey, TokenKeys};
-use culver::auth::{Authenticator, TicketSealer, TokenVerifier};
+use culver::auth::keys::{DevCredentials, TicketKey};
+use culver::auth::{Authenticator, Identity, Root, ServerKeys, TicketSealer, TokenVerifier};
 use culver::clock::{Clock, Now};
 use culver::config;
 use culver::hub::Hub;
@@ -24,6 +24,8 @@ use culver::metrics::Metrics;
 use culver::reactor::hubs::ToHub;
 use culver::reactor::{Epochs, Reactor, Surroundings};
 use culver::space::Space;
+use culver_protocol::client::ServerKey;
+use culver_protocol::crypto::{KeyPair, PublicKey, Secret, hkdf};
 use culver_protocol::id::Incarnation;
 use culver_storage::batch::Batch;
 use culver_storage::engine::Engine;
@@ -57,22 +59,96 @@ impl Clock for Clocks {
     }
 }
 
+/// Of the example of RFC 8410: the same in every run.
+const TOKEN_PRIVATE_PEM: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
+-----END PRIVATE KEY-----
+";
+const TOKEN_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
+-----END PUBLIC KEY-----
+";
+
+thread_local! {
+    /// How many tickets were sealed in this thread's world.
+    static TICKETS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A world begins in this thread: what is secret in it is what it was in its last run.
+pub(crate) fn begin_secrets() {
+    TICKETS.set(0);
+}
+
+fn ticket_nonce() -> [u8; 12] {
+    TICKETS.set(TICKETS.get() + 1);
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&TICKETS.get().to_be_bytes());
+    nonce
+}
+
+fn root() -> Root {
+    Root::new(&Secret::new([6; 32]))
+}
+
+/// What devices know of every server.
+pub(crate) fn root_public() -> [u8; 32] {
+    root().public()
+}
+
+/// A token with which this device may register this key, made at this time.
+pub(crate) fn token(identity: Identity, device_key: &PublicKey, now_ms: u64, life_s: u64) -> String {
+    let settings = config::Token::default();
+    let credentials = DevCredentials {
+        issuer: settings.issuer,
+        audience: settings.audience,
+        algorithm: "EdDSA".to_owned(),
+        key_id: "dev".to_owned(),
+        private_key_pem: TOKEN_PRIVATE_PEM.to_owned(),
+        server_root: None,
+    };
+    let Identity { user, device } = identity;
+    credentials.mint(user.0, device.0, now_ms / 1000, life_s, Some(device_key)).expect("the key is good")
+}
+
+/// The key that a server of this generation shows.
+pub(crate) fn server_key(generation: u32) -> ServerKey {
+    let identity = authenticator(generation).current_server_key();
+    ServerKey { id: identity.id, public: *identity.pair.public() }
+}
+
+/// The server's keys in a generation: its own, and the one before.
+fn server_keys(generation: u32) -> ServerKeys {
+    let newest = u16::try_from(generation).expect("few");
+    let ids = newest.saturating_sub(1).max(1)..=newest;
+    let key = |id: u16| {
+        let mut secret = [7; 32];
+        secret[..2].copy_from_slice(&id.to_be_bytes());
+        root().certify_pair(id, KeyPair::new(&secret), (id.into(), u64::MAX))
+    };
+    ServerKeys::new(ids.map(key).collect(), u64::from(newest) + 1)
+}
+
 /// What checks logins, for tickets of a generation. Made once per process: keys are dear.
 pub(crate) fn authenticator(generation: u32) -> Arc<Authenticator> {
     static MADE: OnceLock<Mutex<Vec<Arc<Authenticator>>>> = OnceLock::new();
-    static KEYS: OnceLock<TokenKeys> = OnceLock::new();
     let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     while made.len() < generation as usize {
-        let keys = KEYS.get_or_init(|| TokenKeys::generate().expect("a key pair"));
-        let tokens = TokenVerifier::new(&keys.public_pem, &config::Token::default()).expect("its public half");
-        let settings = config::Ticket {
-            life_s: config::TICKET_LIFE_S_MAX,
-            generation: 1 + u32::try_from(made.len()).expect("few"),
-        };
-        let tickets = TicketSealer::new(&TicketKey::new([5; 32]), settings, INCARNATION);
-        made.push(Arc::new(Authenticator::new(tokens, tickets)));
+        let tokens = TokenVerifier::new(TOKEN_PUBLIC_PEM, &config::Token::default()).expect("a public key");
+        let generation = 1 + u32::try_from(made.len()).expect("few");
+        let settings = config::Ticket { life_s: config::TICKET_LIFE_S_MAX, generation };
+        let tickets = TicketSealer::new(&TicketKey::new([5; 32]), settings, INCARNATION).with_nonces(ticket_nonce);
+        made.push(Arc::new(Authenticator::new(tokens, tickets, server_keys(generation))));
     }
     Arc::clone(&made[generation as usize - 1])
+}
+
+/// The server's fresh secrets in its life of this number: others in each, and the same when a world is run again.
+fn secrets_of_life(life: u32) -> impl Fn() -> Secret + Send + Sync {
+    let taken = AtomicU64::new(0);
+    move || {
+        let number = taken.fetch_add(1, Ordering::Relaxed);
+        hkdf(&number.to_be_bytes(), &life.to_be_bytes(), b"culver sim server")
+    }
 }
 
 /// See the module.
@@ -99,6 +175,8 @@ pub(crate) struct Life {
 /// What a life starts with, beside its disks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
+    /// Lives before.
+    pub number: u32,
     pub hubs: u16,
     pub reactors: u16,
     pub generation: u32,
@@ -145,6 +223,8 @@ impl Life {
             topology: Arc::clone(&topology),
             metrics: Arc::clone(&metrics),
             epochs: Arc::<Epochs>::default(),
+            offer: Arc::new(plan.config().offer()),
+            entropy: Arc::new(secrets_of_life(start.number)),
             connections_max: plan.connections_max,
             bounds: plan.sizes.of_reactors(),
         };

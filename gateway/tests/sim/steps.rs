@@ -14,6 +14,7 @@ enum Actor {
     Reader(usize),
     Log(usize),
     Wire(usize),
+    Attacker(usize),
     Party(usize),
     Start,
 }
@@ -26,7 +27,7 @@ impl Actor {
             Self::Reader(_) => Worker::Reader,
             Self::Log(_) => Worker::Writer,
             Self::Wire(_) => Worker::Wire,
-            Self::Party(_) => Worker::Device,
+            Self::Attacker(_) | Self::Party(_) => Worker::Device,
             Self::Start => return None,
         })
     }
@@ -50,7 +51,7 @@ impl World {
 
     fn actor_count(&self) -> usize {
         let life = self.life.as_ref().map_or(1, |life| life.reactors.len() + 2 * life.hubs.len() + life.logs.len());
-        life + self.wires.len() + self.parties.len()
+        life + self.wires.len() + self.attackers.len() + self.parties.len()
     }
 
     /// The actor with a number below `actor_count`.
@@ -76,8 +77,11 @@ impl World {
         } else if is_in(1).is_some() {
             return Actor::Start;
         }
-        match is_in(self.wires.len()) {
-            Some(at) => Actor::Wire(at),
+        if let Some(at) = is_in(self.wires.len()) {
+            return Actor::Wire(at);
+        }
+        match is_in(self.attackers.len()) {
+            Some(at) => Actor::Attacker(at),
             None => Actor::Party(number),
         }
     }
@@ -125,6 +129,7 @@ impl World {
                 at,
             ),
             Actor::Wire(at) => self.wires[at].can_carry(),
+            Actor::Attacker(at) => self.attackers[at].can_move(now_us),
             Actor::Party(at) => self.can_party_move(at),
             Actor::Start => self.restart_at_us <= now_us,
         }
@@ -135,6 +140,7 @@ impl World {
         match actor {
             Actor::Start => self.start(),
             Actor::Wire(at) => self.carry(at),
+            Actor::Attacker(at) => self.move_attacker(at),
             Actor::Party(at) => self.move_party(at),
             Actor::Log(at) => self.write_log(at),
             Actor::Reactor(at) => {
@@ -231,8 +237,9 @@ impl World {
             let acts = (!is_closing).then_some(party.act_at_us);
             [Some(party.due_us), party.connect_at_us, stalled, acts]
         });
-        let due_us =
-            parties.flatten().chain(life).chain(self.space_low_until_us).min().expect("something is due some time");
+        let attackers = self.attackers.iter().map(|attacker| attacker.until_us);
+        let others = life.into_iter().chain(self.space_low_until_us).chain(attackers);
+        let due_us = parties.flatten().chain(others).min().expect("something is due some time");
         assert!(due_us > now_us, "the scheduler knows who can move: something was due at {due_us}, and it is {now_us}");
         assert!(due_us < u64::MAX, "something is due some time");
         self.set_time(due_us);

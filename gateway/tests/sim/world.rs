@@ -9,16 +9,17 @@ use culver::space::Space;
 use culver_protocol::id::UserId;
 use culver_storage::memory::MemoryEngine;
 
+use crate::attacks::{Attacker, Recorded};
 use crate::device::Device;
-use crate::net::{MOVED, Wire};
+use crate::net::{MOVED, Tamper, Wire};
 use crate::oracle::{Oracle, Terms};
-use crate::plan::Plan;
-use crate::server::{Clocks, Life};
+use crate::plan::{Fault, Plan};
+use crate::server::{Clocks, Life, begin_secrets};
 use crate::source::Source;
 use crate::trace::Trace;
 
 /// When every world begins.
-const BEGIN_MS: u64 = 1_800_000_000_000;
+pub(crate) const BEGIN_MS: u64 = 1_800_000_000_000;
 
 /// A process of a device, and its connection.
 pub(crate) struct Party {
@@ -86,6 +87,11 @@ pub(crate) struct World {
     /// Connections that were ever made.
     pub(crate) connected: u64,
     pub(crate) parties: Vec<Party>,
+    /// Whoever plays again what devices have sent, and what of that was kept.
+    pub(crate) attackers: Vec<Attacker>,
+    pub(crate) recorded: Vec<Recorded>,
+    /// What will be changed on the next connection.
+    pub(crate) tamper_next: Option<Tamper>,
     /// Who moved last.
     pub(crate) turn: usize,
     /// Faults are over.
@@ -102,6 +108,9 @@ impl World {
             expires_after_us: (plan.retention_ms < 86_400_000).then_some(plan.retention_ms * 1000),
             may_unlink: plan.unlink_days < 90,
             receipts: plan.receipts,
+            is_encrypted: plan.encryption.is_some(),
+            tickets_refused: plan.encryption.is_some_and(|how| how.is_insisted && !how.forward_secret),
+            clock_jumps: plan.kinds.contains(&Fault::ClockJump),
         };
         let mut world = Self {
             source,
@@ -123,6 +132,9 @@ impl World {
             copies: Vec::new(),
             connected: 0,
             parties: Vec::new(),
+            attackers: Vec::new(),
+            recorded: Vec::new(),
+            tamper_next: None,
             turn: 0,
             is_calm: false,
             is_closing: false,
@@ -132,6 +144,7 @@ impl World {
             world.oracle.take_notes();
         }
         MOVED.set(0);
+        begin_secrets();
         world.clocks.wall_base_ms.set(BEGIN_MS);
         world.clocks.mono_us.set(1_000_000);
         world.trace.title(|| format!("{:?}", world.plan));

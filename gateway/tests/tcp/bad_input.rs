@@ -76,7 +76,7 @@ fn what_came_before_an_error_counts() {
 fn an_unknown_type_is_answered_or_ignored_and_the_connection_lives() {
     let (home, server) = serve();
     let mut one = Peer::online(&home, &server, 1);
-    for kind in [0x07_u8, 0x1f, 0x3f, 0x7f] {
+    for kind in [0x0f_u8, 0x1f, 0x3f, 0x7f] {
         one.write(&raw(kind, &[0xff; 9]));
         let Got::Error(error) = one.wait_for(|got| matches!(got, Got::Error(_))) else { unreachable!("as asked for") };
         assert_eq!(ErrorCode::from_number(error.code), Some(ErrorCode::TypeUnknown));

@@ -107,7 +107,7 @@ impl Home {
     }
 
     pub(crate) fn token_of(&self, user: u64, device: u16) -> Credential {
-        Credential::Token(self.credentials.mint(user, device, now_s(), 3600).expect("a token"))
+        Credential::Token(self.credentials.mint(user, device, now_s(), 3600, None).expect("a token"))
     }
 
     pub(crate) fn start(&self) -> Server {

@@ -58,7 +58,7 @@ fn who_falls_silent_is_ended_and_who_pings_is_not() {
         lively.ping();
     }
     silent.refused(ErrorCode::KeepAliveTimeout);
-    greeted.refused(ErrorCode::KeepAliveTimeout);
+    greeted.refused(ErrorCode::LoginTimeout);
     assert!(since.elapsed().as_millis() >= 7500, "one and a half times what was agreed");
     lively.ping();
 }

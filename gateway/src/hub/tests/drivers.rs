@@ -21,7 +21,7 @@ use culver_storage::topology::{HubId, Topology};
 use crate::clock::{Clock, Now};
 use crate::hub::Hub;
 use crate::hub::bounds::Bounds;
-use crate::hub::command::{Address, Command, Credit, Device};
+use crate::hub::command::{Address, Command, Credit, Device, Proof};
 use crate::hub::driver::{Disk, Driver, HubPort, Inbox, ReactorPort};
 use crate::hub::effect::{Effect, EffectKind};
 use crate::hub::holdings::Holdings;
@@ -35,6 +35,11 @@ const DEVICES: u16 = 3;
 const CREDIT: Credit = Credit { entries: 4, bytes: 4096 };
 
 const BEGAN_US: u64 = 1_000_000;
+
+fn plain_login(session: Address, device: Device, cursor: InboxSeq, incarnation: Incarnation) -> Command {
+    let (credit, fetch, receipts, fingerprint, proof) = (CREDIT, false, 0, None, Proof::Plaintext);
+    Command::Login { session, device, cursor, incarnation, credit, fetch, receipts, fingerprint, proof }
+}
 
 /// A clock that goes when it is told to.
 struct Hand(Cell<u64>);
@@ -162,7 +167,7 @@ impl Machine {
             (Self::address(self.sessions.len()), Device { user: UserId(user), device: DeviceId(device) });
         self.sessions.push((device, InboxSeq(0)));
         let (cursor, incarnation) = (InboxSeq(0), Incarnation(0));
-        let login = Command::Login { session, device, cursor, incarnation, credit: CREDIT, fetch: false, receipts: 0 };
+        let login = plain_login(session, device, cursor, incarnation);
         self.post(self.topology.hub_of_user(device.user), login);
     }
 
@@ -419,7 +424,7 @@ fn a_slow_reactor_holds_nobody_elses_deliveries_up() {
     let session = Address { reactor: 1, ..Machine::address(2) };
     let device = Device { user: UserId(user), device: DeviceId(3) };
     let (cursor, incarnation) = (InboxSeq(0), Incarnation(0));
-    let login = Command::Login { session, device, cursor, incarnation, credit: CREDIT, fetch: false, receipts: 0 };
+    let login = plain_login(session, device, cursor, incarnation);
     machine.post(HubId(0), login);
     machine.settle();
     for number in 1..=3 {

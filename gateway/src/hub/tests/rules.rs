@@ -13,7 +13,7 @@ use culver_storage::shard::DAY_MS;
 use super::first_seed;
 use super::world::{INCARNATION, World};
 use crate::hub::bounds::Bounds;
-use crate::hub::command::{Address, Command, Credit, Request};
+use crate::hub::command::{Address, Command, Credit, Fingerprint, Proof, Request};
 use crate::hub::effect::{Answer, Effect, EffectKind};
 use crate::hub::mail::HubMail;
 
@@ -30,6 +30,16 @@ fn is_for(effect: &Effect, slot: u32) -> bool {
 
 /// What a login with this claim is answered.
 pub(super) fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnation) -> EffectKind {
+    answer_to_shown(world, number, (cursor, incarnation), (None, Proof::Plaintext))
+}
+
+/// What a login is answered that shows this.
+pub(super) fn answer_to_shown(
+    world: &mut World,
+    number: u16,
+    (cursor, incarnation): (u64, Incarnation),
+    shown: (Option<Fingerprint>, Proof),
+) -> EffectKind {
     let device = World::device_of(1, number);
     let slot = 900 + u32::from(number);
     // Later than all before it.
@@ -38,9 +48,13 @@ pub(super) fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation
     let session = Address { reactor: 0, slot, generation: 1, epoch };
     let credit = Credit { entries: 3, bytes: 1000 };
     let (cursor, fetch, receipts) = (InboxSeq(cursor), false, 0);
+    let (fingerprint, proof) = shown;
     world.nodes[0]
         .hub
-        .handle_command(Command::Login { session, device, cursor, incarnation, credit, fetch, receipts }, world.now_ms)
+        .handle_command(
+            Command::Login { session, device, cursor, incarnation, credit, fetch, receipts, fingerprint, proof },
+            world.now_ms,
+        )
         .expect("readable");
     world.take_commands();
     let is_answer = |kind: &EffectKind| matches!(kind, EffectKind::LoggedIn { .. } | EffectKind::Refused(_));

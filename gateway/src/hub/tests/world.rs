@@ -4,6 +4,8 @@
 
 mod checks;
 mod clients;
+mod owners;
+mod registry;
 mod steps;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -23,6 +25,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use self::clients::{Client, Life};
+use self::registry::Registry;
 use crate::hub::Hub;
 use crate::hub::bounds::Bounds;
 use crate::hub::command::{Address, Command, Device};
@@ -68,6 +71,14 @@ struct Kept {
     linked_at: Option<InboxSeq>,
     receipts: u64,
     marks: HashMap<ConversationId, MarkView>,
+    /// Which of the installations it is: each has a key of its own. 0: without keys.
+    install: u64,
+    /// Its key is registered, as far as it knows.
+    is_registered: bool,
+    /// It may have been unlinked, and linked anew behind what it has.
+    may_gap: bool,
+    /// It was linked anew since a login of it was answered.
+    is_relinked: bool,
 }
 
 /// One hub and the queues around it.
@@ -118,6 +129,13 @@ pub(super) struct World {
     read_told: HashMap<(UserId, ConversationId), ConversationSeq>,
     rpcs: u64,
     marking: HashMap<u64, (UserId, ConversationId)>,
+    registry: Registry,
+    /// Devices have keys, and are removed.
+    pub(super) has_keys: bool,
+    /// Keys that were made so far.
+    installs: u64,
+    /// Where an acknowledgement may have been lost, for its device was removed or installed anew.
+    unsure: HashSet<(UserId, ConversationId)>,
     /// Faults are over.
     pub(super) calm: bool,
     /// So many deliveries find no room in the mailbox to the clients.
@@ -155,6 +173,10 @@ impl World {
             read_told: HashMap::new(),
             rpcs: 0,
             marking: HashMap::new(),
+            registry: Registry::default(),
+            has_keys: false,
+            installs: 0,
+            unsure: HashSet::new(),
             calm: false,
             refusals: 0,
         };
@@ -208,6 +230,7 @@ impl World {
         }
         self.engine.set_cold(false);
         self.topology = Self::topology(hubs);
+        self.begin_anew();
         self.start();
     }
 
@@ -230,6 +253,7 @@ impl World {
 
     /// A command goes to the hub that it is for.
     fn post(&mut self, command: Command) {
+        self.registry.asked(&command, self.now_ms);
         let hub = match &command {
             Command::Send { send, .. } => self.topology.hub_of_conversation(send.conversation),
             other => self.topology.hub_of_user(other.device().user),

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::OnceLock;
 
+use culver_protocol::crypto::{KeyPair, random};
 use culver_protocol::id::{ConversationId, DeviceId, InboxSeq, UserId};
 use culver_protocol::limits::HEADER_LEN;
 use culver_protocol::message::SendView;
@@ -16,7 +17,7 @@ use prost::Message;
 
 use super::super::*;
 use crate::auth::keys::{TicketKey, TokenKeys};
-use crate::auth::{Identity, TicketSealer, TokenVerifier};
+use crate::auth::{Identity, Root, ServerKeys, TicketContents, TicketSealer, TokenVerifier};
 use crate::hub::command::{Address, Device};
 use crate::hub::effect::{Effect, EffectKind};
 use crate::mailbox::{self, Link};
@@ -104,7 +105,8 @@ fn authenticator() -> Arc<Authenticator> {
         let keys = TokenKeys::generate().expect("keys");
         let verifier = TokenVerifier::new(&keys.public_pem, &config.token).expect("a fresh key");
         let tickets = TicketSealer::new(&TicketKey::generate().expect("a key"), config.ticket, INCARNATION);
-        Arc::new(Authenticator::new(verifier, tickets))
+        let server = Root::generate().certify_pair(1, KeyPair::new(&random()), (0, u64::MAX));
+        Arc::new(Authenticator::new(verifier, tickets, ServerKeys::new(vec![server], WALL_MS)))
     };
     Arc::clone(MADE.get_or_init(make))
 }
@@ -125,6 +127,8 @@ impl World {
             topology: Arc::clone(&topology),
             metrics: Arc::clone(&metrics),
             epochs: Arc::default(),
+            offer: Arc::new(Config::default().offer()),
+            entropy: Arc::new(culver_protocol::crypto::random),
             connections_max: 100,
             bounds: Bounds::default(),
         };
@@ -262,7 +266,8 @@ impl Peer {
 }
 
 pub(super) fn opening(user: UserId) -> Vec<u8> {
-    let ticket = authenticator().issue_ticket(Identity { user, device: DeviceId(1) }, WALL_MS).bytes;
+    let contents = TicketContents::plaintext(Identity { user, device: DeviceId(1) });
+    let ticket = authenticator().issue_ticket(&contents, WALL_MS).bytes;
     let credential = Some(proto::login::Credential::Ticket(ticket));
     let login = proto::Login { credential, ..Default::default() }.encode_to_vec();
     let mut bytes = Preamble::PLAINTEXT.encode().to_vec();

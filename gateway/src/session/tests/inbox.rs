@@ -32,7 +32,7 @@ fn a_client_that_knows_more_than_the_server_is_spared_it_and_the_hub_hears_of_it
     bench.give(&opening);
     bench.out.clear();
     // It has persisted 10; the server remembers 4.
-    bench.session.logged_in(InboxSeq(4), false, false, false, INCARNATION, &mut bench.out);
+    bench.session.logged_in(InboxSeq(4), false, false, false, INCARNATION, &mut plain(&mut bench.out));
     assert_eq!(bench.deliver(4, &[5, 6], false), 0);
     assert_eq!(bench.ack_pending(), Some(6));
     bench.session.skip(InboxSeq(6), InboxSeq(8));
@@ -52,15 +52,15 @@ fn a_client_that_knows_more_than_the_server_is_spared_it_and_the_hub_hears_of_it
 #[test]
 fn a_gap_says_where_it_goes_on() {
     let mut bench = Bench::steady();
-    bench.session.logged_in(InboxSeq(20), false, true, false, INCARNATION, &mut bench.out);
+    bench.session.logged_in(InboxSeq(20), false, true, false, INCARNATION, &mut plain(&mut bench.out));
     let gap: proto::Gap = bench.last(RecordType::Gap);
     assert_eq!((gap.start, gap.reset), (21, false));
     // And between deliveries.
     bench.out.clear();
-    bench.session.write_gap(InboxSeq(19), InboxSeq(30), INCARNATION, false, &mut bench.out);
-    bench.session.write_gap(InboxSeq(20), InboxSeq(30), INCARNATION, true, &mut bench.out);
+    bench.session.write_gap(InboxSeq(19), InboxSeq(30), INCARNATION, false, &mut plain(&mut bench.out));
+    bench.session.write_gap(InboxSeq(20), InboxSeq(30), INCARNATION, true, &mut plain(&mut bench.out));
     assert!(bench.out.is_empty(), "it does not join on, or waits for what is unsent");
-    bench.session.write_gap(InboxSeq(20), InboxSeq(30), INCARNATION, false, &mut bench.out);
+    bench.session.write_gap(InboxSeq(20), InboxSeq(30), INCARNATION, false, &mut plain(&mut bench.out));
     let gap: proto::Gap = bench.last(RecordType::Gap);
     assert_eq!((gap.start, gap.reset), (30, false));
     assert_eq!(bench.deliver(29, &[30], false), 1);
@@ -79,7 +79,7 @@ fn a_backlog_is_through_when_all_of_it_was_sent() {
         read: ConversationSeq(1),
         last: Some(entry(12)),
     };
-    bench.session.write_sync_start(2, InboxSeq(12), vec![view], &mut bench.out);
+    bench.session.write_sync_start(2, InboxSeq(12), vec![view], &mut plain(&mut bench.out));
     let start: proto::SyncStart = bench.last(RecordType::SyncStart);
     let item = start.conversations.first().expect("the only one");
     assert_eq!(
@@ -88,14 +88,14 @@ fn a_backlog_is_through_when_all_of_it_was_sent() {
     );
     assert_eq!(item.last.as_ref().map(|entry| &entry.payload[..]), Some(&b"hello"[..]));
     bench.deliver(10, &[11], false);
-    bench.session.write_sync_done(InboxSeq(12), &mut bench.out);
+    bench.session.write_sync_done(InboxSeq(12), &mut plain(&mut bench.out));
     assert_eq!(bench.written().last().map(|(kind, _)| *kind), Some(RecordType::Deliver as u8), "not yet");
     bench.deliver(11, &[12], false);
-    bench.session.write_sync_done(InboxSeq(12), &mut bench.out);
+    bench.session.write_sync_done(InboxSeq(12), &mut plain(&mut bench.out));
     let done: proto::SyncDone = bench.last(RecordType::SyncDone);
     assert_eq!(done.inbox_seq, 12);
     let len = bench.out.len();
-    bench.session.write_sync_done(InboxSeq(12), &mut bench.out);
+    bench.session.write_sync_done(InboxSeq(12), &mut plain(&mut bench.out));
     assert_eq!(bench.out.len(), len, "once");
 }
 
@@ -103,7 +103,7 @@ fn a_backlog_is_through_when_all_of_it_was_sent() {
 fn receipts_are_written_as_they_come() {
     let mut bench = Bench::steady();
     let mark = MarkView { conversation: ConversationId([1; 16]), delivered: ConversationSeq(3), ..MarkView::default() };
-    bench.session.write_receipt(8, &[mark], &mut bench.out);
+    bench.session.write_receipt(8, &[mark], &mut plain(&mut bench.out));
     let receipt: proto::Receipt = bench.last(RecordType::Receipt);
     assert_eq!((receipt.version, receipt.marks.len()), (8, 1));
     assert_eq!(receipt.marks.first().map(|mark| (mark.delivered, mark.read)), Some((3, 0)));
@@ -181,7 +181,7 @@ proptest! {
         let opening = bench.opening_with(proto::Login { cursor: claim, ..Default::default() });
         bench.give(&opening);
         bench.out.clear();
-        bench.session.logged_in(InboxSeq(cursor), false, false, true, INCARNATION, &mut bench.out);
+        bench.session.logged_in(InboxSeq(cursor), false, false, true, INCARNATION, &mut plain(&mut bench.out));
         let mut hub = HubSide { sent: cursor, acked: cursor };
         let start = cursor.max(claim);
         let mut acked = claim;

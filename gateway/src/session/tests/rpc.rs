@@ -13,6 +13,10 @@ fn mark_read(conversation: &[u8]) -> proto::rpc::Request {
     proto::rpc::Request::MarkRead(proto::MarkRead { conversation, seq: 4 })
 }
 
+fn name_device(device: u32, len: usize) -> proto::rpc::Request {
+    proto::rpc::Request::NameDevice(proto::NameDevice { device, name: "n".repeat(len) })
+}
+
 #[test]
 fn requests_are_passed_on_behind_what_was_acknowledged() {
     let mut bench = Bench::steady();
@@ -21,8 +25,9 @@ fn requests_are_passed_on_behind_what_was_acknowledged() {
     let list = proto::rpc::Request::ListConversations(proto::ListConversations { limit: 900, page: "next".into() });
     let devices = proto::rpc::Request::ListDevices(proto::ListDevices {});
     let set = proto::rpc::Request::SetReadReceipts(proto::SetReadReceipts { on: true });
+    let remove = proto::rpc::Request::RemoveDevice(proto::RemoveDevice { device: 65_535 });
     let mut bytes = ack(11);
-    for (id, request) in (1..).zip([mark_read(&[1; 16]), list, devices, set]) {
+    for (id, request) in (1..).zip([mark_read(&[1; 16]), list, devices, set, remove, name_device(3, 64)]) {
         bytes.extend(rpc(id, Some(request)));
     }
     assert_eq!(bench.give(&bytes).1, Outcome::Hungry);
@@ -40,6 +45,8 @@ fn requests_are_passed_on_behind_what_was_acknowledged() {
         Request::Conversations { limit: 50, page: b"next".to_vec() },
         Request::Devices,
         Request::SetReadReceipts { on: true },
+        Request::RemoveDevice { device: DeviceId(65_535) },
+        Request::NameDevice { device: DeviceId(3), name: "n".repeat(64) },
     ];
     assert_eq!(requests, expected);
     assert_eq!(bench.ack_pending(), None, "once is enough");
@@ -48,11 +55,15 @@ fn requests_are_passed_on_behind_what_was_acknowledged() {
 #[test]
 fn requests_that_make_no_sense_are_refused_and_the_session_lives() {
     let mut bench = Bench::steady();
-    for (id, request) in [(1, None), (2, Some(mark_read(&[1; 15]))), (3, Some(mark_read(b"")))] {
+    let remove = proto::rpc::Request::RemoveDevice(proto::RemoveDevice { device: 65_536 });
+    let (invalid, long) = (ErrorCode::RequestInvalid, ErrorCode::NameTooLong);
+    let requests = [None, Some(mark_read(&[1; 15])), Some(mark_read(b"")), Some(remove), Some(name_device(65_536, 1))];
+    let refused = requests.into_iter().map(|request| (request, invalid)).chain([(Some(name_device(3, 65)), long)]);
+    for (id, (request, code)) in (1..).zip(refused) {
         assert_eq!(bench.give(&rpc(id, request)).1, Outcome::Hungry);
         let result: proto::RpcResult = bench.last(RecordType::RpcResult);
         assert_eq!((result.id, result.result.is_none()), (id, true));
-        assert_eq!(result.error.map(|error| error.code), Some(ErrorCode::RequestInvalid.number()));
+        assert_eq!(result.error.map(|error| error.code), Some(code.number()));
     }
     assert!(bench.commands.is_empty());
     assert_eq!(bench.give(&record(RecordType::Rpc, &[0xff])).1, Outcome::Over(ErrorCode::BadProtobuf));
@@ -69,7 +80,7 @@ fn more_requests_than_may_be_under_way_are_refused() {
     let refused: proto::RpcResult = bench.last(RecordType::RpcResult);
     let error = refused.error.expect("refused");
     assert_eq!((refused.id, error.code, error.retry_after_ms > 0), (17, ErrorCode::Busy.number(), true));
-    bench.session.write_answer(1, Err(ErrorCode::ReadBeyondDelivered), &mut bench.out);
+    bench.session.write_answer(1, Err(ErrorCode::ReadBeyondDelivered), &mut plain(&mut bench.out));
     bench.give(&rpc(18, devices()));
     assert_eq!(bench.commands.len(), 17, "an answer makes room");
 }
@@ -78,18 +89,22 @@ fn more_requests_than_may_be_under_way_are_refused() {
 fn answers_say_what_was_found() {
     use proto::rpc_result::Result as Found;
     let mut bench = Bench::steady();
-    let device = DeviceInfo { device: DeviceId(3), last_seen_ms: 86_400_000, online: true, waiting: 7 };
-    let wire = proto::Device { device: 3, last_seen_ms: 86_400_000, online: true, waiting: 7 };
+    let (last_seen_ms, name) = (86_400_000, "watch".to_owned());
+    let (online, registered, waiting) = (true, true, 7);
+    let wire = proto::Device { device: 3, last_seen_ms, online, waiting, name: name.clone(), registered };
+    let device = DeviceInfo { device: DeviceId(3), last_seen_ms, online, waiting, name, registered };
     for (answer, found) in [
         (Answer::MarkedRead { seq: ConversationSeq(4) }, Found::MarkedRead(proto::MarkedRead { seq: 4 })),
         (Answer::Devices(vec![device]), Found::Devices(proto::Devices { devices: vec![wire] })),
         (Answer::ReadReceiptsSet { on: true }, Found::ReadReceiptsSet(proto::ReadReceiptsSet { on: true })),
+        (Answer::DeviceRemoved, Found::DeviceRemoved(proto::DeviceRemoved {})),
+        (Answer::DeviceNamed, Found::DeviceNamed(proto::DeviceNamed {})),
         (
             Answer::Conversations { items: Vec::new(), next: b"more".to_vec() },
             Found::Conversations(proto::Conversations { items: Vec::new(), next: "more".into() }),
         ),
     ] {
-        bench.session.write_answer(5, Ok(answer), &mut bench.out);
+        bench.session.write_answer(5, Ok(answer), &mut plain(&mut bench.out));
         let result: proto::RpcResult = bench.last(RecordType::RpcResult);
         assert_eq!((result.id, result.error, result.result), (5, None, Some(found)));
     }

@@ -143,7 +143,7 @@ impl Device {
         self.lives += 1;
         let seed = self.seed ^ self.lives.rotate_left(32);
         let key = self.key();
-        self.client = client(key, &self.nature, seed, false, &self.store.borrow());
+        self.client = client(key, &self.nature, seed, false, &mut self.store.borrow_mut());
         self.witness = oracle.launched(key, false, Some(&self.witness));
         self.ticket_generation = self.store.borrow().ticket_generation;
         (self.stopped, self.calls, self.untold) = (false, 0, 0);
@@ -158,9 +158,10 @@ impl Device {
             outbox.iter().for_each(|index| oracle.forgotten(*index));
             return Want::Abandon;
         }
+        let own_us = self.own_us(now_us);
         for index in &outbox {
             let (id, conversation, payload) = oracle.old_message(*index);
-            self.client.send(id, conversation, payload, now_us).expect("it was sent before");
+            self.client.send(id, conversation, payload, own_us).expect("it was sent before");
         }
         self.store.borrow_mut().outbox = outbox;
         Want::Abandon
@@ -230,7 +231,8 @@ impl Device {
         let (index, id, payload) = oracle.new_message(&self.witness, conversation, len, random_id, now_us);
         oracle.note(self.name(), || format!("sends message {} in {}", index.0, words::talk(&conversation.0)));
         self.store.borrow_mut().outbox.push(index);
-        self.client.send(id, conversation, payload, now_us).expect("within the limits, and few");
+        let own_us = self.own_us(now_us);
+        self.client.send(id, conversation, payload, own_us).expect("within the limits, and few");
     }
 
     fn ask(&mut self, source: &mut Source, oracle: &mut Oracle) {

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use culver_protocol::client::{Credential, Encryption, SavedTicket, ServerKey};
+use culver_protocol::crypto::hkdf;
 use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, Incarnation};
 use culver_protocol::message::MarkView;
 use culver_protocol::proto;
 
+use super::DeviceKey;
+use super::secrecy::Secrecy;
 use crate::oracle::MessageIndex;
+use crate::world::BEGIN_MS;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -17,8 +22,16 @@ pub(crate) struct Store {
     pub(super) incarnation: Incarnation,
     pub(super) receipts: u64,
     pub(super) marks: BTreeMap<ConversationId, MarkView>,
-    pub(super) ticket: Bytes,
+    pub(super) ticket: SavedTicket,
     pub(super) ticket_generation: u32,
+    /// What it logs in with as long as it has no ticket.
+    pub(super) token: Option<String>,
+    /// `None`: everything travels in plaintext.
+    pub(super) secrecy: Option<Secrecy>,
+    /// The key that a server has shown.
+    pub(super) server: Option<ServerKey>,
+    /// How many clients were made over it: no two get the same randomness.
+    pub(super) clients: u64,
     /// What was sent and is not known to be answered, in its order.
     pub(super) outbox: Vec<MessageIndex>,
     /// The last stored message from somebody else.
@@ -26,6 +39,34 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    /// Of a device that never ran, with a ticket of this generation.
+    pub(crate) fn with_ticket(ticket: Bytes, generation: u32) -> Self {
+        Self { ticket: ticket.into(), ticket_generation: generation, ..Self::default() }
+    }
+
+    /// Of a device that never ran, and is to encrypt: its key is to be registered with a token.
+    pub(crate) fn with_token(secrecy: Secrecy, token: String) -> Self {
+        Self { secrecy: Some(secrecy), token: Some(token), ..Self::default() }
+    }
+
+    pub(super) fn credential(&self) -> Credential {
+        match &self.token {
+            _ if !self.ticket.bytes.is_empty() => Credential::Ticket(self.ticket.clone()),
+            Some(token) => Credential::Token(token.clone()),
+            None => Credential::DeviceKey,
+        }
+    }
+
+    /// How its next client encrypts.
+    pub(super) fn encryption(&mut self, key: DeviceKey, seed: u64) -> Option<Encryption> {
+        let Secrecy { suite, forward_secret, own, root } = self.secrecy.clone()?;
+        self.clients += 1;
+        let DeviceKey { user, device } = key;
+        let secret = [user.0, device.0.into(), seed].map(u64::to_be_bytes).concat();
+        let entropy = hkdf(&self.clients.to_be_bytes(), &secret, b"culver sim client");
+        Some(Encryption { suite, own, root, server: self.server, forward_secret, entropy, unix_ms: BEGIN_MS })
+    }
+
     /// Merges each number by maximum, as clients must.
     pub(super) fn merge(&mut self, news: &proto::Mark) {
         let conversation = ConversationId::try_from(news.conversation.as_ref()).expect("the client checks it");

@@ -6,7 +6,7 @@ use culver_protocol::proto;
 use culver_protocol::record::{Cipher, RecordType};
 use prost::Message;
 
-use super::{Device, DeviceKey, Nature, Want};
+use super::{Device, DeviceKey, Nature, Store, Want};
 use crate::oracle::{Oracle, Terms, Witness};
 use crate::source::Source;
 
@@ -42,7 +42,7 @@ impl Scene {
     fn new(nature: Nature) -> (Self, Device) {
         let mut oracle = Oracle::new(Terms::default());
         let ann = oracle.launched(key(1), false, None);
-        let bob = Device::new(key(2), nature, 7, Bytes::from_static(b"ticket"), 1, &mut oracle);
+        let bob = Device::new(key(2), nature, 7, Store::with_ticket(Bytes::from_static(b"ticket"), 1), &mut oracle);
         let mut scene = Self { oracle, ann, sent: Vec::new() };
         for _ in 0..4 {
             let (_, id, payload) = scene.oracle.new_message(&scene.ann, talk(), 8, false, 0);
@@ -64,7 +64,7 @@ impl Scene {
     /// A process that wants a connection gets one, and is logged in.
     fn log_in(&mut self, device: &mut Device) {
         assert_eq!(self.wants(device), [Want::Connect]);
-        device.connected(&mut self.oracle, 0, 1);
+        device.connected(&mut self.oracle, 0, 1, true);
         let welcome = proto::Welcome {
             keep_alive_s: 60,
             version: 1,

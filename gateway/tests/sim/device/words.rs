@@ -40,6 +40,8 @@ pub(super) fn request(request: &Request) -> String {
             format!("asks for {which} {} conversations", list.limit)
         }
         Request::MarkRead(mark) => format!("marks {} as read up to {}", talk(&mark.conversation), mark.seq),
+        Request::RemoveDevice(which) => format!("wants device {} of its user removed", which.device),
+        Request::NameDevice(named) => format!("names device {} of its user {:?}", named.device, named.name),
         Request::SetReadReceipts(wish) => format!("wants its read receipts {}", if wish.on { "on" } else { "off" }),
     }
 }

@@ -1,5 +1,7 @@
 //! One direction of a connection: what is in the sender's kernel, what has arrived in the receiver's, and its end.
 
+use super::tamper::Tamper;
+
 /// A buffer that grows doubles whenever it has carried this many times what it holds.
 const FULL_TIMES: usize = 32;
 /// It grows no further.
@@ -35,6 +37,11 @@ impl Queue {
         }
     }
 
+    /// What was pushed after the first `len` bytes.
+    pub(super) fn take_after(&mut self, len: usize) -> Vec<u8> {
+        self.bytes.split_off(self.start + len)
+    }
+
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.start = 0;
@@ -65,12 +72,25 @@ pub(super) struct Pipe {
     /// Its buffers grow, and have carried so much since the last time.
     pub(super) grows: bool,
     pub(super) carried: usize,
+    /// What will be changed of what is sent, and whether anything was.
+    pub(super) tamper: Option<Tamper>,
+    pub(super) is_changed: bool,
 }
 
 impl Pipe {
     pub(super) fn new((sent_max, arrived_max): (usize, usize)) -> Self {
         let (sent, arrived) = (Queue::default(), Queue::default());
-        Self { sent, sent_max, arrived, arrived_max, fin: Fin::Open, grows: false, carried: 0 }
+        Self {
+            sent,
+            sent_max,
+            arrived,
+            arrived_max,
+            fin: Fin::Open,
+            grows: false,
+            carried: 0,
+            tamper: None,
+            is_changed: false,
+        }
     }
 
     pub(super) fn room(&self) -> usize {
@@ -78,9 +98,28 @@ impl Pipe {
     }
 
     pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
-        let len = bytes.len().min(self.room());
+        let (len, before) = (bytes.len().min(self.room()), self.sent.len());
         self.sent.push(&bytes[..len]);
+        if self.tamper.is_some() {
+            self.change(before);
+        }
         len
+    }
+
+    /// Somebody changes what was sent after the first `before` bytes, if that has come so far.
+    fn change(&mut self, before: usize) {
+        let Some(mut tamper) = self.tamper.take() else { return };
+        let mut bytes = self.sent.take_after(before);
+        if tamper.passes(bytes.len()) {
+            self.tamper = Some(tamper);
+        } else {
+            self.is_changed = true;
+            tamper.change(&mut bytes);
+            if tamper.ends() {
+                self.fin = Fin::Sent;
+            }
+        }
+        self.sent.push(&bytes);
     }
 
     /// Bytes that the wire could carry now.

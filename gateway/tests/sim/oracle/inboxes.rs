@@ -108,6 +108,7 @@ impl Oracle {
             witness.ticket_generation,
             witness.server_generation
         );
+        witness.is_greeted = true;
         witness.credit = (u64::from(welcome.credit_entries), u64::from(welcome.credit_bytes));
     }
 

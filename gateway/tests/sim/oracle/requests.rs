@@ -1,5 +1,6 @@
 //! Requests and what servers tell beside: answers fit, lists show what is there, errors have a reason.
 
+use culver_protocol::client::Violation;
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId};
 use culver_protocol::limits::{DEVICES_MAX, PREVIEW_LEN_MAX};
@@ -149,12 +150,46 @@ impl Oracle {
                 | ErrorCode::SlowReader
                 | ErrorCode::TicketExpired,
             ) => true,
-            Some(ErrorCode::TicketStale) => witness.ticket_generation < witness.server_generation,
+            Some(ErrorCode::TicketStale) => {
+                witness.ticket_generation < witness.server_generation || self.terms.tickets_refused
+            }
             // Somebody must have taken the place.
-            Some(ErrorCode::Replaced) => linked.connections[usize::from(witness.fetch)] > 1,
+            Some(ErrorCode::Replaced) => {
+                linked.connections[usize::from(witness.fetch)] > 1 && (witness.fetch || !witness.is_alone)
+            }
+            Some(ErrorCode::LoginsBusy) => self.terms.is_encrypted,
+            // What registers it may be lost or still on its way, or so long ago that it is forgotten.
+            Some(ErrorCode::DeviceUnknown) => {
+                let is_surely_known = linked.evidence.is_some_and(|order| order < witness.began);
+                self.terms.is_encrypted && (!is_surely_known || self.terms.may_unlink)
+            }
+            Some(ErrorCode::TokenExpired | ErrorCode::TokenNotYetValid) => self.terms.clock_jumps,
+            // A server shows the key of its generation, and knows the one before.
+            Some(ErrorCode::ServerKeyUnknown) => self.terms.is_encrypted && witness.server_generation > 2,
             Some(ErrorCode::DevicesFull) => self.users[witness.at.0].devices.len() > DEVICES_MAX,
             _ => false,
         };
-        assert!(is_fair, "a client that keeps to the protocol is told no error: {who} got {error:?}");
+        let is_of_attack = witness.is_attacked && (!witness.is_greeted || is_of_record(error.code));
+        assert!(is_fair || is_of_attack, "a client that keeps to the protocol is told no error: {who} got {error:?}");
     }
+
+    /// A client found that its server does not keep to the protocol.
+    pub(crate) fn violation(&self, witness: &Witness, violation: Violation) {
+        // Once everything is sealed, nobody but the server can do more than break records.
+        let is_fair = witness.is_attacked && (!witness.is_greeted || matches!(violation, Violation::Frame(_)));
+        assert!(is_fair, "a server keeps to the protocol: {} found: {violation}", witness.name());
+    }
+
+    /// A client does not come back by itself.
+    pub(crate) fn stopped(&self, witness: &Witness, code: u32) {
+        let is_fair = [ErrorCode::Replaced, ErrorCode::DevicesFull].map(ErrorCode::number).contains(&code);
+        let is_sure = !witness.is_attacked || witness.is_greeted;
+        assert!(is_fair && is_sure, "nobody but the server stops a client: {} was by {code}", witness.name());
+    }
+}
+
+/// What a server says of a record that somebody broke.
+fn is_of_record(code: u32) -> bool {
+    use ErrorCode::{RecordEmpty, RecordForged, RecordTooLong};
+    [RecordEmpty, RecordForged, RecordTooLong].map(ErrorCode::number).contains(&code)
 }

@@ -3,12 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
+use culver_protocol::client::Violation;
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ClientMessageId, ConversationId, ConversationSeq, DeviceId, InboxSeq, MessageId, UserId};
 use culver_protocol::message::{Accepted, MarkView};
 use culver_protocol::proto;
 use culver_protocol::proto::rpc::Request;
 use culver_protocol::proto::rpc_result::Result as Found;
+use culver_protocol::record::FrameError;
 
 use super::{Known, MessageIndex, Oracle, Terms, Witness};
 use crate::device::DeviceKey;
@@ -150,7 +152,7 @@ impl Tale {
             last: Some(last),
             ..Default::default()
         };
-        let ann = Known { marks: [(talk(), mark)].into(), list: vec![], devices: vec![device] };
+        let ann = Known { marks: [(talk(), mark)].into(), list: vec![], devices: vec![device.clone()] };
         let bob = Known { marks: [].into(), list: vec![item], devices: vec![device] };
         vec![(key(1, 1), ann), (key(2, 1), bob)]
     }
@@ -655,6 +657,51 @@ fn errors_and_tickets() {
         },
         |tale| tale.oracle.logged_in(&mut tale.witnesses[ANN], &proto::Welcome::default()),
     );
+}
+
+/// Ann's connection is one that nobody can have taken, and somebody has changed what it carries.
+fn attacked(tale: &mut Tale) {
+    tale.connect(ANN, 0, 0);
+    tale.witnesses[ANN].connected_to(true);
+    tale.witnesses[ANN].attacked();
+}
+
+#[test]
+fn what_attackers_may_not_do() {
+    let error = |code: ErrorCode| proto::Error { code: code.number(), ..Default::default() };
+    let told = |code: ErrorCode| move |tale: &mut Tale| tale.oracle.server_error(&tale.witnesses[ANN], &error(code));
+    let forged = Violation::Frame(FrameError::Forged);
+    let promise = "a client that keeps to the protocol is told no error";
+    for code in [ErrorCode::RecordForged, ErrorCode::HandshakeFailed, ErrorCode::DeviceUnknown, ErrorCode::LoginsBusy] {
+        lie(promise, nothing, told(code));
+    }
+    lie("a server keeps to the protocol", nothing, |tale| tale.oracle.violation(&tale.witnesses[ANN], forged));
+    let mut tale = Tale::new(Terms { is_encrypted: true, ..Terms::default() });
+    attacked(&mut tale);
+    told(ErrorCode::SuiteRefused)(&mut tale);
+    tale.oracle.logged_in(&mut tale.witnesses[ANN], &proto::Welcome::default());
+    told(ErrorCode::RecordForged)(&mut tale);
+    told(ErrorCode::DeviceUnknown)(&mut tale);
+    tale.oracle.violation(&tale.witnesses[ANN], forged);
+    // What nobody but the server can have said.
+    let greeted = |tale: &mut Tale| {
+        attacked(tale);
+        tale.oracle.logged_in(&mut tale.witnesses[ANN], &proto::Welcome::default());
+    };
+    let terms = Terms { is_encrypted: true, ..Terms::default() };
+    for code in [ErrorCode::SuiteRefused, ErrorCode::Replaced] {
+        lie_under(terms, promise, greeted, told(code));
+    }
+    lie_under(terms, "a server keeps to the protocol", greeted, |tale| {
+        tale.oracle.violation(&tale.witnesses[ANN], Violation::Protobuf { kind: 7 });
+    });
+    let is_linked = |tale: &mut Tale| {
+        tale.oracle.prove_linked(&mut tale.witnesses[ANN]);
+        tale.connect(ANN, 0, 0);
+    };
+    lie_under(terms, promise, is_linked, told(ErrorCode::DeviceUnknown));
+    let stopped = |tale: &mut Tale| tale.oracle.stopped(&tale.witnesses[ANN], ErrorCode::Replaced.number());
+    lie_under(terms, "nobody but the server stops a client", attacked, stopped);
 }
 
 #[test]

@@ -67,6 +67,12 @@ pub(crate) struct Witness {
     pub(super) calls: BTreeMap<u64, Asked>,
     pub(super) ticket_generation: u32,
     pub(super) server_generation: u32,
+    /// When this connection was made the server had no other of this kind of the device's.
+    pub(super) is_alone: bool,
+    /// Somebody has changed what it carries.
+    pub(super) is_attacked: bool,
+    /// WELCOME has come.
+    pub(super) is_greeted: bool,
 
     /// Wishes about receipts whose answers were lost with their connection: it may be that they are still granted.
     pub(super) lost: Vec<bool>,
@@ -80,6 +86,16 @@ impl Witness {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected
+    }
+
+    /// A connection is there.
+    pub(crate) fn connected_to(&mut self, is_alone: bool) {
+        (self.is_alone, self.is_attacked, self.is_greeted) = (is_alone, false, false);
+    }
+
+    /// Somebody has changed what the connection carries.
+    pub(crate) fn attacked(&mut self) {
+        self.is_attacked = true;
     }
 
     /// The connection is gone. The client cancels its requests one by one.
@@ -141,6 +157,9 @@ impl Oracle {
             calls: BTreeMap::new(),
             ticket_generation: 0,
             server_generation: 0,
+            is_alone: false,
+            is_attacked: false,
+            is_greeted: false,
             lost,
         }
     }

@@ -13,6 +13,15 @@ use super::{Debt, Owed, USERS, World};
 use crate::hub::command::{Address, Device};
 use crate::hub::effect::{Answer, Effect, EffectKind};
 
+/// Whether an effect lets its session know anything that only its user may, but for answers to what it asked itself.
+fn says_something(kind: &EffectKind) -> bool {
+    match kind {
+        EffectKind::LoggedIn { .. } => true,
+        EffectKind::Siblings(_) | EffectKind::Replaced | EffectKind::Removed => false,
+        kind => !kind.is_reply(),
+    }
+}
+
 impl World {
     pub(in crate::hub::tests) fn take_effects(&mut self) {
         while self.nodes.iter().any(|node| !node.effects.is_empty()) {
@@ -28,12 +37,19 @@ impl World {
         let client = &mut self.clients[slot as usize];
         let device = client.device;
         assert_eq!(client.address, effect.session, "addresses name sessions");
+        let is_refused_more = client.is_cut_off && says_something(&effect.kind);
+        assert!(!is_refused_more, "{device:?} of slot {slot} is to get nothing more: {:?}", effect.kind);
         match effect.kind {
             EffectKind::LoggedIn { cursor, reset, gap, siblings } => {
                 self.settle_debt(at, device, effect.session, Owed::LoggedIn);
+                self.let_in(slot, cursor);
                 self.logged_in(slot, cursor, reset, gap, siblings);
             }
-            EffectKind::Refused(code) => panic!("nobody is refused: {code:?}"),
+            EffectKind::Refused(code) => {
+                self.settle_debt(at, device, effect.session, Owed::LoggedIn);
+                self.refused(slot, code);
+            }
+            EffectKind::Removed => self.removed(slot),
             EffectKind::Accepted { accepted, skips } => {
                 let debt = self.settle_debt(at, device, effect.session, Owed::Result(accepted.client_message_id));
                 self.check_accepted(accepted, debt.submitted);
@@ -55,8 +71,11 @@ impl World {
             }
             EffectKind::Replaced => {
                 assert!(!std::mem::replace(&mut client.replaced, true), "told once");
-                let (address, fetch) = (client.address, client.fetch);
-                let is_newer = |c: &Client| c.device == device && c.fetch == fetch && c.address.slot > address.slot;
+                let (address, fetch, key) = (client.address, client.fetch, client.credential.fingerprint);
+                let is_newer = |c: &Client| {
+                    let is_another = c.credential.registers() && c.credential.fingerprint != key;
+                    c.device == device && (c.fetch == fetch || is_another) && c.address.slot > address.slot
+                };
                 assert!(self.clients.iter().any(is_newer), "somebody must have replaced it");
                 if matches!(self.clients[slot as usize].life, Life::LoggingIn | Life::Steady) {
                     self.close(slot);
@@ -86,10 +105,10 @@ impl World {
     }
 
     fn logged_in(&mut self, slot: u32, cursor: InboxSeq, reset: bool, gap: bool, siblings: bool) {
-        assert!(!reset && (!gap || self.may_expire()), "every cursor of this world is honest, and nothing expires");
+        let may_expire = self.may_expire();
         let client = &mut self.clients[slot as usize];
-        let kept = self.kept.get_mut(&client.device).expect("it has logged in");
-        kept.linked_at.get_or_insert(cursor);
+        let may_gap = may_expire || self.kept[&client.device].may_gap;
+        assert!(!reset && (!gap || may_gap), "every cursor of this world is honest, and nothing expires");
         client.sent = cursor;
         client.told = client.told.max(cursor);
         client.acked = client.told;
@@ -171,6 +190,7 @@ impl World {
         assert!(self.nodes[at].asked.remove(&(session, id)), "answered once");
         match result {
             Ok(Answer::Devices(devices)) => {
+                self.registry.list_told(device.user, &devices);
                 assert!(devices.iter().any(|info| info.device == device.device), "the one that asks is among them");
             }
             Ok(Answer::Conversations { items, .. }) => assert!(items.len() <= 2),
@@ -179,6 +199,8 @@ impl World {
                 *told = seq.max(*told);
             }
             Ok(Answer::ReadReceiptsSet { .. }) => {}
+            Ok(Answer::DeviceRemoved | Answer::DeviceNamed) => self.request_told(id, Ok(())),
+            Err(code) if self.registry.is_asked(id) => self.request_told(id, Err(code)),
             Err(code) => {
                 let expected = [ErrorCode::Replaced, ErrorCode::ReadBeyondDelivered, ErrorCode::Busy];
                 assert!(expected.contains(&code), "{code:?}");
@@ -193,11 +215,12 @@ impl World {
             EffectKind::Rejected { client_message_id: id, code, .. } => Some((u128::from_be_bytes(id.0), Some(code))),
             _ => None,
         };
-        self.nodes.iter_mut().flat_map(|node| node.effects.drain(..)).filter_map(outcome).collect()
+        self.drain_effects().into_iter().filter_map(outcome).collect()
     }
 
     /// The effects that are on their way, unchecked.
     pub(in crate::hub::tests) fn drain_effects(&mut self) -> Vec<Effect> {
+        self.registry.is_blind = true;
         self.nodes.iter_mut().flat_map(|node| node.effects.drain(..)).collect()
     }
 
@@ -221,6 +244,9 @@ impl World {
                 None => drop(self.log_in(*device)),
             }
         }
+        if self.has_keys {
+            self.log_in_all(&devices);
+        }
         // What was sent and not answered is sent again, as clients do.
         for index in 0..self.messages.len() {
             if self.messages[index].accepted.is_none() {
@@ -239,6 +265,8 @@ impl World {
             assert!(node.owed.values().all(|owed| owed.is_empty()), "every promised reply has come");
             assert!(node.asked.is_empty(), "every question is answered");
         }
+        let is_up = |client: &&Client| matches!(client.life, Life::LoggingIn | Life::Steady);
+        assert!(!self.clients.iter().filter(is_up).any(|client| client.is_cut_off), "who is cut off is told so");
         self.check_inboxes();
         self.calm = false;
     }
@@ -302,7 +330,9 @@ impl World {
         let known = |conversation: &ConversationId| marks.get(conversation).copied().unwrap_or_default();
         for ((reader, conversation), seq) in &self.delivered {
             let Some(sender) = conversation.direct_peer(*reader).filter(|sender| sender != reader) else { continue };
-            if sender == user {
+            if sender == user && self.unsure.contains(&(*reader, *conversation)) {
+                assert!(known(conversation).delivered <= *seq, "{device:?} in {conversation:?}");
+            } else if sender == user {
                 assert_eq!(known(conversation).delivered, *seq, "{device:?} in {conversation:?}");
             }
         }

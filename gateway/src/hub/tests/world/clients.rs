@@ -12,6 +12,7 @@ use culver_storage::topology::HubId;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
+use super::owners::Credential;
 use super::{INCARNATION, Message, USERS, World};
 use crate::hub::command::{Address, Command, Credit, Device, Request};
 
@@ -45,6 +46,12 @@ pub(in crate::hub::tests) struct Client {
     /// Deliveries were dropped.
     pub(in crate::hub::tests) resume: bool,
     pub(in crate::hub::tests) replaced: bool,
+    pub(super) credential: Credential,
+    /// It was told that it is let in.
+    pub(super) is_in: bool,
+    /// It was refused, or its device is no longer what it was: nothing is to come any more.
+    pub(super) is_cut_off: bool,
+    pub(super) removed: bool,
     /// The user has other devices.
     pub(in crate::hub::tests) siblings: bool,
     /// Entries delivered and not acknowledged.
@@ -66,7 +73,15 @@ pub(in crate::hub::tests) struct Client {
 impl World {
     /// Some client does something.
     pub(super) fn act(&mut self) {
-        let is_up = |client: &Client| matches!(client.life, Life::LoggingIn | Life::Steady);
+        if self.has_keys && self.random.random_bool(0.06) {
+            return self.manage();
+        }
+        // Where there are keys, nothing is passed on for a session before it is let in.
+        let has_keys = self.has_keys;
+        let is_up = |client: &Client| match client.life {
+            Life::LoggingIn => !has_keys,
+            life => life == Life::Steady,
+        };
         let is_steady = |client: &Client| client.life == Life::Steady;
         match self.random.random_range(0..39) {
             0..2 => {
@@ -120,9 +135,14 @@ impl World {
     }
 
     pub(in crate::hub::tests) fn connect(&mut self, device: Device, entries: u16, fetch: bool) -> u32 {
+        let credential = self.credential(device);
+        self.connect_as(device, entries, fetch, credential)
+    }
+
+    pub(super) fn connect_as(&mut self, device: Device, entries: u16, fetch: bool, credential: Credential) -> u32 {
         let kept = self.kept.entry(device).or_default();
         let (cursor, receipts) = (kept.cursor, kept.receipts);
-        self.connect_claiming(device, entries, fetch, cursor, receipts)
+        self.connect_whole(device, entries, fetch, (cursor, receipts), credential)
     }
 
     pub(in crate::hub::tests) fn connect_claiming(
@@ -132,6 +152,17 @@ impl World {
         fetch: bool,
         cursor: InboxSeq,
         receipts: u64,
+    ) -> u32 {
+        self.connect_whole(device, entries, fetch, (cursor, receipts), Credential::NONE)
+    }
+
+    pub(super) fn connect_whole(
+        &mut self,
+        device: Device,
+        entries: u16,
+        fetch: bool,
+        (cursor, receipts): (InboxSeq, u64),
+        credential: Credential,
     ) -> u32 {
         let slot = u32::try_from(self.clients.len()).expect("few");
         let address = Address { reactor: u16::from(slot % 2 == 1), slot, generation: 1, epoch: slot + 1 };
@@ -149,6 +180,10 @@ impl World {
             blocked: false,
             resume: false,
             replaced: false,
+            credential,
+            is_in: false,
+            is_cut_off: false,
+            removed: false,
             siblings: true,
             under_way: VecDeque::new(),
             receipts: VecDeque::new(),
@@ -160,8 +195,11 @@ impl World {
             hubs: BTreeSet::new(),
             closes: 0,
         });
-        let incarnation = INCARNATION;
-        self.post(Command::Login { session: address, device, cursor, incarnation, credit, fetch, receipts });
+        let (session, incarnation) = (address, INCARNATION);
+        let Credential { fingerprint, proof, .. } = credential;
+        let login =
+            Command::Login { session, device, cursor, incarnation, credit, fetch, receipts, fingerprint, proof };
+        self.post(login);
         slot
     }
 
@@ -196,7 +234,8 @@ impl World {
     pub(super) fn submit_message(&mut self, slot: u32, index: usize) {
         let client = &self.clients[slot as usize];
         let session = client.address;
-        let knows_of_others = client.life == Life::Steady && client.siblings;
+        let has_others = !self.has_keys || self.registry.has_siblings(client.device);
+        let knows_of_others = client.life == Life::Steady && client.siblings && has_others;
         let message = &mut self.messages[index];
         message.wants_copy &= knows_of_others;
         let send = Send { copy: client.siblings, ..message.send.clone() };
@@ -222,15 +261,26 @@ impl World {
         let Some(last) = entries.last() else { return };
         client.acked = client.acked.max(last.inbox_seq);
         client.ack_pending = true;
-        let device = client.device;
+        let (device, is_cut_off) = (client.device, client.is_cut_off);
         let kept = self.kept.get_mut(&device).expect("it has logged in");
-        kept.cursor = kept.cursor.max(last.inbox_seq);
+        let is_kept = client.credential.install == kept.install;
+        if is_kept {
+            kept.cursor = kept.cursor.max(last.inbox_seq);
+        }
         for entry in entries {
             if entry.sender != device.user {
-                let last = self.delivered.entry((device.user, entry.conversation)).or_default();
+                let of = (device.user, entry.conversation);
+                let last = self.delivered.entry(of).or_default();
+                if !is_kept || is_cut_off {
+                    self.unsure.insert(of);
+                } else if entry.conversation_seq > *last {
+                    self.unsure.remove(&of);
+                }
                 *last = entry.conversation_seq.max(*last);
             }
-            kept.entries.insert(entry.inbox_seq, entry);
+            if is_kept {
+                kept.entries.insert(entry.inbox_seq, entry);
+            }
         }
         self.post_ack(slot);
     }
@@ -250,7 +300,8 @@ impl World {
         let client = &mut self.clients[slot as usize];
         let kept = self.kept.get_mut(&client.device).expect("it has logged in");
         let count = client.receipts.len().min(count);
-        for (version, marks) in client.receipts.drain(..count) {
+        let is_kept = client.credential.install == kept.install;
+        for (version, marks) in client.receipts.drain(..count).filter(|_| is_kept) {
             kept.receipts = kept.receipts.max(version);
             for mark in marks {
                 let known = kept.marks.entry(mark.conversation).or_default();
@@ -287,6 +338,9 @@ impl World {
         self.rpcs += 1;
         let (session, device, id) =
             (self.clients[slot as usize].address, self.clients[slot as usize].device, self.rpcs);
+        if let Request::RemoveDevice { device: removed } = &request {
+            self.note_removal(Device { device: *removed, ..device });
+        }
         if let Request::MarkRead { conversation, seq } = &request {
             let asked = self.read_asked.entry((device.user, *conversation)).or_default();
             *asked = (*asked).max(*seq);
@@ -320,7 +374,7 @@ impl World {
         self.clients[slot as usize].blocked = blocked;
     }
 
-    fn pick(&mut self, is_wanted: impl Fn(&Client) -> bool) -> Option<u32> {
+    pub(super) fn pick(&mut self, is_wanted: impl Fn(&Client) -> bool) -> Option<u32> {
         let wanted: Vec<u32> = self.clients.iter().filter(|c| is_wanted(c)).map(|c| c.address.slot).collect();
         wanted.choose(&mut self.random).copied()
     }
@@ -329,6 +383,7 @@ impl World {
         let is_live = |c: &&Client| {
             c.device == device && !c.fetch && matches!(c.life, Life::LoggingIn | Life::Steady) && !c.replaced
         };
+        let is_live = |c: &&Client| is_live(c) && !c.is_cut_off && self.is_kept(c);
         self.clients.iter().rev().find(is_live).map(|client| client.address.slot)
     }
 
@@ -377,11 +432,15 @@ impl World {
     /// As `Session::skip` does.
     pub(super) fn skip(&mut self, slot: u32, previous: InboxSeq, through: InboxSeq) {
         let device = self.clients[slot as usize].device;
+        let is_other = !self.is_kept(&self.clients[slot as usize]);
         for seq in (previous.0 + 1..=through.0).map(InboxSeq) {
             let entry = self.inboxes[&device.user].get(&seq).expect("skipped before it was durable");
             let is_own = entry.sender == device.user && entry.sender_device == device.device;
             let is_known = self.kept[&device].entries.contains_key(&seq);
-            assert!(is_own || is_known, "only what the device sent itself, or has from another session, is skipped");
+            assert!(
+                is_own || is_known || is_other,
+                "only what the device sent itself, or has from another session, is skipped"
+            );
         }
         let client = &mut self.clients[slot as usize];
         if client.life == Life::Steady && previous == client.sent {

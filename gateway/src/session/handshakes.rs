@@ -1,0 +1,134 @@
+//! What logins under way need beside their sessions, for all connections of a reactor: handshakes of three messages,
+//! what is known of a device until its READY, and how much of the reactor's time handshakes may take.
+//!
+//! Nothing here outlives a login: an idle connection has none of it.
+
+use std::collections::HashMap;
+
+use culver_protocol::crypto::{FINGERPRINT_LEN, Suite};
+use culver_protocol::handshake::Kind;
+use culver_protocol::handshake::server::Awaiting;
+
+use crate::hub::command::Proof;
+
+/// Handshakes of three messages under way at once, in one reactor: each holds a few hundred bytes.
+const AWAITING_MAX: usize = 1024;
+/// Room for so many is kept when none is under way.
+const ROOM_KEPT: usize = 256;
+/// What handshakes may take at once of what they have not taken before.
+const BURST_US: u64 = 50_000;
+/// Handshakes with Diffie-Hellman in one turn: whoever is connected waits no longer than for these.
+const A_TURN: u32 = 1;
+
+/// Whether a handshake may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Now.
+    Now,
+    /// In a later turn.
+    Later,
+    /// Not for a while: its client should come again.
+    Busy,
+}
+
+/// What a device has shown until its READY passes it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its key.
+    pub fingerprint: Option<[u8; FINGERPRINT_LEN]>,
+    /// And what proves that it is the device it says.
+    pub proof: Proof,
+}
+
+/// All logins under way in a reactor.
+#[derive(Debug)]
+pub struct Handshakes {
+    awaiting: HashMap<u32, (Suite, Awaiting)>,
+    shown: HashMap<u32, Shown>,
+    /// Per cent of the thread's time.
+    share: u64,
+    level_us: u64,
+    filled_us: u64,
+    this_turn: u32,
+}
+
+impl Handshakes {
+    /// None under way; they may take so many per cent of the thread's time.
+    #[must_use]
+    pub fn new(share: u8) -> Self {
+        let (awaiting, shown) = (HashMap::new(), HashMap::new());
+        Self { awaiting, shown, share: share.into(), level_us: BURST_US, filled_us: 0, this_turn: 0 }
+    }
+
+    /// A turn begins.
+    pub fn begin_turn(&mut self, now_us: u64) {
+        let passed_us = now_us.saturating_sub(self.filled_us);
+        // What is less than a microsecond's share is counted next time.
+        let gained_us = passed_us.saturating_mul(self.share) / 100;
+        if gained_us > 0 {
+            self.level_us = self.level_us.saturating_add(gained_us).min(BURST_US);
+            self.filled_us = now_us;
+        }
+        self.this_turn = 0;
+    }
+
+    /// Whether a handshake of this kind may be answered now; then its time is taken.
+    pub fn admit(&mut self, kind: Kind) -> Admission {
+        let cost_us = match kind {
+            // It costs no more than a message.
+            Kind::Resume => return Admission::Now,
+            Kind::Ik => 300,
+            Kind::Xx => 250,
+            Kind::ResumeForwardSecret => 110,
+        };
+        if kind == Kind::Xx && self.awaiting.len() >= AWAITING_MAX {
+            return Admission::Busy;
+        }
+        if self.level_us < cost_us {
+            return Admission::Busy;
+        }
+        if self.this_turn >= A_TURN {
+            return Admission::Later;
+        }
+        self.this_turn += 1;
+        self.level_us -= cost_us;
+        Admission::Now
+    }
+
+    /// A handshake waits for its third message.
+    pub(super) fn wait(&mut self, slot: u32, suite: Suite, awaiting: Awaiting) {
+        self.awaiting.insert(slot, (suite, awaiting));
+    }
+
+    /// It has come.
+    pub(super) fn go_on(&mut self, slot: u32) -> Option<(Suite, Awaiting)> {
+        self.awaiting.remove(&slot)
+    }
+
+    /// A device has logged in, and is to say READY.
+    pub(super) fn show(&mut self, slot: u32, shown: Shown) {
+        self.shown.insert(slot, shown);
+    }
+
+    /// It has. Nothing was kept of one that showed no key.
+    pub(super) fn take_shown(&mut self, slot: u32) -> Shown {
+        self.shown.remove(&slot).unwrap_or(Shown { fingerprint: None, proof: Proof::Plaintext })
+    }
+
+    /// The connection in this slot is gone.
+    pub fn forget(&mut self, slot: u32) {
+        self.awaiting.remove(&slot);
+        self.shown.remove(&slot);
+        if self.is_empty() && self.shown.capacity() + self.awaiting.capacity() > ROOM_KEPT {
+            // A rush is over.
+            self.awaiting = HashMap::new();
+            self.shown = HashMap::new();
+        }
+    }
+
+    /// Whether none is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.awaiting.is_empty() && self.shown.is_empty()
+    }
+}
