@@ -18,6 +18,7 @@ use mio::{Interest, Registry, Token};
 pub(crate) use self::readiness::Readiness;
 
 use crate::sys;
+use crate::target::sealing::refresh;
 use crate::target::tap::Tap;
 
 /// Bytes read at once; most sockets hold far less.
@@ -54,6 +55,7 @@ struct Link {
     /// The deadline in the timer heap, or `u64::MAX`.
     timer_us: u64,
     source: Option<IpAddr>,
+    is_sealed: bool,
     tap: Option<Box<Tap>>,
 }
 
@@ -85,9 +87,11 @@ impl Links {
     }
 
     /// Adds a client; it connects with the next turn, from `source` if one is given.
-    pub(crate) fn add(&mut self, config: ClientConfig, source: Option<IpAddr>, now_us: u64) -> LinkIndex {
+    pub(crate) fn add(&mut self, mut config: ClientConfig, source: Option<IpAddr>, now_us: u64) -> LinkIndex {
+        refresh(&mut config);
         let index = LinkIndex(self.links.len());
         self.links.push(Link {
+            is_sealed: config.encryption.is_some(),
             client: Client::new(config),
             socket: None,
             is_connecting: false,
@@ -103,14 +107,20 @@ impl Links {
         index
     }
 
-    /// Counts what is delivered again on this connection.
+    /// Counts what is delivered again on this connection, if it can be listened to.
     pub(crate) fn watch_redelivery(&mut self, index: LinkIndex) {
-        self.link(index).tap = Some(Box::default());
+        let link = self.link(index);
+        link.tap = (!link.is_sealed).then(Box::default);
     }
 
-    /// Entries that came again with an inbox seq already seen, over all watched connections.
-    pub(crate) fn redelivered(&self) -> u64 {
-        self.links.iter().filter_map(|link| link.tap.as_ref()).map(|tap| tap.redelivered()).sum()
+    /// Entries that came again with an inbox seq already seen, over all watched connections; `None`: there is none,
+    /// for only their clients can read what is sealed.
+    pub(crate) fn redelivered(&self) -> Option<u64> {
+        self.links
+            .iter()
+            .filter_map(|link| link.tap.as_ref())
+            .map(|tap| tap.redelivered())
+            .reduce(|sum, more| sum + more)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -159,7 +169,8 @@ impl Links {
     }
 
     /// Puts another client in the place of one, which ends without another word.
-    pub(crate) fn replace(&mut self, index: LinkIndex, config: ClientConfig, now_us: u64) {
+    pub(crate) fn replace(&mut self, index: LinkIndex, mut config: ClientConfig, now_us: u64) {
+        refresh(&mut config);
         self.close_socket(index);
         let link = self.link(index);
         link.client = Client::new(config);

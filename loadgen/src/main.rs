@@ -83,6 +83,11 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen idle-burst --connections 15000 --rounds 3\n  culver-loadgen idle-burst --connections 1000000 --tickets tickets --message-rate 20000 --delivery-p99-ms-max 500"
     )]
     IdleBurst(Box<scenario::idle_burst::IdleBurstOptions>),
+    /// What a login of each kind costs the server, beside one in plaintext and the arithmetic in it
+    #[command(
+        after_help = "Examples:\n  culver-loadgen handshake --target 127.0.0.1:7400 --server-pid 4711 --resume-max-us 60 \\\n    --forward-secret-max-us 110 --ik-ratio-max 1.5 --json handshake.json\n  culver-loadgen handshake --micro --record-max-ns 1000\n\nThe server must offer plaintext too, there or at --plain-target: that is what all kinds are compared with. A login is a\nconnection that comes, is welcomed, says READY and leaves again."
+    )]
+    Handshake(Box<scenario::handshake::HandshakeOptions>),
     /// Attackers of every kind beside honest pairs
     #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s")]
     Hostile(Box<scenario::hostile::HostileOptions>),
@@ -152,6 +157,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::IdleBurst(options) => {
             let to = options.json_to();
             publish(&scenario::idle_burst::run(*options)?, &to)
+        }
+        Scenario::Handshake(options) => {
+            let to = options.json_to();
+            publish(&scenario::handshake::run(*options)?, &to)
         }
         Scenario::Hostile(options) => {
             let to = options.json_to();

@@ -18,6 +18,7 @@ use crate::report::progress::Progress;
 use crate::scenario::pairs::{Pace, PairLoad};
 use crate::target::credentials::Credentials;
 use crate::target::culver::Culver;
+use crate::target::sealing::SuiteOption;
 use crate::units::{Span, SpanRange};
 use crate::verify::SEATS_MAX;
 
@@ -82,13 +83,18 @@ pub(crate) struct TargetOptions {
     #[arg(long, default_value = "./data/dev-credentials.json", value_name = "FILE")]
     credentials: PathBuf,
     /// How connections are sealed
-    #[arg(long, default_value = "none", value_parser = ["none"])]
-    suite: String,
+    #[arg(long, value_enum, default_value_t)]
+    suite: SuiteOption,
 }
 
 impl TargetOptions {
     pub(crate) fn find(&self) -> Result<Culver> {
-        Culver::find(self.target, self.ops, &self.credentials)
+        Culver::find(self.target, self.ops, &self.credentials, self.suite)
+    }
+
+    /// How connections are to be sealed.
+    pub(crate) fn suite(&self) -> SuiteOption {
+        self.suite
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

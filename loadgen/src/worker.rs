@@ -48,7 +48,8 @@ pub(crate) trait Driver: Send + 'static {
 pub(crate) struct Finished<D> {
     pub(crate) driver: D,
     pub(crate) counts: crate::links::LinkCounts,
-    pub(crate) redelivered: u64,
+    /// `None`: nobody could listen.
+    pub(crate) redelivered: Option<u64>,
 }
 
 /// Starts a worker thread. It ends when its driver is done, and at `deadline_us` at the latest.

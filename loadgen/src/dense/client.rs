@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 
 use culver_protocol::id::UserId;
-use culver_protocol::limits::{HANDSHAKE_LEN_MAX, VERSION_MAX, VERSION_MIN};
+use culver_protocol::limits::{HANDSHAKE_LEN_MAX, REKEY_MS, VERSION_MAX, VERSION_MIN};
 use culver_protocol::preamble::Preamble;
 use culver_protocol::proto::{self, login};
 use culver_protocol::record::{Cipher, RecordType};
@@ -50,6 +50,9 @@ pub(super) struct Client {
 /// What there is for each idle connection, beside the kernel's share.
 pub(crate) const CLIENT_LEN: usize = size_of::<Client>();
 const _: () = assert!(CLIENT_LEN <= 12);
+/// Beside it, what seals and opens its records, where anything does.
+pub(crate) const SEALED_LEN: usize = size_of::<Cipher>();
+const _: () = assert!(SEALED_LEN <= 76);
 
 /// What tells one client's messages from all others.
 #[derive(Clone, Copy, Debug)]
@@ -91,11 +94,16 @@ pub(super) enum Verdict {
 }
 
 impl Client {
-    /// A record has come whole; what it must be answered with is appended to `out`.
+    /// A record has come whole and was opened; what it must be answered with is sealed and appended to `out`.
     ///
     /// # Errors
     /// What the server may not send, in words.
-    pub(super) fn handle_record(&mut self, kind: u8, body: &[u8], out: &mut Vec<u8>) -> Result<Heard, String> {
+    pub(super) fn handle_record(
+        &mut self,
+        (kind, body): (u8, &[u8]),
+        cipher: &mut Cipher,
+        out: &mut Vec<u8>,
+    ) -> Result<Heard, String> {
         // A type that this side does not know is nothing to a client.
         let Some(known) = RecordType::from_number(kind) else { return Ok(Heard::Other) };
         let is_any_time = matches!(known, RecordType::Ping | RecordType::Pong | RecordType::Goaway | RecordType::Error);
@@ -107,14 +115,14 @@ impl Client {
             RecordType::Welcome => self.handle_welcome(decode(kind, body)?),
             RecordType::Ping => {
                 let proto::Ping { nonce } = decode(kind, body)?;
-                Cipher::default().seal_message(out, RecordType::Pong, &proto::Pong { nonce });
+                cipher.seal_message(out, RecordType::Pong, &proto::Pong { nonce });
                 Ok(Heard::Other)
             }
             RecordType::Deliver => {
                 let deliver: proto::Deliver = decode(kind, body)?;
                 if let Some(last) = deliver.entries.last() {
                     let ack = proto::Ack { inbox_seq: last.inbox_seq, credit_entries: 0, credit_bytes: 0 };
-                    Cipher::default().seal_message(out, RecordType::Ack, &ack);
+                    cipher.seal_message(out, RecordType::Ack, &ack);
                 }
                 Ok(Heard::Entries(deliver))
             }
@@ -122,7 +130,13 @@ impl Client {
             RecordType::Error => decode(kind, body).map(Heard::Error),
             RecordType::Goaway => decode::<proto::Goaway>(kind, body).map(|_| Heard::Goaway),
             RecordType::Gap | RecordType::SyncStart | RecordType::SyncDone | RecordType::Receipt => Ok(Heard::Other),
-            RecordType::Ready
+            RecordType::Rekey if cipher.overhead() > 0 => {
+                cipher.follow_key();
+                Ok(Heard::Other)
+            }
+            RecordType::Rekey
+            | RecordType::Handshake
+            | RecordType::Ready
             | RecordType::Send
             | RecordType::SendResult
             | RecordType::Ack
@@ -168,23 +182,35 @@ fn sent_us(payload: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*payload.get(plan::PAYLOAD_LEN_MIN..)?.first_chunk()?))
 }
 
-/// Appends a login, and READY behind it where the server is to deliver at once.
+/// A login that asks for nothing special.
+pub(super) fn login(credential: Option<login::Credential>, keep_alive_s: u32) -> proto::Login {
+    proto::Login { credential, keep_alive_s, client: NAME.to_owned(), ..Default::default() }
+}
+
+/// Appends a plaintext login, and READY behind it where the server is to deliver at once.
 pub(super) fn write_login(out: &mut Vec<u8>, credential: login::Credential, keep_alive_s: u32, is_ready: bool) {
-    let login =
-        proto::Login { credential: Some(credential), keep_alive_s, client: NAME.to_owned(), ..Default::default() };
+    let login = login(Some(credential), keep_alive_s);
     out.extend_from_slice(&Preamble::PLAINTEXT.encode());
     let len = login.encoded_len();
     assert!(len <= HANDSHAKE_LEN_MAX, "tokens and tickets have their limits");
     out.extend_from_slice(&u16::try_from(len).expect("HANDSHAKE_LEN_MAX fits").to_be_bytes());
     login.encode(out).expect("a Vec grows as needed");
     if is_ready {
-        Cipher::default().seal_message(out, RecordType::Ready, &proto::Ready {});
+        Cipher::Plaintext.seal_message(out, RecordType::Ready, &proto::Ready {});
     }
 }
 
-/// Appends a keep-alive.
-pub(super) fn write_ping(out: &mut Vec<u8>) {
-    Cipher::default().seal_message(out, RecordType::Ping, &proto::Ping { nonce: 1 });
+/// Appends a keep-alive, after a change of the key where it has served for [`REKEY_MS`]: a client keeps no time of its
+/// own, but knows how many records it has sealed, and that it seals hardly anything but keep-alives.
+pub(super) fn write_ping(out: &mut Vec<u8>, cipher: &mut Cipher, keep_alive_us: u64) {
+    let pings_per_key = u32::try_from(REKEY_MS * 1000 / keep_alive_us.max(1)).unwrap_or(u32::MAX).max(1);
+    if let Cipher::Sealed(_, keys) = cipher
+        && keys.sending.records() > 1
+        && keys.sending.records() % pings_per_key == 1
+    {
+        cipher.change_key(out);
+    }
+    cipher.seal_message(out, RecordType::Ping, &proto::Ping { nonce: 1 });
 }
 
 /// The user behind a place among all clients.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use culver_protocol::handshake::client::ServerKey;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Faults kept in words: the first tell what the others are.
@@ -18,11 +19,22 @@ pub(super) struct Shared {
     /// Of the server's data, once a WELCOME has told it; 0: not yet.
     pub(super) incarnation: AtomicU64,
     pub(super) pace: Pace,
+    server_key: Mutex<Option<ServerKey>>,
     errors: Mutex<BTreeMap<u32, u64>>,
     faults: Mutex<Vec<String>>,
 }
 
 impl Shared {
+    /// The server's key, once a handshake has taught it.
+    pub(super) fn server_key(&self) -> Option<ServerKey> {
+        *lock(&self.server_key)
+    }
+
+    /// Whoever has learned the server's key tells all others; `None`: it is good no more.
+    pub(super) fn set_server_key(&self, key: Option<ServerKey>) {
+        *lock(&self.server_key) = key;
+    }
+
     /// Counts an error that the server told.
     pub(super) fn note_error(&self, code: u32) {
         *lock(&self.errors).entry(code).or_default() += 1;
@@ -107,6 +119,8 @@ tally! {
     logins;
     /// Of them, those by token.
     token_logins;
+    /// Logins that were told to come again, for the server had too many at once.
+    logins_busy;
     /// Tickets refused, which a token then stood in for.
     tickets_refused;
     /// Connections that could not be made or could not log in.

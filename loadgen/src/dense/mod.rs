@@ -5,6 +5,7 @@
 
 mod client;
 mod control;
+mod handshake;
 mod keep_alive;
 mod partials;
 pub(crate) mod senders;
@@ -22,9 +23,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use culver_protocol::handshake::client::ServerKey;
 
+use self::client::{CLIENT_LEN, SEALED_LEN};
 pub(crate) use self::control::Counts;
 use self::control::{Post, Shared};
+pub(crate) use self::handshake::{CrowdSealing, HandshakeOption};
 pub(crate) use self::keep_alive::STEP_US;
 use self::sources::Sources;
 use self::worker::{Place, Start, Worker};
@@ -52,9 +56,25 @@ const STACK_LEN: usize = 256 * 1024;
 #[derive(Clone)]
 pub(crate) enum LoginWith {
     /// Tokens, signed when they are needed; or tickets from the file, where one is named.
-    Tokens(Arc<Credentials>),
+    /// Sealed connections show them within a handshake.
+    Tokens(Arc<Credentials>, Option<CrowdSealing>),
     /// What a floor takes: anything.
     Nothing,
+}
+
+impl LoginWith {
+    /// How connections are sealed; `None`: not at all.
+    fn sealing(&self) -> Option<&CrowdSealing> {
+        match self {
+            Self::Tokens(_, sealing) => sealing.as_ref(),
+            Self::Nothing => None,
+        }
+    }
+
+    /// Bytes that are kept of each connection.
+    pub(crate) fn client_bytes(&self) -> usize {
+        CLIENT_LEN + self.sealing().map_or(0, |_| SEALED_LEN)
+    }
 }
 
 /// How a crowd is made.
@@ -112,6 +132,7 @@ impl Crowd {
         }
         let shared = Arc::new(Shared::default());
         shared.pace.set_rate(load.rate);
+        shared.set_server_key(login.sealing().and_then(|sealing| sealing.server));
         let count = load.worker_count();
         let share = load.connections.div_ceil(count);
         sys::raise_descriptor_limit(share + sys::DESCRIPTORS_BESIDE).context("the limit of descriptors")?;
@@ -222,6 +243,11 @@ impl Crowd {
             post.tally.add_to(&mut counts);
         }
         counts
+    }
+
+    /// The server's key, where a handshake has taught it.
+    pub(crate) fn server_key(&self) -> Option<ServerKey> {
+        self.shared.server_key()
     }
 
     /// The first things that were wrong, in words.

@@ -1,16 +1,33 @@
 //! Incomplete records: a pooled buffer for each connection that has one, and nothing for all others.
 
-use std::borrow::Cow;
 use std::num::NonZeroU16;
 
 use culver_protocol::limits::{BODY_LEN_MAX, HEADER_LEN};
-use culver_protocol::record::{self, FrameError, Record};
+use culver_protocol::record::{self, Cipher, FrameError, Record};
 
 /// Buffers that are kept for the next, at most.
 const SPARE_MAX: usize = 16;
 
 /// The place of a connection's buffer, counted from 1.
 pub(super) type PartialIndex = NonZeroU16;
+
+/// Bytes that have come, to be opened in place.
+#[derive(Debug)]
+pub(super) enum Joined<'a> {
+    /// Nothing was waiting for them.
+    Alone(&'a mut [u8]),
+    /// What had waited is in front of them.
+    Behind(Vec<u8>),
+}
+
+impl Joined<'_> {
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Alone(bytes) => bytes,
+            Self::Behind(bytes) => bytes,
+        }
+    }
+}
 
 /// The buffers of one worker.
 #[derive(Debug, Default)]
@@ -21,13 +38,13 @@ pub(super) struct Partials {
 
 impl Partials {
     /// What had come of a record, and `bytes` behind it. Every call is followed by [`Partials::keep`].
-    pub(super) fn join<'a>(&mut self, place: Option<PartialIndex>, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    pub(super) fn join<'a>(&mut self, place: Option<PartialIndex>, bytes: &'a mut [u8]) -> Joined<'a> {
         match place.and_then(|place| self.buffers.get_mut(position(place))) {
-            None => Cow::Borrowed(bytes),
+            None => Joined::Alone(bytes),
             Some(buffer) => {
                 let mut joined = std::mem::take(buffer);
                 joined.extend_from_slice(bytes);
-                Cow::Owned(joined)
+                Joined::Behind(joined)
             }
         }
     }
@@ -71,14 +88,16 @@ fn position(place: PartialIndex) -> usize {
     usize::from(place.get()) - 1
 }
 
-/// Takes the first whole record off `bytes`.
+/// Takes the first whole record off `bytes`, and opens it.
 ///
 /// # Errors
-/// The framing is broken.
-pub(super) fn next_record<'a>(bytes: &mut &'a [u8]) -> Result<Option<Record<'a>>, FrameError> {
-    let Some(range) = record::split(bytes, HEADER_LEN, BODY_LEN_MAX)? else { return Ok(None) };
-    let (frame, rest) = bytes.split_at(range.end);
+/// The framing is broken, or the record is not the server's next.
+pub(super) fn next_record<'a>(bytes: &mut &'a mut [u8], cipher: &mut Cipher) -> Result<Option<Record<'a>>, FrameError> {
+    let overhead = cipher.overhead();
+    let range = record::split(bytes, HEADER_LEN + overhead, BODY_LEN_MAX + overhead)?;
+    let Some(range) = range else { return Ok(None) };
+    let (frame, rest) = std::mem::take(bytes).split_at_mut(range.end);
     *bytes = rest;
-    // Plaintext is the only suite yet: a sealed body would have to be opened here.
-    Record::parse(frame.get(range).expect("the range of a body is within its frame")).map(Some)
+    let body = frame.get_mut(range).expect("the range of a body is within its frame");
+    Record::parse(cipher.open(body)?).map(Some)
 }

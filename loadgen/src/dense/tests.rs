@@ -32,12 +32,22 @@ fn deliver(entries: impl IntoIterator<Item = proto::Entry>) -> Vec<u8> {
 
 /// Hands a client all bytes in pieces of `piece`; returns what it heard, what it answered, and its buffers.
 fn feed(client: &mut Client, bytes: &[u8], piece: usize) -> Result<(Vec<Heard>, Vec<u8>), String> {
+    feed_sealed(client, &mut Cipher::Plaintext, bytes, piece)
+}
+
+/// The same, over a cipher.
+fn feed_sealed(
+    client: &mut Client,
+    cipher: &mut Cipher,
+    bytes: &[u8],
+    piece: usize,
+) -> Result<(Vec<Heard>, Vec<u8>), String> {
     let (mut partials, mut heard, mut out) = (Partials::default(), Vec::new(), Vec::new());
-    for piece in bytes.chunks(piece) {
-        let joined = partials.join(client.partial, piece);
-        let mut rest = joined.as_ref();
-        while let Some(record) = next_record(&mut rest).map_err(|error| error.to_string())? {
-            heard.push(client.handle_record(record.kind, record.body, &mut out)?);
+    for piece in bytes.to_vec().chunks_mut(piece) {
+        let mut joined = partials.join(client.partial, piece);
+        let mut rest = joined.bytes();
+        while let Some(record) = next_record(&mut rest, cipher).map_err(|error| error.to_string())? {
+            heard.push(client.handle_record((record.kind, record.body), cipher, &mut out)?);
         }
         client.partial = partials.keep(client.partial, rest);
     }
@@ -114,7 +124,7 @@ fn buffers_are_shared_by_those_who_need_one() {
     let places: Vec<_> = (0..100_u8).map(|byte| partials.keep(None, &[byte]).expect("there is room")).collect();
     for (byte, place) in (0..100).zip(&places) {
         assert_eq!(partials.len(Some(*place)), 1);
-        assert_eq!(partials.join(Some(*place), &[200]).as_ref(), [byte, 200]);
+        assert_eq!(partials.join(Some(*place), &mut [200]).bytes(), [byte, 200]);
         assert_eq!(partials.keep(Some(*place), &[]), None);
     }
     let again = partials.keep(None, &[1]).expect("there is room");
@@ -135,7 +145,7 @@ fn a_login_is_what_the_protocol_says() {
     write_login(&mut out, login::Credential::Token(String::new()), 240, false);
     assert!(!out.ends_with(&[0, 2, RecordType::Ready as u8, 0]));
     out.clear();
-    write_ping(&mut out);
+    write_ping(&mut out, &mut Cipher::Plaintext, 1);
     assert_eq!(out, record(RecordType::Ping, &proto::Ping { nonce: 1 }));
 }
 
@@ -231,3 +241,5 @@ fn a_crowd_that_nobody_answers_says_why() {
     let error = crowd.grow_to(100, &Progress::hidden(), || Ok(())).expect_err("nobody is there").to_string();
     assert!(error.contains("failed or ended") && error.contains("refused"), "{error}");
 }
+
+mod sealed;

@@ -5,12 +5,14 @@
 //! that was too early. Decides nothing about the run.
 
 mod opening;
+mod sealing;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use culver_protocol::record::Cipher;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
@@ -64,6 +66,8 @@ pub(super) struct Worker {
     start: Start,
     epoll: OwnedFd,
     clients: Vec<Client>,
+    /// By slot, where connections are sealed; otherwise there is none.
+    ciphers: Vec<Cipher>,
     partials: Partials,
     opening: Opening,
     keep_alive: Option<KeepAlive>,
@@ -83,6 +87,7 @@ impl Worker {
         let mut worker = Self {
             epoll,
             clients: Vec::with_capacity(slots),
+            ciphers: Vec::with_capacity(if start.login.sealing().is_some() { slots } else { 0 }),
             partials: Partials::default(),
             opening: Opening::new(&start)?,
             keep_alive: None,
@@ -184,16 +189,16 @@ impl Worker {
 
     /// The first `len` bytes of the buffer have come.
     fn handle_bytes(&mut self, slot: usize, len: usize) {
-        let buffer = std::mem::take(&mut self.buffer);
-        let bytes = buffer.get(..len).expect("a read stays within its buffer");
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let bytes = buffer.get_mut(..len).expect("a read stays within its buffer");
         let place = self.clients.get(slot).and_then(|client| client.partial);
-        let joined = self.partials.join(place, bytes);
-        let outcome = self.handle_records(slot, &joined);
+        let mut joined = self.partials.join(place, bytes);
+        let outcome = self.handle_records(slot, joined.bytes());
         let client = self.clients.get_mut(slot).expect("it is being served");
         client.heard_s = seconds(self.now_us);
         let rest = outcome.as_ref().map_or(0, |rest| *rest);
+        let joined = joined.bytes();
         client.partial = self.partials.keep(place, joined.get(joined.len() - rest..).expect("the rest is its end"));
-        drop(joined);
         self.buffer = buffer;
         match outcome {
             Ok(_) => self.write_out(slot),
@@ -205,12 +210,18 @@ impl Worker {
     }
 
     /// Serves all whole records; returns how many bytes are left of the next.
-    fn handle_records(&mut self, slot: usize, mut bytes: &[u8]) -> Result<usize, String> {
+    fn handle_records(&mut self, slot: usize, mut bytes: &mut [u8]) -> Result<usize, String> {
         loop {
-            let record = next_record(&mut bytes).map_err(|error| error.to_string())?;
+            let mut plaintext = Cipher::Plaintext;
+            let cipher = self.ciphers.get_mut(slot).unwrap_or(&mut plaintext);
+            let record = next_record(&mut bytes, cipher).map_err(|error| error.to_string())?;
             let Some(record) = record else { return Ok(bytes.len()) };
+            if let Some(waiting) = self.opening.take_handshake(slot, record.kind)? {
+                self.finish_handshake(slot, waiting, record.body)?;
+                continue;
+            }
             let client = self.clients.get_mut(slot).expect("it is being served");
-            let heard = client.handle_record(record.kind, record.body, &mut self.out)?;
+            let heard = client.handle_record((record.kind, record.body), cipher, &mut self.out)?;
             self.handle_heard(slot, heard)?;
         }
     }
@@ -303,7 +314,9 @@ impl Worker {
             let partial_len = self.partials.len(client.partial);
             return self.end(slot, &format!("nothing came for {silent_s} s, behind {partial_len} bytes of a record"));
         }
-        client::write_ping(&mut self.out);
+        let mut plaintext = Cipher::Plaintext;
+        let cipher = self.ciphers.get_mut(slot).unwrap_or(&mut plaintext);
+        client::write_ping(&mut self.out, cipher, self.start.load.keep_alive_us);
         bump(&self.start.post.tally.pings, 1);
         self.write_out(slot);
     }
@@ -318,8 +331,8 @@ impl Worker {
         let partial = client.partial.take();
         self.partials.release(partial);
         let was_live = client.phase == Phase::Live;
-        if !was_live && self.opening.handle_ended(slot) {
-            client.phase = Phase::Absent; // it comes again, with a token
+        if !was_live && self.opening.handle_ended(slot, self.now_us) {
+            client.phase = Phase::Absent; // it comes again
             return;
         }
         client.phase = Phase::Ended;

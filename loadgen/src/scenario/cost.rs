@@ -18,6 +18,7 @@ use crate::report::progress::Progress;
 use crate::report::{Document, JsonTo, Misses};
 use crate::target::culver::Culver;
 use crate::target::floor::FloorSettings;
+use crate::target::sealing::SuiteOption;
 
 /// Options of `cost`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -114,12 +115,12 @@ impl CostOptions {
 }
 
 impl PlainOptions {
-    fn find(&self) -> Result<Option<Culver>> {
+    fn find(&self, suite: SuiteOption) -> Result<Option<Culver>> {
         let (Some(target), Some(ops), Some(credentials)) = (self.plain_target, self.plain_ops, &self.plain_credentials)
         else {
             return Ok(None);
         };
-        Culver::find(target, ops, credentials).context("the server without receipts").map(Some)
+        Culver::find(target, ops, credentials, suite).context("the server without receipts").map(Some)
     }
 }
 
@@ -128,7 +129,7 @@ pub(crate) fn run(mut options: CostOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
     options.pairs.default_to_closed_loop();
     let progress = options.run.progress("cost");
-    let (mut culver, mut plain) = (options.target.find()?, options.plain.find()?);
+    let (mut culver, mut plain) = (options.target.find()?, options.plain.find(options.target.suite())?);
     let (mut server, mut floor) = (Runs::default(), Runs::default());
     for number in 0..u64::from(options.interleave) {
         let load = |with: bool| {

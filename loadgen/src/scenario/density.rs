@@ -99,6 +99,7 @@ fn measure(
     let server_cpu_us_per_login = quotient(grown.cpu_us.saturating_sub(low.cpu_us), connections - slope_from);
     Ok(DensityResult {
         connections,
+        client_bytes: run.login.client_bytes(),
         slope_from,
         ratios: floor.as_ref().map(|floor| FloorRatios::of(&slope, server_cpu_us_per_login, floor)),
         slope,

@@ -6,6 +6,7 @@ pub(crate) mod crash;
 pub(crate) mod density;
 pub(crate) mod drain;
 pub(crate) mod floor;
+pub(crate) mod handshake;
 pub(crate) mod hostile;
 pub(crate) mod idle;
 pub(crate) mod idle_burst;

@@ -50,7 +50,7 @@ const LATENCIES: [Figure; 6] = [
     ("/receipt_us/p50", "receipt p50", Shown::Duration),
     ("/receipt_us/p99", "receipt p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 42] = [
+const FIGURES: [Figure; 48] = [
     ("/rounds", "rounds", Shown::Count),
     ("/disk/cuts", "power cuts", Shown::Count),
     ("/busy", "answers busy", Shown::Count),
@@ -90,6 +90,12 @@ const FIGURES: [Figure; 42] = [
     ("/floor/added_us_per_msg_median", "added floor CPU us per message", Shown::Fraction),
     ("/added_to_floor_ratio", "added CPU per message, x the floor's", Shown::Fraction),
     ("/floor_receipt_cpu/added_us_per_msg_median", "CPU us that receipts add to the floor", Shown::Fraction),
+    ("/kinds/0/us_per_login_median", "server CPU us of a login by ticket, in plaintext", Shown::Fraction),
+    ("/kinds/1/us_per_login_median", "server CPU us of a login by ticket, sealed", Shown::Fraction),
+    ("/kinds/3/us_per_login_median", "server CPU us of a login by ticket, with forward secrecy", Shown::Fraction),
+    ("/kinds/6/us_per_login_median", "server CPU us of a login by Noise IK", Shown::Fraction),
+    ("/kinds/7/us_per_login_median", "server CPU us of a login by Noise XX and a token", Shown::Fraction),
+    ("/ik_added_ratio", "CPU that Noise IK adds, x the X25519 operations in it", Shown::Fraction),
     ("/expectations_met", "attacks answered as expected", Shown::Count),
     ("/expectations_unmet", "attacks answered otherwise", Shown::Count),
     ("/memory_kept_bytes", "memory kept in bytes", Shown::Count),

@@ -82,7 +82,7 @@ impl<'a> Restarts<'a> {
         times.record(micros(server.start(options.restart_max.0)?));
 
         let load = options.load(seed, beside.join("crash"));
-        let run = PairRun::start(&server.target()?, &load, 0, Clock::start())?;
+        let run = PairRun::start(&server.target(options.suite)?, &load, 0, Clock::start())?;
         run.wait_for_logins(progress)?;
         run.shared().go();
         let lives = plan::rng(seed, "kill after");

@@ -54,7 +54,7 @@ impl Target for Bare {
     }
 
     fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential> {
-        Ok(Credential::Ticket(ticket(user, device)))
+        Ok(Credential::Ticket(ticket(user, device).into()))
     }
 
     fn links_devices(&self) -> bool {

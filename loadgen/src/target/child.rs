@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use rand::Rng;
 
 use super::culver::{Culver, Ops};
+use super::sealing::SuiteOption;
 use crate::plan;
 use crate::report::Broken;
 
@@ -200,8 +201,8 @@ impl ServerChild {
     }
 
     /// The running server as a target.
-    pub(crate) fn target(&self) -> Result<Culver> {
-        Culver::find(self.listen, self.ops, &self.data_dir.join("dev-credentials.json"))
+    pub(crate) fn target(&self, suite: SuiteOption) -> Result<Culver> {
+        Culver::find(self.listen, self.ops, &self.data_dir.join("dev-credentials.json"), suite)
     }
 }
 

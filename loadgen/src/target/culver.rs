@@ -5,11 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use culver_protocol::client::Credential;
+use culver_protocol::client::{Credential, Encryption};
+use culver_protocol::crypto::KeyPair;
 use culver_protocol::id::{DeviceId, UserId};
 use serde::Serialize;
 
 use super::credentials::Credentials;
+use super::sealing::{Sealing, SuiteOption, device_key};
 use super::{Sample, Target};
 
 /// Longest wait for the ops port.
@@ -20,6 +22,7 @@ pub(crate) struct Culver {
     address: SocketAddr,
     ops: Ops,
     credentials: Credentials,
+    sealing: Option<Sealing>,
 }
 
 /// Who is there, by the server's own word.
@@ -31,10 +34,17 @@ pub(crate) struct Presence {
 
 impl Culver {
     /// Finds the server: reads the credentials and asks the ops port once.
-    pub(crate) fn find(address: SocketAddr, ops: SocketAddr, credentials: &Path) -> Result<Self> {
+    pub(crate) fn find(address: SocketAddr, ops: SocketAddr, credentials: &Path, suite: SuiteOption) -> Result<Self> {
         let ops = Ops::new(ops);
         ops.metrics().context("is the server running? `culver serve` starts it")?;
-        Ok(Self { address, ops, credentials: Credentials::load(credentials)? })
+        let credentials = Credentials::load(credentials)?;
+        let sealing = credentials.sealing(suite)?;
+        Ok(Self { address, ops, credentials, sealing })
+    }
+
+    /// How connections to it are sealed; `None`: not at all.
+    pub(crate) fn sealing(&self) -> Option<Sealing> {
+        self.sealing
     }
 
     /// How many connections it takes; `None`: it does not tell.
@@ -63,7 +73,12 @@ impl Target for Culver {
     }
 
     fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential> {
-        Ok(Credential::Token(self.credentials.token(user, device)?))
+        let key = self.sealing.map(|_| device_key(user, device));
+        Ok(Credential::Token(self.credentials.token(user, device, key.as_ref().map(KeyPair::public))?))
+    }
+
+    fn encryption(&self, user: UserId, device: DeviceId) -> Option<Encryption> {
+        self.sealing.map(|sealing| sealing.encryption(user, device))
     }
 
     fn sample(&mut self) -> Result<Sample> {

@@ -94,7 +94,7 @@ impl Target for Floor {
     }
 
     fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential> {
-        Ok(Credential::Ticket(ticket(user, device)))
+        Ok(Credential::Ticket(ticket(user, device).into()))
     }
 
     fn links_devices(&self) -> bool {

@@ -6,14 +6,17 @@ pub(crate) mod credentials;
 pub(crate) mod culver;
 pub(crate) mod cutdisk;
 pub(crate) mod floor;
+#[cfg(test)]
+pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod relay;
+pub(crate) mod sealing;
 pub(crate) mod tap;
 
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use culver_protocol::client::{ClientConfig, Credential};
+use culver_protocol::client::{ClientConfig, Credential, Encryption};
 use culver_protocol::id::{DeviceId, InboxSeq, Incarnation, UserId};
 
 /// A reading of the server's counters, from outside or as it reports them.
@@ -44,6 +47,11 @@ pub(crate) trait Target {
     /// What a device shows at its first login.
     fn credential(&self, user: UserId, device: DeviceId) -> Result<Credential>;
 
+    /// How a device's connections are sealed; `None`: not at all, as at every floor.
+    fn encryption(&self, _user: UserId, _device: DeviceId) -> Option<Encryption> {
+        None
+    }
+
     /// Whether a device gets what is sent only once the target knows it, and tells which it knows.
     fn links_devices(&self) -> bool {
         true
@@ -59,6 +67,7 @@ pub(crate) fn client_config(target: &dyn Target, user: UserId, device: DeviceId,
         user,
         device,
         credential: target.credential(user, device)?,
+        encryption: target.encryption(user, device),
         cursor: InboxSeq(0),
         incarnation: Incarnation(0),
         seed: seed ^ user.0 ^ (u64::from(device.0) << 48),

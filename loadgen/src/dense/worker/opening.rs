@@ -5,31 +5,89 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use culver_protocol::error::ErrorClass;
+use culver_protocol::crypto::Secret;
+use culver_protocol::error::{ErrorClass, ErrorCode};
+use culver_protocol::handshake::client::Waiting;
+use culver_protocol::id::UserId;
 use culver_protocol::proto::{self, login};
+use culver_protocol::record::{Cipher, RecordType};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
 use super::super::LoginWith;
 use super::super::client::{self, Client, Phase};
 use super::super::control::bump;
-use super::super::tickets::Tickets;
+use super::super::handshake::{Comer, CrowdSealing, begin_login};
+use super::super::tickets::{Ticket, Tickets};
 use super::{Start, Worker, seconds};
 use crate::plan::DEVICE;
 use crate::sys;
+use crate::target::credentials::Credentials;
 use crate::target::floor;
 
 /// Connections opened before those that are there are looked at again.
 const OPENS_PER_TURN_MAX: usize = 32;
+/// Logins for each in the window until there is room for one more.
+const WIDEN_AFTER: usize = 4;
+/// Whoever was told that the server is busy comes again after so long.
+const BUSY_WAIT_US: u64 = 50_000;
+
+/// How a login is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// At once, with a token: the ticket was refused, or the server's key is another.
+    WithToken,
+    /// The same after a while: too many log in at once.
+    Later,
+}
+
+/// How many logins may be under way: fewer as soon as the server is busy, and again more, one at a time, while it is not.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    len: usize,
+    len_max: usize,
+    /// Logins since it last changed.
+    logins: usize,
+}
+
+impl Window {
+    fn new(len_max: usize) -> Self {
+        Self { len: len_max, len_max, logins: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn narrow(&mut self) {
+        (self.len, self.logins) = ((self.len / 2).max(1), 0);
+    }
+
+    fn widen(&mut self) {
+        self.logins += 1;
+        if self.logins >= self.len * WIDEN_AFTER && self.len < self.len_max {
+            (self.len, self.logins) = (self.len + 1, 0);
+        }
+    }
+}
 
 /// A login under way.
 struct Attempt {
     is_by_token: bool,
-    /// The server refused the ticket: a token comes next.
-    is_refused: bool,
+    /// What follows, where the server will not have it so.
+    next: Option<Next>,
     /// What could not be written yet.
     unsent: Vec<u8>,
+    /// Where the connection is to be sealed, until the server has answered.
+    handshake: Option<Waiting>,
+    /// The secret of the next ticket, once it has.
+    resumption: Option<Secret>,
+}
+
+impl Attempt {
+    fn new(is_by_token: bool, handshake: Option<Waiting>) -> Self {
+        Self { is_by_token, next: None, unsent: Vec::new(), handshake, resumption: None }
+    }
 }
 
 /// The logins of one worker.
@@ -38,13 +96,22 @@ pub(super) struct Opening {
     pending: HashMap<usize, Attempt>,
     /// Whose ticket was refused.
     again: VecDeque<usize>,
+    /// Who is to come again, and when, the first in front; and whether with a token.
+    later: VecDeque<(u64, usize, bool)>,
+    window: Window,
 }
 
 impl Opening {
     pub(super) fn new(start: &Start) -> io::Result<Self> {
         let slots = start.place.first..start.place.first + start.place.slots;
         let tickets = start.load.tickets.as_ref().map(|path| Tickets::open(path, slots)).transpose()?;
-        Ok(Self { tickets, pending: HashMap::new(), again: VecDeque::new() })
+        Ok(Self {
+            tickets,
+            pending: HashMap::new(),
+            again: VecDeque::new(),
+            later: VecDeque::new(),
+            window: Window::new(start.place.pending_max),
+        })
     }
 
     /// A client is logged in.
@@ -56,12 +123,16 @@ impl Opening {
     ) -> Result<(), String> {
         let tally = &start.post.tally;
         bump(&tally.logins, 1);
-        if self.pending.remove(&slot).is_some_and(|attempt| attempt.is_by_token) {
+        self.window.widen();
+        let attempt = self.pending.remove(&slot);
+        if attempt.as_ref().is_some_and(|attempt| attempt.is_by_token) {
             bump(&tally.token_logins, 1);
         }
+        let secret = attempt.and_then(|attempt| attempt.resumption);
         start.shared.incarnation.store(welcome.incarnation, Ordering::Relaxed);
         let Some(tickets) = &mut self.tickets else { return Ok(()) };
-        let kept = tickets.put(start.place.first + slot as u64, welcome.incarnation, &welcome.ticket);
+        let index = start.place.first + slot as u64;
+        let kept = tickets.put(index, welcome.incarnation, &welcome.ticket, secret.as_ref());
         kept.map_err(|error| format!("the ticket file: {error}"))
     }
 
@@ -70,35 +141,94 @@ impl Opening {
         self.tickets.as_mut().map_or(Ok(()), Tickets::flush)
     }
 
-    /// A login came to nothing; `true`: it is tried again with a token.
-    pub(super) fn handle_ended(&mut self, slot: usize) -> bool {
-        let is_again = self.pending.remove(&slot).is_some_and(|attempt| attempt.is_refused);
-        if is_again {
-            self.again.push_back(slot);
+    /// A login came to nothing; `true`: it is tried again.
+    pub(super) fn handle_ended(&mut self, slot: usize, now_us: u64) -> bool {
+        let Some(Attempt { is_by_token, next: Some(next), .. }) = self.pending.remove(&slot) else { return false };
+        match next {
+            Next::WithToken => self.again.push_back(slot),
+            Next::Later => self.later.push_back((now_us + BUSY_WAIT_US, slot, is_by_token)),
         }
-        is_again
+        true
     }
 
-    /// The credential of a slot, and whether it is a token. Tokens are signed now and kept nowhere.
-    fn credential(&mut self, start: &Start, slot: usize, is_again: bool) -> io::Result<(login::Credential, bool)> {
+    /// Who comes again now, and whether with a token.
+    fn next_again(&mut self, now_us: u64) -> Option<(usize, bool)> {
+        if let Some(slot) = self.again.pop_front() {
+            return Some((slot, true));
+        }
+        let (_, slot, is_by_token) = self.later.pop_front_if(|(due_us, ..)| *due_us <= now_us)?;
+        Some((slot, is_by_token))
+    }
+
+    /// The server has sent a record of this type: the handshake that it answers, if it does.
+    ///
+    /// # Errors
+    /// It may not come in clear.
+    pub(super) fn take_handshake(&mut self, slot: usize, kind: u8) -> Result<Option<Waiting>, String> {
+        let Some(attempt) = self.pending.get_mut(&slot).filter(|attempt| attempt.handshake.is_some()) else {
+            return Ok(None);
+        };
+        match RecordType::from_number(kind) {
+            Some(RecordType::Handshake) => Ok(attempt.handshake.take()),
+            Some(RecordType::Error) => Ok(None),
+            _ => Err(format!("a record of type {kind:#04x} in clear")),
+        }
+    }
+
+    /// The secret of the ticket that the next WELCOME will give.
+    pub(super) fn keep_resumption(&mut self, slot: usize, secret: Secret) {
+        if let Some(attempt) = self.pending.get_mut(&slot) {
+            attempt.resumption = Some(secret);
+        }
+    }
+
+    /// The first flight of a slot. Tokens are signed now and kept nowhere.
+    fn begin_login(&mut self, start: &Start, slot: usize, with_token: bool) -> io::Result<(Vec<u8>, Attempt)> {
         let index = start.place.first + slot as u64;
         let user = client::user(start.load.first_user, index);
-        let credentials = match &start.login {
-            LoginWith::Nothing => return Ok((login::Credential::Ticket(floor::ticket(user, DEVICE)), false)),
-            LoginWith::Tokens(credentials) => credentials,
+        let (credential, is_by_token) = match &start.login {
+            LoginWith::Nothing => (login::Credential::Ticket(floor::ticket(user, DEVICE)), false),
+            LoginWith::Tokens(credentials, sealing) => {
+                let is_sealed = sealing.is_some();
+                let ticket =
+                    self.ticket(start, index).filter(|ticket| !with_token && ticket.secret.is_some() == is_sealed);
+                if let Some(sealing) = sealing {
+                    return begin_sealed(start, sealing, (credentials, user), ticket.as_ref());
+                }
+                match ticket {
+                    Some(ticket) => (login::Credential::Ticket(ticket.bytes), false),
+                    None => {
+                        let token = credentials.token(user, DEVICE, None).map_err(io::Error::other)?;
+                        (login::Credential::Token(token), true)
+                    }
+                }
+            }
         };
-        if let Some(ticket) = self.ticket(start, index).filter(|_| !is_again) {
-            return Ok((login::Credential::Ticket(ticket), false));
-        }
-        let token = credentials.token(user, DEVICE).map_err(io::Error::other)?;
-        Ok((login::Credential::Token(token), true))
+        let mut flight = Vec::new();
+        client::write_login(&mut flight, credential, seconds(start.load.keep_alive_us), start.load.sends_ready);
+        Ok((flight, Attempt::new(is_by_token, None)))
     }
 
     /// A file that cannot be read is one without tickets: what comes of it is only slower.
-    fn ticket(&mut self, start: &Start, index: u64) -> Option<Bytes> {
+    fn ticket(&mut self, start: &Start, index: u64) -> Option<Ticket> {
         let incarnation = start.shared.incarnation.load(Ordering::Relaxed);
         self.tickets.as_mut()?.take(index, incarnation).ok()?
     }
+}
+
+/// The first flight of a login to be sealed.
+fn begin_sealed(
+    start: &Start,
+    sealing: &CrowdSealing,
+    (credentials, user): (&Credentials, UserId),
+    ticket: Option<&Ticket>,
+) -> io::Result<(Vec<u8>, Attempt)> {
+    let server = start.shared.server_key();
+    let keep_alive_s = seconds(start.load.keep_alive_us);
+    let comer = Comer { user, device: DEVICE, ticket, server, keep_alive_s };
+    let begun = begin_login(sealing, &comer, |key| credentials.token(user, DEVICE, Some(key)));
+    let begun = begun.map_err(io::Error::other)?;
+    Ok((begun.flight, Attempt::new(begun.is_by_token, Some(begun.waiting))))
 }
 
 impl Worker {
@@ -106,36 +236,39 @@ impl Worker {
     pub(super) fn open(&mut self) -> io::Result<Option<u64>> {
         let wanted = self.start.post.wanted.load(Ordering::Relaxed).min(self.start.place.slots);
         for _ in 0..OPENS_PER_TURN_MAX {
-            if self.opening.pending.len() >= self.start.place.pending_max {
+            let later_us = self.opening.later.front().map(|(due_us, ..)| *due_us);
+            let is_due = !self.opening.again.is_empty() || later_us.is_some_and(|due_us| due_us <= self.now_us);
+            if self.opening.pending.len() >= self.opening.window.len() {
                 return Ok(None);
             }
-            let is_fresh = self.opening.again.is_empty();
-            if is_fresh && self.clients.len() as u64 >= wanted {
-                if self.opening.pending.is_empty() {
+            if !is_due && self.clients.len() as u64 >= wanted {
+                if self.opening.pending.is_empty() && later_us.is_none() {
                     self.opening.flush_tickets()?;
                 }
-                return Ok(None);
+                return Ok(later_us);
             }
             if let Err(due_us) = self.start.shared.pace.take(self.now_us) {
                 return Ok(Some(due_us));
             }
-            let slot = self.opening.again.pop_front().unwrap_or(self.clients.len());
-            self.connect(slot, !is_fresh)?;
+            let (slot, with_token) = self.opening.next_again(self.now_us).unwrap_or((self.clients.len(), false));
+            self.connect(slot, with_token)?;
         }
         Ok(Some(self.now_us))
     }
 
-    fn connect(&mut self, slot: usize, is_again: bool) -> io::Result<()> {
-        let (credential, is_by_token) = self.opening.credential(&self.start, slot, is_again)?;
+    fn connect(&mut self, slot: usize, with_token: bool) -> io::Result<()> {
+        let (flight, attempt) = self.opening.begin_login(&self.start, slot, with_token)?;
         let Start { place, load, .. } = &self.start;
-        let mut flight = Vec::new();
-        client::write_login(&mut flight, credential, seconds(load.keep_alive_us), load.sends_ready);
         if slot == self.clients.len() {
             self.clients.push(Client::default());
         }
+        if self.start.login.sealing().is_some() {
+            self.ciphers.resize_with(self.clients.len(), Cipher::default);
+            *self.ciphers.get_mut(slot).expect("there is one for each client") = Cipher::Plaintext;
+        }
         let source = load.sources.pick(place.number, place.workers, slot as u64);
         let opened = sys::connect_nonblocking(load.target, source).map(OwnedFd::from);
-        let opened = opened.and_then(|socket| self.begin(slot, socket, flight, is_by_token));
+        let opened = opened.and_then(|socket| self.begin(slot, socket, flight, attempt));
         if let Err(error) = opened {
             self.opening.pending.remove(&slot);
             self.note_failure(slot, &error);
@@ -144,7 +277,7 @@ impl Worker {
     }
 
     /// On loopback a connection is mostly there when `connect` returns: the login goes out at once where it can.
-    fn begin(&mut self, slot: usize, socket: OwnedFd, flight: Vec<u8>, is_by_token: bool) -> io::Result<()> {
+    fn begin(&mut self, slot: usize, socket: OwnedFd, flight: Vec<u8>, attempt: Attempt) -> io::Result<()> {
         let (phase, unsent, more) = match rustix::io::write(&socket, &flight) {
             Ok(len) if len == flight.len() => (Phase::LoggingIn, Vec::new(), EventFlags::empty()),
             Ok(len) => return Err(io::Error::other(format!("a fresh socket took only {len} bytes"))),
@@ -153,7 +286,7 @@ impl Worker {
         };
         let interest = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET | more;
         epoll::add(&self.epoll, &socket, EventData::new_u64(slot as u64), interest)?;
-        self.opening.pending.insert(slot, Attempt { is_by_token, is_refused: false, unsent });
+        self.opening.pending.insert(slot, Attempt { unsent, ..attempt });
         let client = self.clients.get_mut(slot).expect("it was made for this");
         (client.socket, client.phase, client.heard_s) = (Some(socket), phase, seconds(self.now_us));
         Ok(())
@@ -177,13 +310,17 @@ impl Worker {
     pub(super) fn handle_error(&mut self, slot: usize, error: &proto::Error) -> Result<(), String> {
         let Start { place, load, shared, post, login, .. } = &self.start;
         if let Some(attempt) = self.opening.pending.get_mut(&slot)
-            && !attempt.is_by_token
-            && matches!(login, LoginWith::Tokens(_))
-            && ErrorClass::of(error.code) == ErrorClass::RefreshToken
+            && let Some((next, why)) = next(attempt, matches!(login, LoginWith::Tokens(..)), error.code)
         {
-            attempt.is_refused = true;
-            bump(&post.tally.tickets_refused, 1);
-            return Err("the ticket was refused".to_owned());
+            if error.code == ErrorCode::ServerKeyUnknown.number() {
+                shared.set_server_key(None);
+            }
+            attempt.next = Some(next);
+            if next == Next::Later {
+                self.opening.window.narrow();
+            }
+            bump(if next == Next::Later { &post.tally.logins_busy } else { &post.tally.tickets_refused }, 1);
+            return Err(why.to_owned());
         }
         shared.note_error(error.code);
         let user = client::user(load.first_user, place.first + slot as u64).0;
@@ -199,5 +336,30 @@ impl Worker {
         bump(&post.tally.login_failures, 1);
         let user = client::user(load.first_user, place.first + slot as u64).0;
         shared.note_fault(|| format!("user {user} could not connect: {error}"));
+    }
+}
+
+/// What follows an error that ends a login.
+fn next(attempt: &Attempt, has_tokens: bool, code: u32) -> Option<(Next, &'static str)> {
+    if code == ErrorCode::LoginsBusy.number() {
+        return Some((Next::Later, "too many logins at once"));
+    }
+    let is_refused = ErrorClass::of(code) == ErrorClass::RefreshToken || code == ErrorCode::ServerKeyUnknown.number();
+    (is_refused && has_tokens && !attempt.is_by_token).then_some((Next::WithToken, "the ticket was refused"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_server_gets_less_and_an_idle_one_more() {
+        let mut window = Window::new(128);
+        (0..1000).for_each(|_| window.widen());
+        assert_eq!(window.len(), 128, "no more than there may be");
+        (0..20).for_each(|_| window.narrow());
+        assert_eq!(window.len(), 1, "and never nothing");
+        (0..WIDEN_AFTER * (1 + 2 + 3)).for_each(|_| window.widen());
+        assert_eq!(window.len(), 4);
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::clock::unix_ms;
 use crate::dense::senders::SENDERS;
 use crate::dense::sources::{SourceOption, Sources};
-use crate::dense::{CrowdLoad, LoginWith};
+use crate::dense::{CrowdLoad, CrowdSealing, HandshakeOption, LoginWith};
 use crate::options::{RunOptions, TargetOptions, rate};
 use crate::plan::{self, RunId};
 use crate::preflight::{self, Demand};
@@ -48,9 +48,13 @@ pub(crate) struct CrowdOptions {
     /// Between two signs of life of a connection
     #[arg(long, default_value = "240s")]
     pub(crate) keep_alive: Span,
-    /// Resume tickets are kept in FILE, so that the next run with the same users logs in without signatures
+    /// Resume tickets and their secrets are kept in FILE, for its owner alone, so that the next run with the same users
+    /// logs in without signatures
     #[arg(long, value_name = "FILE")]
     tickets: Option<PathBuf>,
+    /// How those log in whose tickets are known, where connections are sealed; all others come by Noise XX, with a token
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    handshake: HandshakeOption,
     /// The run ends when the machine has less memory left
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     memory_floor_mib: u64,
@@ -169,7 +173,10 @@ impl CrowdOptions {
 
     /// What the clients log in with.
     pub(crate) fn login(&self) -> Result<LoginWith> {
-        Ok(LoginWith::Tokens(Arc::new(self.target.credentials()?)))
+        let credentials = self.target.credentials()?;
+        let sealing = credentials.sealing(self.target.suite())?;
+        let sealing = sealing.map(|sealing| CrowdSealing { sealing, handshake: self.handshake, server: None });
+        Ok(LoginWith::Tokens(Arc::new(credentials), sealing))
     }
 
     /// Whether this machine and the server have room: said before the first connection.

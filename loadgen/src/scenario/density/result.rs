@@ -21,6 +21,8 @@ const OWN_SLOPE_MIN: u64 = 10_000;
 #[derive(Serialize)]
 pub(super) struct DensityResult {
     pub(super) connections: u64,
+    /// What the generator keeps of a connection for itself.
+    pub(super) client_bytes: usize,
     pub(super) slope_from: u64,
     #[serde(flatten)]
     pub(super) slope: IdleSlope,

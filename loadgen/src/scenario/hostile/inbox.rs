@@ -10,8 +10,9 @@ use culver_protocol::record::RecordType;
 
 use super::attack::Expected::{ErrorAndEnd, ErrorAndLife, RecordAndLife};
 use super::attack::Stage::{DevicesFull, Opening, Steady};
+use super::attack::Strike::{self, Records};
 use super::attack::{Attack, Material, attack};
-use super::raw::{login_with_token, message, opening, record};
+use super::raw::{login_with_token, message, record};
 
 /// More requests than a session may have unanswered.
 const REQUESTS: u64 = 40;
@@ -26,52 +27,57 @@ pub(super) const INBOX: &[Attack] = &[
         login(m, Login { cursor: 1, incarnation: 1, ..Login::default() })
     }),
     attack("receipts from the future", Opening, RecordAndLife(RecordType::Pong), |m| {
-        let bytes = login(m, Login { receipts: u64::MAX, ..Login::default() })?;
-        Ok([bytes, ping()].concat())
+        match login(m, Login { receipts: u64::MAX, ..Login::default() })? {
+            Strike::Opening(flight, ready) => Ok(Strike::Opening(flight, [ready, ping()].concat())),
+            other => Ok(other),
+        }
     }),
-    attack("request that asks nothing", Steady, ErrorAndLife(ErrorCode::RequestInvalid), |_| Ok(request(1, None))),
+    attack("request that asks nothing", Steady, ErrorAndLife(ErrorCode::RequestInvalid), |_| {
+        Ok(Records(request(1, None)))
+    }),
     attack("request of a later version", Steady, ErrorAndLife(ErrorCode::RequestInvalid), |_| {
         // Field 15, an empty message: nothing that this version knows.
-        Ok(record(RecordType::Rpc as u8, &[0x08, 0x01, 0x7a, 0x00]))
+        Ok(Records(record(RecordType::Rpc as u8, &[0x08, 0x01, 0x7a, 0x00])))
     }),
     attack("RPC of bad protobuf", Steady, ErrorAndEnd(ErrorCode::BadProtobuf), |_| {
-        Ok(record(RecordType::Rpc as u8, &[0x12, 0xff, 0x01, 0x02]))
+        Ok(Records(record(RecordType::Rpc as u8, &[0x12, 0xff, 0x01, 0x02])))
     }),
     attack("page that nobody gave out", Steady, ErrorAndLife(ErrorCode::RequestInvalid), |_| {
         let asked = ListConversations { limit: u32::MAX, page: b"page".as_slice().into() };
-        Ok(request(1, Some(rpc::Request::ListConversations(asked))))
+        Ok(Records(request(1, Some(rpc::Request::ListConversations(asked)))))
     }),
     attack("read of a short conversation id", Steady, ErrorAndLife(ErrorCode::RequestInvalid), |_| {
         let asked = MarkRead { conversation: vec![1; 15].into(), seq: 1 };
-        Ok(request(1, Some(rpc::Request::MarkRead(asked))))
+        Ok(Records(request(1, Some(rpc::Request::MarkRead(asked)))))
     }),
     attack("read of what was never delivered", Steady, ErrorAndLife(ErrorCode::ReadBeyondDelivered), |m| {
         let conversation = ConversationId::direct(m.user, UserId(m.user.0 ^ 1));
         let asked = MarkRead { conversation: conversation.0.to_vec().into(), seq: 7 };
-        Ok(request(1, Some(rpc::Request::MarkRead(asked))))
+        Ok(Records(request(1, Some(rpc::Request::MarkRead(asked)))))
     }),
     attack("many requests at once", Steady, RecordAndLife(RecordType::RpcResult), |_| {
         let ask = |id| request(id, Some(rpc::Request::ListDevices(ListDevices {})));
-        Ok((1..=REQUESTS).flat_map(ask).collect())
+        Ok(Records((1..=REQUESTS).flat_map(ask).collect()))
     }),
     attack("a server's RECEIPT", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| {
-        Ok(message(RecordType::Receipt, &Receipt { version: 1, ..Receipt::default() }))
+        Ok(Records(message(RecordType::Receipt, &Receipt { version: 1, ..Receipt::default() })))
     }),
     attack("a server's SYNC_START", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| {
-        Ok(message(RecordType::SyncStart, &SyncStart::default()))
+        Ok(Records(message(RecordType::SyncStart, &SyncStart::default())))
     }),
     attack("a server's SYNC_DONE", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| {
-        Ok(message(RecordType::SyncDone, &SyncDone { inbox_seq: 1 }))
+        Ok(Records(message(RecordType::SyncDone, &SyncDone { inbox_seq: 1 })))
     }),
     attack("a server's RPC_RESULT", Steady, ErrorAndEnd(ErrorCode::OutOfState), |_| {
-        Ok(message(RecordType::RpcResult, &RpcResult { id: 1, ..RpcResult::default() }))
+        Ok(Records(message(RecordType::RpcResult, &RpcResult { id: 1, ..RpcResult::default() })))
     }),
 ];
 
 /// A login that is good but for these fields, and READY.
-fn login(material: &Material, fields: Login) -> Result<Vec<u8>> {
+fn login(material: &Material, fields: Login) -> Result<Strike> {
     let Login { credential, client, .. } = login_with_token(&material.token);
-    Ok([opening(&Login { credential, client, ..fields }), message(RecordType::Ready, &Ready {})].concat())
+    let flight = material.flight(&Login { credential, client, ..fields })?;
+    Ok(Strike::Opening(flight, message(RecordType::Ready, &Ready {})))
 }
 
 fn request(id: u64, request: Option<rpc::Request>) -> Vec<u8> {

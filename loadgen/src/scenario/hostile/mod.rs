@@ -3,11 +3,14 @@
 mod attack;
 mod inbox;
 mod raw;
+mod sealed;
 mod slow;
 mod tally;
+#[cfg(test)]
+mod tests;
+mod way;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,9 +22,11 @@ use culver_protocol::id::{DeviceId, UserId};
 use culver_protocol::limits::DEVICES_MAX;
 use serde::Serialize;
 
-use self::attack::{Material, attacks};
-use self::slow::SlowAttack;
+use self::attack::{Attack, Material, attacks};
+use self::sealed::{SEALED, SealedAttack};
+use self::slow::{HALF, REPLAYED_IK, REPLAYED_TICKET, SlowAttack, Who};
 use self::tally::Tally;
+use self::way::Way;
 use super::pairs::{PairOutcome, PairRun};
 use crate::clock::Clock;
 use crate::links::raise_descriptor_limit;
@@ -33,6 +38,7 @@ use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
 use crate::report::{Document, JsonTo, Misses};
 use crate::target::Target;
 use crate::target::culver::Culver;
+use crate::target::sealing::device_key;
 use crate::units::Span;
 use crate::verify::Findings;
 
@@ -74,6 +80,9 @@ pub(crate) struct HostileOptions {
     /// Logins that trickle one byte a second, in each attack
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     trickling: u32,
+    /// Handshakes that stop half way, and copies of others' first flights, in each attack where connections are sealed
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    halves: u32,
     /// How long the server waits for a login
     #[arg(long, default_value = "10s")]
     login_timeout: Span,
@@ -99,6 +108,8 @@ struct HostileResult {
     attacks: Tally,
     attack_rate_per_s: f64,
     silent_connections: u32,
+    /// Of `attacks`, those on encryption itself: kinds and strikes.
+    encryption: EncryptionFigures,
     #[serde(flatten)]
     findings: Findings,
     honest_disconnects: u64,
@@ -115,6 +126,26 @@ struct HostileResult {
     violations: Vec<String>,
 }
 
+/// What became of the attacks on encryption.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct EncryptionFigures {
+    kinds: u64,
+    met: u64,
+    unmet: u64,
+}
+
+impl EncryptionFigures {
+    fn of(attacks: &Tally) -> Self {
+        let names = SEALED.iter().map(|attack| attack.name).chain([HALF, REPLAYED_IK, REPLAYED_TICKET]);
+        let kinds = names.filter_map(|name| attacks.kinds.get(name));
+        kinds.fold(Self::default(), |sum, kind| Self {
+            kinds: sum.kinds + 1,
+            met: sum.met + kind.met,
+            unmet: sum.unmet + kind.unmet + kind.failed,
+        })
+    }
+}
+
 impl HostileOptions {
     pub(crate) fn json_to(&self) -> JsonTo {
         self.run.json_to()
@@ -126,8 +157,10 @@ pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
     options.pairs.default_to_rate(RATE_DEFAULT);
     let progress = options.run.progress("hostile");
-    raise_descriptor_limit((options.silent + options.trickling + 2 * options.pairs.pairs) as usize)?;
+    let slow = options.silent + options.trickling + 3 * options.halves;
+    raise_descriptor_limit((slow + 2 * options.pairs.pairs) as usize)?;
     let mut culver = options.target.find()?;
+    let way = Way::find(options.target.address(), culver.sealing())?;
     let load = options.pairs.load(&options.run, seed, 0);
     let run = PairRun::start(&culver, &load, 2, Clock::start())?;
     run.wait_for_logins(&progress)?;
@@ -141,7 +174,7 @@ pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
         if round == 1 {
             memory_before_bytes = culver.sample()?.plain_bytes();
         }
-        let attackers = Attackers::start(&options, &culver, load.first_user + ATTACKER_OFFSET, seed, round)?;
+        let attackers = Attackers::start(&options, (&culver, way), load.first_user + ATTACKER_OFFSET, seed, round)?;
         run.shared().set_slot(ATTACKED);
         hold(&options.attack, &format!("round {round}, attack"), &run, &progress)?;
         run.shared().set_slot(0);
@@ -170,22 +203,29 @@ struct Attackers {
 }
 
 impl Attackers {
-    fn start(options: &HostileOptions, culver: &Culver, user: u64, seed: u64, round: u32) -> Result<Self> {
+    fn start(
+        options: &HostileOptions,
+        (culver, way): (&Culver, Way),
+        user: u64,
+        seed: u64,
+        round: u32,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let target = options.target.address();
         let (quick_stop, slow_stop) = (Arc::clone(&stop), Arc::clone(&stop));
-        let materials = materials(culver, user, seed, round)?;
+        let materials = materials(culver, way, user, seed, round)?;
         let rate = options.attack_rate;
         let slow = SlowAttack {
-            target,
             silent: options.silent as usize,
             silent_per_s: options.silent_rate,
             trickling: options.trickling as usize,
+            halves: options.halves as usize,
             login_timeout: options.login_timeout.0,
-            token: culver.credentials().token(UserId(user), DEVICE)?,
+            way,
+            attacker: who(culver, UserId(user), DEVICE)?,
+            victims: [who(culver, UserId(user + 1), DEVICE)?, who(culver, UserId(user + 2), DEVICE)?],
         };
         let quick = std::thread::Builder::new().name("attacker".to_owned());
-        let quick = quick.spawn(move || strike_in_turn(target, materials, rate, &quick_stop));
+        let quick = quick.spawn(move || strike_in_turn(materials, rate, &quick_stop));
         let slow_thread = std::thread::Builder::new().name("slow-attacker".to_owned());
         let slow_thread = slow_thread.spawn(move || slow.run(&slow_stop));
         let threads = vec![quick.context("cannot start a thread")?, slow_thread.context("cannot start a thread")?];
@@ -203,21 +243,37 @@ impl Attackers {
 }
 
 /// What each kind of attack is made from: a user of its own, so that no attacker replaces another.
-fn materials(culver: &Culver, first_user: u64, seed: u64, round: u32) -> Result<Vec<Material>> {
+fn materials(culver: &Culver, way: Way, first_user: u64, seed: u64, round: u32) -> Result<Vec<Material>> {
     let make = |index: u64| {
         let user = UserId(first_user + 4 * (index + 1));
         let credentials = culver.credentials();
+        let Who { own, token } = who(culver, user, DEVICE)?;
+        let key = way.sealed.map(|_| own.public());
+        let others = other_devices().map(|device| who(culver, user, device));
+        let others = others.map(|who| who.map(|Who { own, token }| (own, token))).collect::<Result<_>>()?;
         Ok(Material {
+            way,
             rng: plan::rng(seed, &format!("attack {index} in round {round}")),
             user,
-            token: credentials.token(user, DEVICE)?,
-            device_tokens: other_devices().map(|device| credentials.token(user, device)).collect::<Result<_>>()?,
-            token_expired: credentials.token_expired(user, DEVICE)?,
-            token_otherwise_signed: credentials.token_otherwise_signed(user, DEVICE)?,
-            token_elsewhere: credentials.token_for_audience(user, DEVICE, "another-service")?,
+            token_without_key: credentials.token(user, DEVICE, None)?,
+            token_expired: credentials.token_expired(user, DEVICE, key)?,
+            token_otherwise_signed: credentials.token_otherwise_signed(user, DEVICE, key)?,
+            token_elsewhere: credentials.token_for_audience(user, DEVICE, key, "another-service")?,
+            token,
+            others,
+            own,
         })
     };
-    (0..attacks().count() as u64).map(make).collect()
+    let sealed = if way.sealed.is_some() { SEALED.len() } else { 0 };
+    (0..(attacks().count() + sealed) as u64).map(make).collect()
+}
+
+/// The key of a device, and a token that names it where connections are sealed.
+fn who(culver: &Culver, user: UserId, device: DeviceId) -> Result<Who> {
+    let own = device_key(user, device);
+    let key = culver.sealing().map(|_| own.public());
+    let token = culver.credentials().token(user, device, key)?;
+    Ok(Who { own: Arc::new(own), token })
 }
 
 /// As many as a user may have, without the attacker's own.
@@ -226,22 +282,39 @@ fn other_devices() -> impl Iterator<Item = DeviceId> {
 }
 
 /// All kinds in turn, at most `rate` a second.
-fn strike_in_turn(target: SocketAddr, mut materials: Vec<Material>, rate: f64, stop: &AtomicBool) -> Result<Tally> {
+fn strike_in_turn(mut materials: Vec<Material>, rate: f64, stop: &AtomicBool) -> Result<Tally> {
     let mut tally = Tally::default();
     let pause = Duration::from_secs_f64(1.0 / rate.max(0.1));
     let mut next = Instant::now();
     loop {
-        for (attack, material) in attacks().zip(&mut materials) {
+        let kinds = attacks().map(Quick::Any).chain(SEALED.iter().map(Quick::Sealed));
+        for (attack, material) in kinds.zip(&mut materials) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(tally);
             }
-            match attack.strike(target, material) {
-                Ok(None) => tally.met(attack.name),
-                Ok(Some(why)) => tally.unmet(attack.name, &why),
-                Err(error) => tally.failed(attack.name, &format!("{error:#}")),
+            let (name, outcome) = attack.strike(material);
+            match outcome {
+                Ok(None) => tally.met(name),
+                Ok(Some(why)) => tally.unmet(name, &why),
+                Err(error) => tally.failed(name, &format!("{error:#}")),
             }
             next = (next + pause).max(Instant::now());
             std::thread::sleep(next.saturating_duration_since(Instant::now()).min(Duration::from_millis(200)));
+        }
+    }
+}
+
+/// An attack that is over at once.
+enum Quick {
+    Any(&'static Attack),
+    Sealed(&'static SealedAttack),
+}
+
+impl Quick {
+    fn strike(&self, material: &mut Material) -> (&'static str, Result<Option<String>>) {
+        match self {
+            Self::Any(attack) => (attack.name, attack.strike(material)),
+            Self::Sealed(attack) => (attack.name, attack.strike(material)),
         }
     }
 }
@@ -260,6 +333,7 @@ impl HostileResult {
             expectations_met: sum(|kind| kind.met),
             expectations_unmet: sum(|kind| kind.unmet),
             attacks_failed: sum(|kind| kind.failed),
+            encryption: EncryptionFigures::of(&attacks),
             attacks,
             attack_rate_per_s: options.attack_rate,
             silent_connections: options.silent,
@@ -296,6 +370,9 @@ fn check(options: &HostileOptions, result: &HostileResult) -> Vec<String> {
         misses.expect(kind.met > 0, || format!("{name}: never carried out"));
     }
     let slow = [("connection that never logs in", options.silent), ("login that trickles", options.trickling)];
+    let is_sealed = options.target.suite().suite().is_some();
+    let half = if is_sealed { options.halves } else { 0 };
+    let slow = slow.into_iter().chain([HALF, REPLAYED_IK, REPLAYED_TICKET].map(|name| (name, half)));
     for (name, count) in slow {
         misses.expect(count == 0 || result.attacks.kinds.contains_key(name), || format!("{name}: never judged"));
     }
@@ -331,10 +408,13 @@ fn render(result: &HostileResult) -> String {
     times.row(latency_row("delivered, attacked", &result.attacked_delivery_us));
     let found = &result.findings;
     format!(
-        "{}\n{}\nhonest: {} acknowledged, {} lost, {} duplicated, {} reordered; p99 x {:.2} acknowledged, x {:.2} \
+        "{}\n{}\non encryption: {} kinds, {} times as expected, {} otherwise\nhonest: {} acknowledged, {} lost, {} duplicated, {} reordered; p99 x {:.2} acknowledged, x {:.2} \
          delivered; {} bytes of memory kept\n",
         attacks.render(),
         times.render(),
+        result.encryption.kinds,
+        grouped(result.encryption.met),
+        grouped(result.encryption.unmet),
         grouped(found.acked),
         found.lost,
         found.duplicated,

@@ -1,37 +1,62 @@
-//! The attacks that take their time: connections that never log in, and logins that trickle.
+//! The attacks that take their time: connections that never log in, logins that trickle, handshakes that stop half way,
+//! and first flights of others, sent again.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use culver_protocol::crypto::KeyPair;
 use culver_protocol::error::ErrorCode;
+use culver_protocol::handshake::client::How;
+use culver_protocol::proto::Login;
+use prost::Message;
 
-use super::raw::{Raw, login_with_token, opening};
+use super::raw::{Raw, login_with_token};
 use super::tally::Tally;
+use super::way::{Flight, Way, begun};
 use crate::sys;
+use crate::target::sealing::Sealing;
+
+/// The kinds of this file over encryption.
+pub(crate) const HALF: &str = "half a handshake";
+pub(crate) const REPLAYED_IK: &str = "replayed first flight of Noise IK";
+pub(crate) const REPLAYED_TICKET: &str = "replayed first flight of a ticket";
 
 /// Source addresses of the flood.
 const SOURCES: u8 = 4;
 /// Longest wait for one silent connection's end when its time has passed. The server's time begins when the kernel
 /// passes the connection on, which for one that says nothing is a second or two after it was opened.
 const END_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the end of a copied flight's connection is waited for, when it should have come already.
+const LAST_LOOK: Duration = Duration::from_millis(200);
 /// One byte of a trickling login.
 const TRICKLE_EVERY: Duration = Duration::from_secs(1);
 /// Connections that disappoint before the rest is no longer asked.
 const UNMET_MAX: u64 = 100;
 
 /// How the slow attackers behave.
-#[derive(Clone, Debug)]
 pub(crate) struct SlowAttack {
-    pub(crate) target: SocketAddr,
     pub(crate) silent: usize,
     /// Silent connections opened per second.
     pub(crate) silent_per_s: f64,
     pub(crate) trickling: usize,
+    /// Handshakes that are begun and go no further; and as many first flights of others are replayed.
+    pub(crate) halves: usize,
     /// How long the server waits for a login.
     pub(crate) login_timeout: Duration,
+    pub(crate) way: Way,
+    /// The keys and tokens of the attacker, and of those whose first flights are replayed.
+    pub(crate) attacker: Who,
+    pub(crate) victims: [Who; 2],
+}
+
+/// A device's key, and a token for it.
+#[derive(Clone)]
+pub(crate) struct Who {
+    pub(crate) own: Arc<KeyPair>,
     pub(crate) token: String,
 }
 
@@ -44,9 +69,12 @@ impl SlowAttack {
         let mut silent: Vec<(Instant, TcpStream)> = Vec::with_capacity(self.silent);
         let mut trickling = Vec::new();
         for _ in 0..self.trickling {
-            trickling.push((Instant::now(), TcpStream::connect(self.target)?));
+            trickling.push((Instant::now(), TcpStream::connect(self.way.target)?));
         }
-        let letters = opening(&login_with_token(&self.token));
+        let replays = self.replays(&mut tally);
+        let halves = self.halves()?;
+        let letters =
+            self.way.flight(&self.attacker.own, &login_with_token(&self.attacker.token).encode_to_vec())?.bytes;
         let mut sent: usize = 0;
         while !stop.load(Ordering::Relaxed) {
             self.open_silent(&mut silent, began, &mut tally);
@@ -61,7 +89,39 @@ impl SlowAttack {
         }
         self.judge("login that trickles", trickling, &mut tally)?;
         self.judge("connection that never logs in", silent, &mut tally)?;
+        self.judge(HALF, halves, &mut tally)?;
+        for replay in replays {
+            replay.judge(self.login_timeout, &mut tally)?;
+        }
         Ok(tally)
+    }
+
+    /// The first message of Noise XX, and then nothing.
+    fn halves(&self) -> Result<Vec<(Instant, TcpStream)>> {
+        let Some((sealing, _)) = self.way.sealed else { return Ok(Vec::new()) };
+        let begin = |_| {
+            let how = How::Xx { own: Arc::clone(&self.attacker.own), root: sealing.root };
+            let mut socket = TcpStream::connect(self.way.target)?;
+            socket.write_all(&begun(&how, sealing, &[])?.bytes)?;
+            Ok((Instant::now(), socket))
+        };
+        (0..self.halves).map(begin).collect()
+    }
+
+    /// Honest sessions, and beside each the copies of what it had opened with.
+    fn replays(&self, tally: &mut Tally) -> Vec<Replay> {
+        let Some((sealing, _)) = self.way.sealed else { return Vec::new() };
+        let [one, two] = &self.victims;
+        let begun = [Replay::of_ik(self, one), Replay::of_ticket(self, two, sealing)];
+        let names = [REPLAYED_IK, REPLAYED_TICKET];
+        let replays = begun.into_iter().zip(names).filter_map(|(replay, name)| match replay {
+            Ok(replay) => Some(replay),
+            Err(error) => {
+                tally.failed(name, &format!("{error:#}"));
+                None
+            }
+        });
+        replays.collect()
     }
 
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of connections")]
@@ -70,7 +130,7 @@ impl SlowAttack {
         while silent.len() < due {
             let last = u8::try_from(silent.len() % usize::from(SOURCES)).expect("below a u8") + 2;
             let source = Ipv4Addr::new(127, 0, 0, last);
-            match sys::connect_nonblocking(self.target, Some(source.into())) {
+            match sys::connect_nonblocking(self.way.target, Some(source.into())) {
                 Ok(socket) => silent.push((Instant::now(), socket)),
                 Err(error) => {
                     tally.failed("connection that never logs in", &error.to_string());
@@ -95,6 +155,61 @@ impl SlowAttack {
                 unmet += 1;
                 tally.unmet(name, &format!("error {code:?}, ended: {ended}"));
             }
+        }
+        Ok(())
+    }
+}
+
+/// An honest session, and copies of its first flight.
+struct Replay {
+    name: &'static str,
+    honest: Raw,
+    copies: Vec<(Instant, Raw)>,
+}
+
+impl Replay {
+    fn of_ik(attack: &SlowAttack, victim: &Who) -> Result<Self> {
+        let flight = attack.way.flight(&victim.own, &login_with_token(&victim.token).encode_to_vec())?;
+        Self::of(REPLAYED_IK, attack, flight)
+    }
+
+    fn of_ticket(attack: &SlowAttack, victim: &Who, sealing: Sealing) -> Result<Self> {
+        let mut first = Raw::connect(attack.way.target)?;
+        first.login(&attack.way, &victim.own, &victim.token)?;
+        let (ticket, secret) = first.ticket().context("a welcome without a ticket")?;
+        drop(first);
+        let how =
+            How::Ticket { ticket, secret: secret.context("a sealed session has a secret")?, forward_secret: false };
+        let login = Login { client: "culver-loadgen hostile".to_owned(), ..Login::default() };
+        Self::of(REPLAYED_TICKET, attack, begun(&how, sealing, &login.encode_to_vec())?)
+    }
+
+    fn of(name: &'static str, attack: &SlowAttack, flight: Flight) -> Result<Self> {
+        let recorded = flight.bytes.clone();
+        let mut honest = Raw::connect(attack.way.target)?;
+        honest.log_in(&attack.way, flight)?;
+        let copy = |_| {
+            let mut raw = Raw::connect(attack.way.target)?;
+            raw.write(&recorded)?;
+            Ok((Instant::now(), raw))
+        };
+        Ok(Self { name, honest, copies: (0..attack.halves).map(copy).collect::<Result<_>>()? })
+    }
+
+    /// None may live longer than a login may take, and the honest session must not have noticed.
+    fn judge(mut self, login_timeout: Duration, tally: &mut Tally) -> Result<()> {
+        for (opened, mut copy) in self.copies {
+            if opened.elapsed() < login_timeout + END_PATIENCE {
+                continue;
+            }
+            match copy.ends(LAST_LOOK)? {
+                true => tally.met(self.name),
+                false => tally.unmet(self.name, "a copy of it lives"),
+            }
+        }
+        match self.honest.is_alive()? {
+            true => tally.met(self.name),
+            false => tally.unmet(self.name, "the honest session ended"),
         }
         Ok(())
     }

@@ -104,7 +104,7 @@ impl PairDriver {
     }
 
     /// What came of it.
-    pub(crate) fn into_outcome(self, links: LinkCounts, redelivered: u64) -> PairOutcome {
+    pub(crate) fn into_outcome(self, links: LinkCounts, redelivered: Option<u64>) -> PairOutcome {
         let mut findings = Findings::default();
         let mut faults = Vec::new();
         for pair in &self.pairs {

@@ -114,7 +114,8 @@ pub(crate) struct PairOutcome {
     pub(crate) slots: Vec<SlotLatencies>,
     pub(crate) links: LinkCounts,
     pub(crate) counts: PairCounts,
-    pub(crate) redelivered: u64,
+    /// `None`: nobody could listen.
+    pub(crate) redelivered: Option<u64>,
     /// Errors that the server told, by code.
     pub(crate) errors: BTreeMap<u32, u64>,
     /// Entries of other runs that the recipients found in their inboxes.
@@ -270,7 +271,8 @@ impl PairOutcome {
         self.counts.leaves += other.counts.leaves;
         self.counts.restarts += other.counts.restarts;
         self.counts.fetches += other.counts.fetches;
-        self.redelivered += other.redelivered;
+        let redelivered = [self.redelivered, other.redelivered].into_iter().flatten();
+        self.redelivered = redelivered.reduce(|sum, more| sum + more);
         for (code, count) in other.errors {
             *self.errors.entry(code).or_default() += count;
         }

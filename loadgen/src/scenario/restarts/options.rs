@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::options::{DeviceRange, HubRange, RunOptions};
 use crate::plan::{self, Devices, RunId};
 use crate::scenario::pairs::{Pace, PairLoad};
+use crate::target::sealing::SuiteOption;
 use crate::units::{Span, SpanRange};
 
 /// Longest wait before a client reconnects: rounds are short.
@@ -79,6 +80,9 @@ pub(crate) struct RestartOptions {
     pub(super) keep: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) run: RunOptions,
+    /// How connections are sealed
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) suite: SuiteOption,
     /// Further arguments for `PATH serve`
     #[arg(last = true, value_name = "SERVER-ARGS")]
     pub(super) server_args: Vec<String>,

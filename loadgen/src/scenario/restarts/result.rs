@@ -15,8 +15,9 @@ pub(crate) struct RestartResult {
     pub(super) rounds: u32,
     #[serde(flatten)]
     pub(super) findings: Findings,
-    /// Entries delivered again after a crash or a cut, before the client's dedup.
-    pub(super) redelivered: u64,
+    /// Entries delivered again after a crash or a cut, before the client's dedup. Only plaintext tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) redelivered: Option<u64>,
     /// Devices of all users.
     pub(super) devices: u64,
     pub(super) reconnects: u64,
@@ -59,9 +60,10 @@ impl RestartResult {
         let found = &self.findings;
         let mut checks = Table::new(head);
         let counts = [found.sent, found.acked, found.delivered, found.copied];
-        let faults = [found.lost, found.reordered, found.duplicated, self.redelivered];
-        let cells = [u64::from(self.rounds)].into_iter().chain(counts).chain(faults);
-        checks.row(cells.map(grouped).collect());
+        let faults = [found.lost, found.reordered, found.duplicated];
+        let cells = [u64::from(self.rounds)].into_iter().chain(counts).chain(faults).map(grouped);
+        let redelivered = self.redelivered.map_or_else(|| "sealed".to_owned(), grouped);
+        checks.row(cells.chain([redelivered]).collect());
         let mut receipts = Table::new(["receipts", "untrue", "going back", "missing", "reads missing", "lists wrong"]);
         let told = [
             found.receipts,
