@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-/// Values in one chunk: a bit each in [`Chunk::free`].
+/// Values in one chunk: a bit each in its `free`.
 pub const CHUNK_LEN: usize = 128;
 const _: () = assert!(CHUNK_LEN == u128::BITS as usize);
 
