@@ -26,7 +26,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use culver_protocol::crypto::FINGERPRINT_LEN;
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{DeviceId, Incarnation, UserId};
 use parking_lot::{Mutex, RwLock};
@@ -34,14 +33,13 @@ use parking_lot::{Mutex, RwLock};
 use self::source::Source;
 use crate::config::Config;
 
+pub use culver_storage::command::Fingerprint;
+
 pub use self::error::KeyError;
 pub use self::root::Root;
 pub use self::server::{CertifiedKey, ServerIdentity, ServerKeys};
 pub use self::ticket::{TICKET_LEN, TICKET_LEN_ENCRYPTED, TicketContents, TicketSealer};
 pub use self::token::{Claims, Confirmation, TokenClaims, TokenVerifier};
-
-/// What stands for a device's key: the first bytes of its hash.
-pub type Fingerprint = [u8; FINGERPRINT_LEN];
 
 /// Who has logged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 
-use culver_protocol::crypto::{FINGERPRINT_LEN, Suite};
+use culver_protocol::crypto::Suite;
 use culver_protocol::handshake::Kind;
 use culver_protocol::handshake::server::Awaiting;
 
+use crate::auth::Fingerprint;
 use crate::hub::command::Proof;
 
 /// Handshakes of three messages under way at once, in one reactor: each holds a few hundred bytes.
@@ -35,7 +36,7 @@ pub enum Admission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// Its key.
-    pub fingerprint: Option<[u8; FINGERPRINT_LEN]>,
+    pub fingerprint: Option<Fingerprint>,
     /// And what proves that it is the device it says.
     pub proof: Proof,
 }
