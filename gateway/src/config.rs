@@ -183,7 +183,7 @@ pub struct Security {
     pub suites: Vec<SuiteName>,
     /// A resume ticket is good only with forward secrecy.
     pub forward_secrecy: bool,
-    /// Per cent of a reactor's time that handshakes with Diffie-Hellman may take.
+    /// Per cent of the reactors' time, on all cores, that handshakes with Diffie-Hellman may take.
     pub handshake_cpu_percent: u8,
 }
 
@@ -347,8 +347,16 @@ impl Config {
         if self.reactors > 0 {
             return self.reactors;
         }
-        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        (cores / 2).clamp(1, REACTORS_MAX)
+        (cores() / 2).clamp(1, REACTORS_MAX)
+    }
+
+    /// What handshakes may take of the time of each of so many reactors, in millionths: with more reactors than cores, its
+    /// part of what may be taken of the cores.
+    #[must_use]
+    pub fn handshake_ppm(&self, reactors: usize, cores: usize) -> u32 {
+        let reactors = reactors.max(1);
+        let of_each = usize::from(self.security.handshake_cpu_percent) * 10_000 * reactors.min(cores) / reactors;
+        u32::try_from(of_each).expect("a million at most")
     }
 
     /// How many hubs to run on so many volumes: the number asked for, or one each.
@@ -363,6 +371,12 @@ impl Config {
         let remedy = format!("each of the {volumes} volumes needs a hub of its own: choose {volumes} to {HUBS_MAX}");
         Err(ConfigError::Value { setting: "hubs", value: hubs.to_string(), remedy })
     }
+}
+
+/// Cores that this process may use.
+#[must_use]
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 impl KeepAlive {

@@ -29,7 +29,7 @@ use self::disks::{Disks, Watch};
 use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
 use crate::clock::{Clock as _, SystemClock};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
 use crate::mailbox::{self, Doorbell};
@@ -107,6 +107,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
 
     let around = Surroundings {
         connections_max: capacity.of_a_reactor,
+        handshake_ppm: config.handshake_ppm(capacity.reactors, config::cores()),
         config: Arc::clone(&config),
         authenticator: Arc::clone(&authenticator),
         incarnation: data_dir.incarnation(),

@@ -51,9 +51,9 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen floor --pairs 64 --in-flight 8\n  culver-loadgen floor --rate 5000 --sync --data-dir /var/tmp --json -"
     )]
     Floor(Box<scenario::floor::FloorOptions>),
-    /// What receipts, or a second device, add to the server CPU of a message
+    /// What receipts, a second device or encryption add to the server CPU of a message
     #[command(
-        after_help = "Examples:\n  culver-loadgen cost recipient-device --in-flight 8 --added-share-max 0.4\n  culver-loadgen cost receipts --in-flight 1 --with-floor --added-to-floor-max 1.15 \\\n    --plain-target 127.0.0.1:7410 --plain-ops 127.0.0.1:7411 --plain-credentials plain/dev-credentials.json"
+        after_help = "Examples:\n  culver-loadgen cost recipient-device --in-flight 8 --added-share-max 0.4\n  culver-loadgen cost encryption --in-flight 8 --suite aes256 --added-share-max 0.25\n  culver-loadgen cost receipts --in-flight 1 --with-floor --added-to-floor-max 1.15 \\\n    --plain-target 127.0.0.1:7410 --plain-ops 127.0.0.1:7411 --plain-credentials plain/dev-credentials.json"
     )]
     Cost(Box<scenario::cost::CostOptions>),
     /// Kills the server under load again and again: nothing acknowledged may be lost
@@ -89,7 +89,8 @@ enum Scenario {
     )]
     Handshake(Box<scenario::handshake::HandshakeOptions>),
     /// Attackers of every kind beside honest pairs
-    #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s")]
+    #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s\n  \
+                          culver-loadgen hostile --silent 0 --crowd 50000 --crowd-cpu 50 --attack 30s --p99-ratio-max 2")]
     Hostile(Box<scenario::hostile::HostileOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]

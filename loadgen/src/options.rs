@@ -92,6 +92,11 @@ impl TargetOptions {
         Culver::find(self.target, self.ops, &self.credentials, self.suite)
     }
 
+    /// The same server, spoken to in plaintext.
+    pub(crate) fn find_in_plaintext(&self) -> Result<Culver> {
+        Culver::find(self.target, self.ops, &self.credentials, SuiteOption::None)
+    }
+
     /// How connections are to be sealed.
     pub(crate) fn suite(&self) -> SuiteOption {
         self.suite

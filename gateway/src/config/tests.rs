@@ -31,6 +31,14 @@ fn defaults_are_valid() {
 }
 
 #[test]
+fn handshakes_share_the_cores() {
+    let config = Config::default();
+    let ppm = |reactors, cores| config.handshake_ppm(reactors, cores);
+    assert_eq!((ppm(1, 2), ppm(2, 2), ppm(1, 1)), (250_000, 250_000, 250_000));
+    assert_eq!((ppm(4, 2), ppm(150, 2)), (125_000, 3333), "all together no more than a quarter of both cores");
+}
+
+#[test]
 fn unknown_settings_are_refused() {
     let error = Config::parse("listne = \"127.0.0.1:1\"").expect_err("unknown");
     assert!(error.contains("listne"), "{error}");

@@ -131,6 +131,8 @@ pub struct Surroundings {
     pub entropy: Arc<dyn Fn() -> Secret + Send + Sync>,
     /// Connections that this reactor may hold.
     pub connections_max: usize,
+    /// What handshakes may take of this reactor's time, in millionths.
+    pub handshake_ppm: u32,
     /// How much it does at once.
     pub bounds: Bounds,
 }
@@ -195,7 +197,7 @@ impl<S: Socket> Reactor<S> {
     pub fn new(number: u16, hubs: Vec<ToHub>, around: Surroundings) -> Self {
         // Behind the longest unfinished frame at least one byte is read.
         let buffer_len = around.bounds.read_len.max(UNFINISHED_LEN_MAX + 1);
-        let handshakes = Handshakes::new(around.config.security.handshake_cpu_percent);
+        let handshakes = Handshakes::new(around.handshake_ppm);
         Self {
             number,
             hubs: Hubs::new(hubs),

@@ -46,26 +46,26 @@ pub struct Shown {
 pub struct Handshakes {
     awaiting: HashMap<u32, (Suite, Awaiting)>,
     shown: HashMap<u32, Shown>,
-    /// Per cent of the thread's time.
-    share: u64,
+    /// Millionths of the thread's time.
+    share_ppm: u64,
     level_us: u64,
     filled_us: u64,
     this_turn: u32,
 }
 
 impl Handshakes {
-    /// None under way; they may take so many per cent of the thread's time.
+    /// None under way; they may take so many millionths of the thread's time.
     #[must_use]
-    pub fn new(share: u8) -> Self {
+    pub fn new(share_ppm: u32) -> Self {
         let (awaiting, shown) = (HashMap::new(), HashMap::new());
-        Self { awaiting, shown, share: share.into(), level_us: BURST_US, filled_us: 0, this_turn: 0 }
+        Self { awaiting, shown, share_ppm: share_ppm.into(), level_us: BURST_US, filled_us: 0, this_turn: 0 }
     }
 
     /// A turn begins.
     pub fn begin_turn(&mut self, now_us: u64) {
         let passed_us = now_us.saturating_sub(self.filled_us);
         // What is less than a microsecond's share is counted next time.
-        let gained_us = passed_us.saturating_mul(self.share) / 100;
+        let gained_us = passed_us.saturating_mul(self.share_ppm) / 1_000_000;
         if gained_us > 0 {
             self.level_us = self.level_us.saturating_add(gained_us).min(BURST_US);
             self.filled_us = now_us;

@@ -56,7 +56,7 @@ impl Bench {
         let authenticator = Authenticator::new(verifier, tickets, ServerKeys::new(vec![server], NOW_MS));
         let topology = Topology::new(64, vec![0; 64], HUBS_MAX).expect("possible");
         let (session, commands, out) = (Session::default(), Vec::new(), Vec::new());
-        let (cipher, handshakes) = (Cipher::Plaintext, Handshakes::new(100));
+        let (cipher, handshakes) = (Cipher::Plaintext, Handshakes::new(1_000_000));
         let issuer = DevCredentials {
             issuer: config.token.issuer.clone(),
             audience: config.token.audience.clone(),

@@ -226,6 +226,7 @@ impl Life {
             offer: Arc::new(plan.config().offer()),
             entropy: Arc::new(secrets_of_life(start.number)),
             connections_max: plan.connections_max,
+            handshake_ppm: plan.config().handshake_ppm(start.reactors.into(), usize::MAX),
             bounds: plan.sizes.of_reactors(),
         };
         let bounds = plan.sizes.of_links();

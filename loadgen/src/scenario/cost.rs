@@ -1,11 +1,11 @@
-//! `cost`: what receipts, or a second device, add to the server CPU of a message: the same load by turns with and
-//! without, and, where asked for, the same frames through the floor relay.
+//! `cost`: what receipts, a second device or encryption add to the server CPU of a message: the same load by turns with
+//! and without, and, where asked for, the same frames through the floor relay.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -18,7 +18,6 @@ use crate::report::progress::Progress;
 use crate::report::{Document, JsonTo, Misses};
 use crate::target::culver::Culver;
 use crate::target::floor::FloorSettings;
-use crate::target::sealing::SuiteOption;
 
 /// Options of `cost`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -60,6 +59,8 @@ enum Addition {
     RecipientDevice,
     /// A second device of each sender, online: it gets a copy of each message
     SenderDevice,
+    /// Encryption: the same server must offer plaintext too
+    Encryption,
 }
 
 /// The server without receipts.
@@ -112,15 +113,27 @@ impl CostOptions {
     pub(crate) fn json_to(&self) -> JsonTo {
         self.run.json_to()
     }
+
+    fn check_encryption(&self) -> Result<()> {
+        if self.of != Addition::Encryption {
+            return Ok(());
+        }
+        ensure!(self.target.suite().suite().is_some(), "encryption adds nothing with --suite none: name a suite");
+        ensure!(!self.with_floor, "the floor relay encrypts nothing: leave --with-floor out");
+        Ok(())
+    }
 }
 
 impl PlainOptions {
-    fn find(&self, suite: SuiteOption) -> Result<Option<Culver>> {
+    fn find(&self, of: Addition, with: &TargetOptions) -> Result<Option<Culver>> {
+        if of == Addition::Encryption {
+            return with.find_in_plaintext().map(Some);
+        }
         let (Some(target), Some(ops), Some(credentials)) = (self.plain_target, self.plain_ops, &self.plain_credentials)
         else {
             return Ok(None);
         };
-        Culver::find(target, ops, credentials, suite).context("the server without receipts").map(Some)
+        Culver::find(target, ops, credentials, with.suite()).context("the server without receipts").map(Some)
     }
 }
 
@@ -129,7 +142,8 @@ pub(crate) fn run(mut options: CostOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
     options.pairs.default_to_closed_loop();
     let progress = options.run.progress("cost");
-    let (mut culver, mut plain) = (options.target.find()?, options.plain.find(options.target.suite())?);
+    options.check_encryption()?;
+    let (mut culver, mut plain) = (options.target.find()?, options.plain.find(options.of, &options.target)?);
     let (mut server, mut floor) = (Runs::default(), Runs::default());
     for number in 0..u64::from(options.interleave) {
         let load = |with: bool| {
@@ -144,7 +158,7 @@ pub(crate) fn run(mut options: CostOptions) -> Result<Document> {
         }
         for with in order {
             let target = match &mut plain {
-                Some(plain) if options.of == Addition::Receipts && !with => plain,
+                Some(plain) if !with => plain,
                 _ => &mut culver,
             };
             server.add(with, measure_one(target, &load(with), &options.time, &progress)?);
@@ -170,7 +184,7 @@ impl Addition {
         match self {
             Self::Receipts => with,
             // As the server does, which the relay is compared with.
-            Self::RecipientDevice | Self::SenderDevice => true,
+            Self::RecipientDevice | Self::SenderDevice | Self::Encryption => true,
         }
     }
 
@@ -318,11 +332,12 @@ mod tests {
     #[test]
     fn one_thing_is_added_and_nothing_else() {
         let of_each = Devices::of_each;
-        for what in [Addition::Receipts, Addition::RecipientDevice, Addition::SenderDevice] {
+        for what in [Addition::Receipts, Addition::RecipientDevice, Addition::SenderDevice, Addition::Encryption] {
             assert_eq!(what.devices(false), of_each(1, 1));
             assert!(what.has_receipts(true));
         }
         assert_eq!(Addition::Receipts.devices(true), of_each(1, 1));
+        assert_eq!(Addition::Encryption.devices(true), of_each(1, 1));
         assert!(!Addition::Receipts.has_receipts(false) && Addition::SenderDevice.has_receipts(false));
         assert_eq!(Addition::RecipientDevice.devices(true), Devices { recipients: (2, 2), ..of_each(1, 1) });
         assert_eq!(Addition::SenderDevice.devices(true), Devices { senders: (2, 2), ..of_each(1, 1) });

@@ -128,6 +128,7 @@ impl World {
             metrics: Arc::clone(&metrics),
             epochs: Arc::default(),
             offer: Arc::new(Config::default().offer()),
+            handshake_ppm: Config::default().handshake_ppm(1, 1),
             entropy: Arc::new(culver_protocol::crypto::random),
             connections_max: 100,
             bounds: Bounds::default(),

@@ -290,7 +290,7 @@ fn a_client_changes_its_key_and_the_server_follows() {
 #[test]
 fn handshakes_wait_their_turn_and_are_told_when_there_are_too_many() {
     let mut bench = Bench::new();
-    bench.handshakes = Handshakes::new(1);
+    bench.handshakes = Handshakes::new(10_000);
     bench.handshakes.begin_turn(1);
     let client = Client::new(Suite::ChaCha20Poly1305);
     let (bytes, _) = client.open(Kind::Xx, &named(), &bench);

@@ -1,6 +1,7 @@
 //! `hostile`: attackers of every kind beside honest pairs, whose latency must not notice.
 
 mod attack;
+mod crowd;
 mod inbox;
 mod raw;
 mod sealed;
@@ -23,8 +24,9 @@ use culver_protocol::limits::DEVICES_MAX;
 use serde::Serialize;
 
 use self::attack::{Attack, Material, attacks};
+use self::crowd::{Crowd, CrowdFigures};
 use self::sealed::{SEALED, SealedAttack};
-use self::slow::{HALF, REPLAYED_IK, REPLAYED_TICKET, SlowAttack, Who};
+use self::slow::{HALF, REPLAYED_IK, REPLAYED_TICKET, Recorded, SlowAttack, Who};
 use self::tally::Tally;
 use self::way::Way;
 use super::pairs::{PairOutcome, PairRun};
@@ -49,6 +51,8 @@ const REST: Duration = Duration::from_secs(2);
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// Messages a second of the honest pairs where nothing else is asked for.
 const RATE_DEFAULT: f64 = 1000.0;
+/// The sessions whose first flights a crowd replays.
+const REPLAYED_BY_CROWD: &str = "session whose first flight a crowd replays";
 /// The attackers' users: one per kind of attack, apart from the honest ones by this.
 const ATTACKER_OFFSET: u64 = 1 << 30;
 
@@ -83,6 +87,14 @@ pub(crate) struct HostileOptions {
     /// Handshakes that stop half way, and copies of others' first flights, in each attack where connections are sealed
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     halves: u32,
+    /// Connections of a crowd that says nothing, garbage, halves of handshakes and what others have sent before, each
+    /// opened again when the server has ended it; 0: none. The kinds that are over at once stay away then, for they
+    /// would be told to come later, as everybody whose login needs a Diffie-Hellman
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=200_000))]
+    crowd: u32,
+    /// What the crowd may use of one core, for it shares the machine with the server
+    #[arg(long, default_value_t = 50.0, value_name = "PER_CENT", value_parser = rate)]
+    crowd_cpu: f64,
     /// How long the server waits for a login
     #[arg(long, default_value = "10s")]
     login_timeout: Span,
@@ -95,6 +107,9 @@ pub(crate) struct HostileOptions {
     /// Memory that the server may keep when all attackers have left
     #[arg(long, default_value_t = 16 << 20, value_name = "BYTES")]
     memory_kept_max: u64,
+    /// How much more memory the server may hold during an attack than before
+    #[arg(long, value_name = "BYTES")]
+    memory_grown_max: Option<u64>,
     #[command(flatten)]
     run: RunOptions,
 }
@@ -108,6 +123,8 @@ struct HostileResult {
     attacks: Tally,
     attack_rate_per_s: f64,
     silent_connections: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crowd: Option<CrowdFigures>,
     /// Of `attacks`, those on encryption itself: kinds and strikes.
     encryption: EncryptionFigures,
     #[serde(flatten)]
@@ -121,6 +138,9 @@ struct HostileResult {
     ack_p99_ratio: f64,
     delivery_p99_ratio: f64,
     memory_before_bytes: u64,
+    /// The most that was seen during an attack.
+    memory_attacked_bytes: u64,
+    memory_grown_bytes: u64,
     memory_after_bytes: u64,
     memory_kept_bytes: u64,
     violations: Vec<String>,
@@ -156,6 +176,9 @@ impl HostileOptions {
 pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
     let seed = options.run.fix_seed();
     options.pairs.default_to_rate(RATE_DEFAULT);
+    if options.crowd > 0 {
+        options.halves = 0; // the crowd has its own
+    }
     let progress = options.run.progress("hostile");
     let slow = options.silent + options.trickling + 3 * options.halves;
     raise_descriptor_limit((slow + 2 * options.pairs.pairs) as usize)?;
@@ -166,24 +189,32 @@ pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
     run.wait_for_logins(&progress)?;
     run.shared().go();
     progress.wait(REST, || run.check_alive())?;
-    let (mut tally, mut memory_before_bytes) = (Tally::default(), 0);
+    let (mut tally, mut crowd, mut memory) = (Tally::default(), CrowdFigures::default(), Memory::default());
     for round in 1..=options.rounds {
         run.shared().set_slot(CALM);
         hold(&options.calm, &format!("round {round}, calm"), &run, &progress)?;
         run.shared().set_slot(0);
         if round == 1 {
-            memory_before_bytes = culver.sample()?.plain_bytes();
+            memory.before_bytes = culver.sample()?.plain_bytes();
         }
         let attackers = Attackers::start(&options, (&culver, way), load.first_user + ATTACKER_OFFSET, seed, round)?;
         run.shared().set_slot(ATTACKED);
-        hold(&options.attack, &format!("round {round}, attack"), &run, &progress)?;
+        progress.wait(options.attack.0, || {
+            memory.attacked_bytes = memory.attacked_bytes.max(culver.sample()?.plain_bytes());
+            let open = attackers.crowd.as_ref().map_or(0, |(crowd, _)| crowd.open());
+            progress.tell(format!("round {round}, attack, a crowd of {open}: {}", run.shared().counters()));
+            run.check_alive()
+        })?;
         run.shared().set_slot(0);
-        tally.add(attackers.finish()?);
+        let (tally_of_round, crowd_of_round) = attackers.finish()?;
+        tally.add(tally_of_round);
+        crowd.add(crowd_of_round);
         hold(&Span(REST), "resting", &run, &progress)?;
     }
-    let memory_after_bytes = culver.sample()?.plain_bytes();
+    memory.after_bytes = culver.sample()?.plain_bytes();
     let outcome = run.finish(DRAIN_MAX, &progress)?;
-    let result = HostileResult::new(&options, tally, outcome, memory_before_bytes, memory_after_bytes);
+    let crowd = (options.crowd > 0).then_some(crowd);
+    let result = HostileResult::new(&options, (tally, crowd), outcome, memory);
     let missed = check(&options, &result);
     let text = render(&result);
     Document::new("hostile", seed, &options, &result, text, missed)
@@ -196,10 +227,23 @@ fn hold(span: &Span, phase: &str, run: &PairRun, progress: &Progress) -> Result<
     })
 }
 
+/// What the server holds that is neither memtable nor cache.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    before_bytes: u64,
+    /// The most that was seen during an attack.
+    attacked_bytes: u64,
+    after_bytes: u64,
+}
+
+/// A crowd, and the thread that waits for its end.
+type RunningCrowd = (Arc<Crowd>, JoinHandle<Result<(CrowdFigures, Tally)>>);
+
 /// The attacking threads of one round.
 struct Attackers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<Tally>>>,
+    crowd: Option<RunningCrowd>,
 }
 
 impl Attackers {
@@ -224,22 +268,67 @@ impl Attackers {
             attacker: who(culver, UserId(user), DEVICE)?,
             victims: [who(culver, UserId(user + 1), DEVICE)?, who(culver, UserId(user + 2), DEVICE)?],
         };
-        let quick = std::thread::Builder::new().name("attacker".to_owned());
-        let quick = quick.spawn(move || strike_in_turn(materials, rate, &quick_stop));
         let slow_thread = std::thread::Builder::new().name("slow-attacker".to_owned());
         let slow_thread = slow_thread.spawn(move || slow.run(&slow_stop));
-        let threads = vec![quick.context("cannot start a thread")?, slow_thread.context("cannot start a thread")?];
-        Ok(Self { stop, threads })
+        let mut threads = vec![slow_thread.context("cannot start a thread")?];
+        if options.crowd == 0 {
+            let quick = std::thread::Builder::new().name("attacker".to_owned());
+            let quick = quick.spawn(move || strike_in_turn(materials, rate, &quick_stop));
+            threads.push(quick.context("cannot start a thread")?);
+        }
+        let crowd = (options.crowd > 0).then(|| {
+            let victims = [DEVICE, DeviceId(DEVICE.0 + 1)].map(|device| who(culver, UserId(user + 3), device));
+            start_crowd(options, way, victims, seed.wrapping_add(round.into()), Arc::clone(&stop))
+        });
+        Ok(Self { stop, threads, crowd: crowd.transpose()? })
     }
 
-    fn finish(self) -> Result<Tally> {
+    fn finish(self) -> Result<(Tally, CrowdFigures)> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut tally = Tally::default();
+        let (mut tally, mut crowd) = (Tally::default(), CrowdFigures::default());
+        let panicked = |_| anyhow::anyhow!("an attacker panicked");
         for thread in self.threads {
-            tally.add(thread.join().map_err(|_| anyhow::anyhow!("an attacker panicked"))??);
+            tally.add(thread.join().map_err(panicked)??);
         }
-        Ok(tally)
+        if let Some((_, thread)) = self.crowd {
+            let (figures, seen) = thread.join().map_err(panicked)??;
+            crowd = figures;
+            tally.add(seen);
+        }
+        Ok((tally, crowd))
     }
+}
+
+/// Starts a crowd. What it replays are the first flights of sessions that must live on beside it.
+fn start_crowd(
+    options: &HostileOptions,
+    way: Way,
+    victims: [Result<Who>; 2],
+    seed: u64,
+    stop: Arc<AtomicBool>,
+) -> Result<RunningCrowd> {
+    let [one, two] = victims;
+    let (one, two) = (one?, two?);
+    let recorded = match way.sealed {
+        Some((sealing, _)) => vec![Recorded::login(&way, &one)?, Recorded::ticket(&way, &two, sealing)?],
+        None => vec![Recorded::login(&way, &one)?],
+    };
+    let flights = recorded.iter().map(|recorded| recorded.flight.clone()).collect();
+    let size = (options.crowd as usize, options.crowd_cpu);
+    let life_max = options.login_timeout.0 + slow::END_PATIENCE;
+    let crowd = Arc::new(Crowd::new(way, size, life_max, seed, &one, flights)?);
+    let running = Arc::clone(&crowd);
+    let thread = std::thread::Builder::new().name("crowds".to_owned()).spawn(move || {
+        let (figures, mut tally) = (running.run(&stop)?, Tally::default());
+        for mut recorded in recorded {
+            match recorded.honest.is_alive()? {
+                true => tally.met(REPLAYED_BY_CROWD),
+                false => tally.unmet(REPLAYED_BY_CROWD, "the honest session ended"),
+            }
+        }
+        Ok((figures, tally))
+    });
+    Ok((crowd, thread.context("cannot start a thread")?))
 }
 
 /// What each kind of attack is made from: a user of its own, so that no attacker replaces another.
@@ -320,7 +409,12 @@ impl Quick {
 }
 
 impl HostileResult {
-    fn new(options: &HostileOptions, attacks: Tally, outcome: PairOutcome, before: u64, after: u64) -> Self {
+    fn new(
+        options: &HostileOptions,
+        (attacks, crowd): (Tally, Option<CrowdFigures>),
+        outcome: PairOutcome,
+        memory: Memory,
+    ) -> Self {
         let sum = |count: fn(&tally::Kind) -> u64| attacks.kinds.values().map(count).sum();
         let percentiles = |slot: u8, delivery: bool| {
             let slot = outcome.slots.get(usize::from(slot - 1)).expect("the run was started with two slots");
@@ -337,6 +431,7 @@ impl HostileResult {
             attacks,
             attack_rate_per_s: options.attack_rate,
             silent_connections: options.silent,
+            crowd,
             findings: outcome.findings,
             honest_disconnects: outcome.links.disconnects,
             errors_by_code: outcome.errors,
@@ -346,9 +441,11 @@ impl HostileResult {
             attacked_ack_us,
             calm_delivery_us,
             attacked_delivery_us,
-            memory_before_bytes: before,
-            memory_after_bytes: after,
-            memory_kept_bytes: after.saturating_sub(before),
+            memory_before_bytes: memory.before_bytes,
+            memory_attacked_bytes: memory.attacked_bytes,
+            memory_grown_bytes: memory.attacked_bytes.saturating_sub(memory.before_bytes),
+            memory_after_bytes: memory.after_bytes,
+            memory_kept_bytes: memory.after_bytes.saturating_sub(memory.before_bytes),
             violations: outcome.violations,
         }
     }
@@ -390,6 +487,18 @@ fn check(options: &HostileOptions, result: &HostileResult) -> Vec<String> {
             format!("honest {what} p99 is {} us under attack, the bound {bound_us:.0} us", attacked.p99)
         });
     }
+    if let Some(crowd) = &result.crowd {
+        misses.expect(crowd.outlived == 0, || {
+            format!("{} of the crowd lived longer than a login may take", crowd.outlived)
+        });
+        misses.expect(crowd.at_once_max >= options.crowd.into(), || {
+            let most = crowd.at_once_max;
+            format!("the crowd was never more than {most}: let it use more with --crowd-cpu, or attack longer")
+        });
+    }
+    let grown = result.memory_grown_bytes;
+    let grown_max = options.memory_grown_max.unwrap_or(u64::MAX);
+    misses.expect(grown <= grown_max, || format!("{grown} bytes of memory more during an attack"));
     let kept = result.memory_kept_bytes;
     misses.expect(kept <= options.memory_kept_max, || format!("{kept} bytes of memory kept"));
     misses.into_vec()
@@ -407,9 +516,20 @@ fn render(result: &HostileResult) -> String {
     times.row(latency_row("delivered, calm", &result.calm_delivery_us));
     times.row(latency_row("delivered, attacked", &result.attacked_delivery_us));
     let found = &result.findings;
+    let crowd = result.crowd.map_or_else(String::new, |crowd| {
+        format!(
+            "crowd: {} at once, {} opened, {} ended by the server, {} not opened, {} lived too long; {:.0} % of a core\n",
+            grouped(crowd.at_once_max),
+            grouped(crowd.opened),
+            grouped(crowd.ended),
+            grouped(crowd.not_opened),
+            grouped(crowd.outlived),
+            crowd.cpu_percent
+        )
+    });
     format!(
         "{}\n{}\non encryption: {} kinds, {} times as expected, {} otherwise\nhonest: {} acknowledged, {} lost, {} duplicated, {} reordered; p99 x {:.2} acknowledged, x {:.2} \
-         delivered; {} bytes of memory kept\n",
+         delivered; {} bytes of memory more while attacked, {} kept\n{}",
         attacks.render(),
         times.render(),
         result.encryption.kinds,
@@ -421,6 +541,8 @@ fn render(result: &HostileResult) -> String {
         found.reordered,
         result.ack_p99_ratio,
         result.delivery_p99_ratio,
-        grouped(result.memory_kept_bytes)
+        grouped(result.memory_grown_bytes),
+        grouped(result.memory_kept_bytes),
+        crowd
     )
 }

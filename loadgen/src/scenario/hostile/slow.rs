@@ -29,7 +29,7 @@ pub(crate) const REPLAYED_TICKET: &str = "replayed first flight of a ticket";
 const SOURCES: u8 = 4;
 /// Longest wait for one silent connection's end when its time has passed. The server's time begins when the kernel
 /// passes the connection on, which for one that says nothing is a second or two after it was opened.
-const END_PATIENCE: Duration = Duration::from_secs(4);
+pub(super) const END_PATIENCE: Duration = Duration::from_secs(4);
 /// How long the end of a copied flight's connection is waited for, when it should have come already.
 const LAST_LOOK: Duration = Duration::from_millis(200);
 /// One byte of a trickling login.
@@ -112,13 +112,15 @@ impl SlowAttack {
     fn replays(&self, tally: &mut Tally) -> Vec<Replay> {
         let Some((sealing, _)) = self.way.sealed else { return Vec::new() };
         let [one, two] = &self.victims;
-        let begun = [Replay::of_ik(self, one), Replay::of_ticket(self, two, sealing)];
+        let recorded = [Recorded::login(&self.way, one), Recorded::ticket(&self.way, two, sealing)];
         let names = [REPLAYED_IK, REPLAYED_TICKET];
-        let replays = begun.into_iter().zip(names).filter_map(|(replay, name)| match replay {
-            Ok(replay) => Some(replay),
-            Err(error) => {
-                tally.failed(name, &format!("{error:#}"));
-                None
+        let replays = recorded.into_iter().zip(names).filter_map(|(recorded, name)| {
+            match recorded.and_then(|recorded| Replay::of(name, self, recorded)) {
+                Ok(replay) => Some(replay),
+                Err(error) => {
+                    tally.failed(name, &format!("{error:#}"));
+                    None
+                }
             }
         });
         replays.collect()
@@ -160,6 +162,38 @@ impl SlowAttack {
     }
 }
 
+/// An honest session, and what it had opened with.
+pub(super) struct Recorded {
+    pub(super) honest: Raw,
+    pub(super) flight: Vec<u8>,
+}
+
+impl Recorded {
+    /// A login by token: in plaintext, or by Noise IK.
+    pub(super) fn login(way: &Way, victim: &Who) -> Result<Self> {
+        Self::of(way, way.flight(&victim.own, &login_with_token(&victim.token).encode_to_vec())?)
+    }
+
+    /// A login by the ticket that a first one gave.
+    pub(super) fn ticket(way: &Way, victim: &Who, sealing: Sealing) -> Result<Self> {
+        let mut first = Raw::connect(way.target)?;
+        first.login(way, &victim.own, &victim.token)?;
+        let (ticket, secret) = first.ticket().context("a welcome without a ticket")?;
+        drop(first);
+        let how =
+            How::Ticket { ticket, secret: secret.context("a sealed session has a secret")?, forward_secret: false };
+        let login = Login { client: "culver-loadgen hostile".to_owned(), ..Login::default() };
+        Self::of(way, begun(&how, sealing, &login.encode_to_vec())?)
+    }
+
+    fn of(way: &Way, opening: Flight) -> Result<Self> {
+        let flight = opening.bytes.clone();
+        let mut honest = Raw::connect(way.target)?;
+        honest.log_in(way, opening)?;
+        Ok(Self { honest, flight })
+    }
+}
+
 /// An honest session, and copies of its first flight.
 struct Replay {
     name: &'static str,
@@ -168,32 +202,14 @@ struct Replay {
 }
 
 impl Replay {
-    fn of_ik(attack: &SlowAttack, victim: &Who) -> Result<Self> {
-        let flight = attack.way.flight(&victim.own, &login_with_token(&victim.token).encode_to_vec())?;
-        Self::of(REPLAYED_IK, attack, flight)
-    }
-
-    fn of_ticket(attack: &SlowAttack, victim: &Who, sealing: Sealing) -> Result<Self> {
-        let mut first = Raw::connect(attack.way.target)?;
-        first.login(&attack.way, &victim.own, &victim.token)?;
-        let (ticket, secret) = first.ticket().context("a welcome without a ticket")?;
-        drop(first);
-        let how =
-            How::Ticket { ticket, secret: secret.context("a sealed session has a secret")?, forward_secret: false };
-        let login = Login { client: "culver-loadgen hostile".to_owned(), ..Login::default() };
-        Self::of(REPLAYED_TICKET, attack, begun(&how, sealing, &login.encode_to_vec())?)
-    }
-
-    fn of(name: &'static str, attack: &SlowAttack, flight: Flight) -> Result<Self> {
-        let recorded = flight.bytes.clone();
-        let mut honest = Raw::connect(attack.way.target)?;
-        honest.log_in(&attack.way, flight)?;
+    fn of(name: &'static str, attack: &SlowAttack, recorded: Recorded) -> Result<Self> {
         let copy = |_| {
             let mut raw = Raw::connect(attack.way.target)?;
-            raw.write(&recorded)?;
+            raw.write(&recorded.flight)?;
             Ok((Instant::now(), raw))
         };
-        Ok(Self { name, honest, copies: (0..attack.halves).map(copy).collect::<Result<_>>()? })
+        let copies = (0..attack.halves).map(copy).collect::<Result<_>>()?;
+        Ok(Self { name, honest: recorded.honest, copies })
     }
 
     /// None may live longer than a login may take, and the honest session must not have noticed.
