@@ -4,6 +4,7 @@ DATA ?= data
 RESULTS ?= docs/benchmarks/results
 ONLY ?=
 FUZZ_SECONDS ?= 600
+FUZZ_RUNS ?=
 SEEDS ?= 2000
 FROM ?= 0
 SEED ?=
@@ -48,9 +49,9 @@ density-record: ## 2,277,846 connections, one more than WhatsApp held in 2012, i
 density-most: ## as many as fit: CONNECTIONS=2600000
 	@$(DENSITY) density-most '$(CONNECTIONS)' --slope-from 100000 $(HELD)
 
-fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each
+fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each, or FUZZ_RUNS=10000000
 	@scripts/setup test
-	@scripts/fuzz '$(FUZZ_SECONDS)'
+	@FUZZ_RUNS='$(FUZZ_RUNS)' scripts/fuzz '$(FUZZ_SECONDS)'
 
 sim: ## the simulated world: SEEDS=2000 FROM=0, or SEED=17 with its trace, or REPLAY=FILE
 	@scripts/setup test
