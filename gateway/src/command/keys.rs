@@ -72,7 +72,8 @@ struct List {
                         culver keys rotate --data-dir ./data\n  \
                         culver keys rotate --data-dir ./data --root /media/root-private.pem --days 90\n  \
                         culver keys rotate --data-dir ./data --request new.request     with the root elsewhere\n  \
-                        culver keys rotate --data-dir ./data --tickets\n\n\
+                        culver keys rotate --data-dir ./data --tickets\n  \
+                        culver keys rotate --data-dir ./data --tickets --config /etc/culver.toml\n\n\
                         Two keys are the most: retire the older one first.")]
 struct Rotate {
     #[command(flatten)]
@@ -90,6 +91,9 @@ struct Rotate {
     /// Another key for resume tickets instead of a server key
     #[arg(long)]
     tickets: bool,
+    /// The settings that the server runs with, which say how long tickets are good [default: DIR/culver.toml]
+    #[arg(long, value_name = "FILE", requires = "tickets")]
+    config: Option<PathBuf>,
 }
 
 /// Sign a request, on the machine that has the root
@@ -265,7 +269,7 @@ impl Rotate {
     fn run(self) -> anyhow::Result<String> {
         let data_dir = &self.data_dir.path;
         if self.tickets {
-            let life_ms = Config::load(data_dir, None)?.ticket.life_s.saturating_mul(1000);
+            let life_ms = Config::load(data_dir, self.config.as_deref())?.ticket.life_s.saturating_mul(1000);
             let (now_ms, days) = (now_ms()?, life_ms.div_ceil(DAY_MS));
             let id = TicketKeys::change(data_dir, |keys| keys.rotate(now_ms, life_ms))?;
             return Ok(format!(

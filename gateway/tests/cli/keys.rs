@@ -7,7 +7,7 @@ use std::process::ChildStderr;
 
 use serde_json::Value;
 
-use crate::{FAILURE, Server, culver, initialised, stderr, stdout, text};
+use crate::{FAILURE, Server, USAGE, culver, initialised, stderr, stdout, text};
 
 fn keys(data_dir: &Path, action: &str, flags: &[&str]) -> std::process::Output {
     let mut arguments = vec!["keys", action, "--data-dir", text(data_dir)];
@@ -109,6 +109,26 @@ fn ticket_keys_are_rotated_and_retired() {
     let said = done(&data_dir, "retire", &["--tickets"]);
     assert!(said.contains("ticket key 1 is retired"), "{said}");
     fails(&data_dir, "retire", &["--tickets"], &["the only ticket key", "culver keys rotate --tickets"]);
+}
+
+#[test]
+fn ticket_keys_live_as_long_as_the_settings_of_the_server_say() {
+    let (scratch, data_dir) = initialised();
+    let config = scratch.path().join("elsewhere.toml");
+    fs::write(&config, "[ticket]\nlife_s = 5184000\n").expect("written");
+    let said = done(&data_dir, "rotate", &["--tickets", "--config", text(&config)]);
+    assert!(said.contains("60 days"), "{said}");
+    fs::write(&config, "[ticket]\nlife = 1\n").expect("written");
+    // A server key does not hang on it.
+    for (flags, expected) in [
+        (&["--tickets", "--config", text(&config)][..], "elsewhere.toml"),
+        (&["--tickets", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
+        (&["--config", text(&config)], "--tickets"),
+    ] {
+        let output = keys(&data_dir, "rotate", flags);
+        assert_eq!(output.status.code(), Some(USAGE), "{flags:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{flags:?}: {}", stderr(&output));
+    }
 }
 
 #[test]
