@@ -42,7 +42,7 @@ fn main() {
     let mut shards = shards.expect("a new volume recovers");
     for user in 1..=2 * pairs {
         let decision = shards
-            .decide_link(&*engine, UserId(user), DeviceId(1), None, Proof::Plaintext, now_ms())
+            .decide_link(&*engine, UserId(user), DeviceId(1), None, Proof::PlaintextToken { issued_s: 0 }, now_ms())
             .expect("the engine reads");
         let Decision::Apply(record) = decision else { panic!("a new device is linked, not {decision:?}") };
         shards.apply(&record);

@@ -46,9 +46,14 @@ pub type Fingerprint = [u8; FINGERPRINT_LEN];
 /// How a device has proved who it is, and so what its login may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// It showed no key: a connection that is not encrypted. It is linked, and registered by nobody: the key that it may
-    /// have is left alone.
-    Plaintext,
+    /// It showed no key, on a connection that is not encrypted, and a token. It is linked, and registered by nobody: the
+    /// key that it may have is left alone.
+    PlaintextToken {
+        /// When the token was issued, in seconds since 1970; 0: it does not say.
+        issued_s: u64,
+    },
+    /// It showed no key, on a connection that is not encrypted, and a ticket: it must be linked already.
+    PlaintextTicket,
     /// It showed a key, which must be the one it is registered with.
     Registered,
     /// It showed a key and a token that names both: it is registered with that key from now on.

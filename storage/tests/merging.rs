@@ -152,7 +152,9 @@ impl World {
     /// A device persists what waits for it, and acknowledges it.
     fn read(&mut self, user: UserId) {
         let (hub, now_ms) = (self.topology.hub_of_user(user), self.now_ms);
-        self.run(hub, |shards, engine| shards.decide_link(engine, user, PHONE, None, Proof::Plaintext, now_ms));
+        self.run(hub, |shards, engine| {
+            shards.decide_link(engine, user, PHONE, None, Proof::PlaintextToken { issued_s: u64::MAX }, now_ms)
+        });
         let after = self.cursors.get(&user).copied().unwrap_or_default();
         let page = read_inbox(&self.engines, user, PHONE, after, 20, 1 << 20).expect("memory reads");
         let mut acked = BTreeMap::new();

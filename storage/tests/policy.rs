@@ -21,7 +21,9 @@ fn acknowledge(policy: Policy) -> (Vec<Acked>, Vec<Outgoing>, Decision) {
     let topology = Arc::new(Topology::single(64));
     let mut shards = Shards::recover(&engine, topology, HubId(0), policy, 5, 0).expect("memory reads");
     let conversation = ConversationId::direct(SENDER, RECIPIENT);
-    let linked = shards.decide_link(&engine, RECIPIENT, DEVICE, None, Proof::Plaintext, 5).expect("memory reads");
+    let linked = shards
+        .decide_link(&engine, RECIPIENT, DEVICE, None, Proof::PlaintextToken { issued_s: 0 }, 5)
+        .expect("memory reads");
     applied(&mut shards, linked);
     let send = Send {
         sender: SENDER,

@@ -131,6 +131,10 @@ impl<S: Socket> Reactor<S> {
         }
         let (blocked, incarnation) = (connection.blocked, self.around.incarnation);
         let was_entering = connection.session.is_entering();
+        let is_unknown = matches!(effect.kind, EffectKind::Refused(ErrorCode::DeviceUnknown));
+        if was_entering && is_unknown && self.entering.refuse(slot, self.mono_us) {
+            return; // it is told so when it no longer says how long the hub has looked
+        }
         let is_accepted = matches!(effect.kind, EffectKind::Accepted { .. });
         let (told, before, after) = self.write(slot, |session, out| {
             let before = out.len();
@@ -154,15 +158,14 @@ impl<S: Socket> Reactor<S> {
             self.flush_soon(slot);
         } // else it goes with what is there
         self.post_later(slot);
-        if was_entering && !told.over {
-            // What its client has said since is read now.
-            self.read_later(slot);
-        }
+        let is_entering = self.connections.get(slot).is_some_and(|connection| connection.session.is_entering());
         if told.over {
             self.counters().errors_sent.add(1);
             self.end(slot);
         } else if is_slow {
             self.time_out(slot, ErrorCode::SlowReader);
+        } else if was_entering && !is_entering {
+            self.read_entered(slot);
         }
     }
 

@@ -10,6 +10,7 @@ pub mod buffers;
 pub mod ciphers;
 pub mod connection;
 mod effects;
+pub mod entering;
 pub mod hubs;
 pub mod listener;
 mod serve;
@@ -30,6 +31,7 @@ use culver_storage::topology::{HubId, Topology};
 use self::buffers::{Buffers, NO_BUFFER};
 use self::ciphers::Ciphers;
 use self::connection::{Connection, Life};
+use self::entering::Entering;
 use self::hubs::{Hubs, ToHub};
 use self::socket::Socket;
 use self::timer::Wheel;
@@ -50,6 +52,8 @@ const OPENING_LEN_MAX: usize = 4 * 1024 * 1024;
 const ENDING_S: u32 = 2;
 /// The time between two looks at connections whose time has come: they have waited for seconds already.
 const DUE_PACE_US: u64 = 1_000;
+/// The time between two looks whether a hub has let a session in whose client has said more already.
+const ENTERING_PACE_US: u64 = 1_000;
 /// A reactor that was full takes connections again when this part of its room is free.
 const ROOM_AGAIN: usize = 64;
 /// Longest wait: the timer wheel's tick.
@@ -156,6 +160,7 @@ pub struct Reactor<S> {
     buffers: Buffers,
     ciphers: Ciphers,
     handshakes: Handshakes,
+    entering: Entering,
     /// Bytes of unfinished logins that buffers hold.
     opening_len: usize,
     read_buffer: Vec<u8>,
@@ -207,6 +212,7 @@ impl<S: Socket> Reactor<S> {
             buffers: Buffers::default(),
             ciphers: Ciphers::default(),
             handshakes,
+            entering: Entering::default(),
             opening_len: 0,
             read_buffer: vec![0; buffer_len],
             commands: Vec::new(),
@@ -356,9 +362,11 @@ impl<S: Socket> Reactor<S> {
         } else {
             TICK
         };
-        let first = self.to_flush_soon.front();
-        let receipts = first.map_or(longest, |(until_us, ..)| Duration::from_micros(until_us - self.mono_us));
-        Wait::For(longest.min(receipts))
+        let receipts_us = self.to_flush_soon.front().map(|(until_us, ..)| until_us - self.mono_us);
+        let refusal_us = self.entering.due_us().map(|due_us| due_us.saturating_sub(self.mono_us));
+        let entering_us = self.entering.sockets_wait().then_some(ENTERING_PACE_US);
+        let times = [receipts_us, refusal_us, entering_us].into_iter().flatten().map(Duration::from_micros);
+        Wait::For(times.fold(longest, Duration::min))
     }
 
     /// Whether nothing is lost by reading sockets a little less often: a hub gathers, and had commands lately. Asked
@@ -399,6 +407,7 @@ impl<S: Socket> Reactor<S> {
             && self.to_flush_soon.is_empty()
             && self.to_read.is_empty()
             && self.commands.is_empty()
+            && self.entering.due_us().is_none()
             && !self.hubs.have_waiting()
             && !self.hubs.have_effects()
             && self.hubs.owed() == 0
@@ -444,7 +453,9 @@ impl<S: Socket> Reactor<S> {
         if overdue && (owed || unsent) {
             tracing::warn!(replies_owed = self.hubs.owed(), "not everything could be written before the time was over");
         }
-        self.has_left = overdue || (!owed && !unsent);
+        // Those too are told, and no sooner than always.
+        let unrefused = self.entering.due_us().is_some();
+        self.has_left = overdue || (!owed && !unsent && !unrefused);
     }
 }
 

@@ -29,7 +29,7 @@ impl<S: Socket> Reactor<S> {
                 return; // its turn comes
             }
             if connection.session.is_entering() {
-                return; // it is read when its hub has let it in
+                return self.entering.note_more(slot); // it is read when its hub has let it in
             }
             if connection.life == Life::Open && self.buffers.get(connection.outgoing).len() > unsent_len {
                 if connection.blocked {
@@ -79,7 +79,7 @@ impl<S: Socket> Reactor<S> {
         let connection = self.connections.get_mut(slot).expect("it is still there");
         let logged_in = connection.session.is_logged_in() && !was_logged_in;
         let greeted = connection.session.is_greeted() && !was_greeted;
-        let is_ready = connection.session.is_ready();
+        let (is_ready, is_entering) = (connection.session.is_ready(), connection.session.is_entering());
         self.opening_len -= opening_len;
         if !connection.session.is_greeted() {
             self.opening_len += self.buffers.get(connection.partial).len();
@@ -94,6 +94,9 @@ impl<S: Socket> Reactor<S> {
         if is_ready && !was_ready {
             self.wheel.remove(&mut self.connections, slot);
             self.watch(slot, patience(keep_alive_s));
+            if is_entering {
+                self.entering.begin(slot, self.mono_us);
+            }
         }
         self.post_commands();
         self.post_later(slot);
@@ -115,7 +118,10 @@ impl<S: Socket> Reactor<S> {
                 self.read_later(slot);
                 false
             }
-            Outcome::Entering => false,
+            Outcome::Entering => {
+                self.entering.note_more(slot);
+                false
+            }
             Outcome::Over(_) => {
                 self.counters().errors_sent.add(1);
                 self.end(slot);
@@ -170,23 +176,36 @@ impl<S: Socket> Reactor<S> {
             let Some(slot) = self.to_read.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             connection.to_read = false;
-            if connection.partial != NO_BUFFER {
-                if !connection.session.is_greeted() {
-                    self.opening_len -= self.buffers.get(connection.partial).len();
-                }
-                let mut index = connection.partial;
-                let mut bytes = self.buffers.take(&mut index);
-                // `ingest` keeps what it cannot use in a buffer of its own choosing.
-                self.buffers.put(&mut index, Vec::new());
-                if let Some(connection) = self.connections.get_mut(slot) {
-                    connection.partial = NO_BUFFER;
-                }
-                if !self.ingest(slot, &mut bytes) {
-                    continue;
-                }
+            self.read_on(slot);
+        }
+    }
+
+    /// What was put aside of a connection, and what has come behind it.
+    fn read_on(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if connection.partial != NO_BUFFER {
+            if !connection.session.is_greeted() {
+                self.opening_len -= self.buffers.get(connection.partial).len();
             }
-            // Nobody knows any more whether the end stood behind it: look.
-            self.handle_readable(slot, true);
+            let mut index = std::mem::replace(&mut connection.partial, NO_BUFFER);
+            let mut bytes = self.buffers.take(&mut index);
+            // `ingest` keeps what it cannot use in a buffer of its own choosing.
+            self.buffers.put(&mut index, Vec::new());
+            if !self.ingest(slot, &mut bytes) {
+                return;
+            }
+        }
+        // Nobody knows any more whether the end stood behind it: look.
+        self.handle_readable(slot, true);
+    }
+
+    /// A session is let in: what its client has said meanwhile is read at once, before the hub says more, for it was
+    /// said before the client heard any of that.
+    pub(super) fn read_entered(&mut self, slot: u32) {
+        let has_more = self.entering.end(slot);
+        let connection = self.connections.get(slot).expect("the caller found it");
+        if has_more && !connection.to_read {
+            self.read_on(slot);
         }
     }
 
@@ -237,6 +256,9 @@ impl<S: Socket> Reactor<S> {
         let now = self.now;
         if now != self.wheel.now() {
             self.wheel.advance(&mut self.connections, now, &mut self.due);
+        }
+        while let Some(slot) = self.entering.take_due(self.mono_us) {
+            self.time_out(slot, ErrorCode::DeviceUnknown);
         }
         if self.due.is_empty() || self.mono_us.saturating_sub(self.looked_at_due_us) < DUE_PACE_US {
             return;
@@ -293,6 +315,9 @@ impl<S: Socket> Reactor<S> {
         connection.life = Life::Ending;
         connection.tell_hubs();
         self.buffers.release(&mut connection.partial);
+        if self.entering.end(slot) {
+            self.read_later(slot); // and thrown away
+        }
         self.wheel.remove(&mut self.connections, slot);
         self.watch(slot, ENDING_S);
         self.post_later(slot);
@@ -312,6 +337,7 @@ impl<S: Socket> Reactor<S> {
         connection.close(&mut self.buffers);
         self.ciphers.forget(slot);
         self.handshakes.forget(slot);
+        self.entering.end(slot);
         self.unwritten.forget(slot);
         self.wheel.remove(&mut self.connections, slot);
         self.counters().connections.sub(1);

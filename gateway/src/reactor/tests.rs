@@ -11,6 +11,7 @@ use super::{Bounds, Wait};
 use crate::hub::command::{Address, Command};
 use crate::hub::effect::EffectKind;
 
+mod refusals;
 mod world;
 
 /// The next command at this hub, which must be a SEND: which, and it is refused.

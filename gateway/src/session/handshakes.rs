@@ -35,7 +35,7 @@ pub enum Admission {
 /// What a device has shown until its READY passes it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
-    /// Its key.
+    /// Its key; none in plaintext.
     pub fingerprint: Option<Fingerprint>,
     /// And what proves that it is the device it says.
     pub proof: Proof,
@@ -111,15 +111,22 @@ impl Handshakes {
         self.shown.insert(slot, shown);
     }
 
-    /// It has. Nothing was kept of one that showed no key.
-    pub(super) fn take_shown(&mut self, slot: u32) -> Shown {
-        self.shown.remove(&slot).unwrap_or(Shown { fingerprint: None, proof: Proof::Plaintext })
+    /// It has.
+    pub(super) fn take_shown(&mut self, slot: u32) -> Option<Shown> {
+        let shown = self.shown.remove(&slot);
+        self.settle();
+        shown
     }
 
     /// The connection in this slot is gone.
     pub fn forget(&mut self, slot: u32) {
-        self.awaiting.remove(&slot);
+        self.go_on(slot);
         self.shown.remove(&slot);
+        self.settle();
+    }
+
+    /// An idle connection has nothing here, and leaves nothing behind.
+    fn settle(&mut self) {
         if self.is_empty() && self.shown.capacity() + self.awaiting.capacity() > ROOM_KEPT {
             // A rush is over.
             self.awaiting = HashMap::new();

@@ -29,7 +29,8 @@ impl Session {
     ) {
         let claimed = self.acked;
         if self.phase == Phase::Entering {
-            self.phase = Phase::Steady { in_sync: false };
+            let in_sync = false;
+            self.phase = if reset { Phase::SteadyAnew { in_sync } } else { Phase::Steady { in_sync } };
         }
         self.copy = siblings;
         self.sent = cursor;
@@ -120,21 +121,29 @@ impl Session {
         conversations: Vec<ConversationView>,
         out: &mut Records<'_>,
     ) {
-        if !self.is_steady() {
-            return;
-        }
+        let Some(in_sync) = self.in_sync_mut() else { return };
+        *in_sync = true;
         let conversations = conversations.into_iter().map(conversation_item).collect();
         let start = proto::SyncStart { entries, through: through.0, conversations };
         out.seal_message(RecordType::SyncStart, &start);
-        self.phase = Phase::Steady { in_sync: true };
     }
 
     /// The backlog is through. If some of it was dropped on its way it is not: the hub says so again behind that. It may
     /// also say so again because it heard late of something that was made up for meanwhile.
     pub fn write_sync_done(&mut self, through: InboxSeq, out: &mut Records<'_>) {
-        if self.phase == (Phase::Steady { in_sync: true }) && through <= self.sent {
-            self.phase = Phase::Steady { in_sync: false };
+        let sent = self.sent;
+        if let Some(in_sync @ true) = self.in_sync_mut()
+            && through <= sent
+        {
+            *in_sync = false;
             out.seal_message(RecordType::SyncDone, &proto::SyncDone { inbox_seq: through.0 });
+        }
+    }
+
+    fn in_sync_mut(&mut self) -> Option<&mut bool> {
+        match &mut self.phase {
+            Phase::Steady { in_sync } | Phase::SteadyAnew { in_sync } => Some(in_sync),
+            _ => None,
         }
     }
 

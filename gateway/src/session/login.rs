@@ -153,19 +153,26 @@ impl Session {
 
     fn log_in_plaintext(&mut self, message: &[u8], context: &mut Context<'_>) -> Result<(), ErrorCode> {
         let login = proto::Login::decode(message).map_err(|_| ErrorCode::BadHandshake)?;
-        let identity = match &login.credential {
-            Some(Credential::Token(token)) => context.authenticator.token(token, context.now_ms)?.identity,
+        let (identity, proof) = match &login.credential {
+            Some(Credential::Token(token)) => {
+                let claims = context.authenticator.token(token, context.now_ms)?;
+                // Who has it need not be who has its key.
+                if claims.thumbprint.is_some() {
+                    return Err(ErrorCode::TokenKey);
+                }
+                (claims.identity, Proof::PlaintextToken { issued_s: claims.issued_s })
+            }
             Some(Credential::Ticket(ticket)) => {
                 let contents = context.authenticator.open_ticket(ticket, context.now_ms)?;
                 // What was said under its secret is not said in plaintext.
                 if contents.fingerprint.is_some() {
                     return Err(ErrorCode::TicketInvalid);
                 }
-                contents.identity
+                (contents.identity, Proof::PlaintextTicket)
             }
             None => return Err(ErrorCode::TokenMalformed),
         };
-        let shown = Shown { fingerprint: None, proof: Proof::Plaintext };
+        let shown = Shown { fingerprint: None, proof };
         self.log_in(&login, Caller { identity, shown, secret: None }, context);
         Ok(())
     }
@@ -243,9 +250,7 @@ impl Session {
         let Caller { identity, shown, secret } = caller;
         let contents = TicketContents { identity, fingerprint: shown.fingerprint, secret };
         let ticket = context.authenticator.issue_ticket(&contents, context.now_ms);
-        if shown.fingerprint.is_some() {
-            context.handshakes.show(context.address.slot, shown);
-        }
+        context.handshakes.show(context.address.slot, shown);
         self.user = identity.user;
         self.device = identity.device;
         self.agree(login, context);
@@ -288,9 +293,10 @@ impl Session {
             // Which one does not matter.
             Known::Other => Incarnation(context.incarnation.0.wrapping_add(1).max(1)),
         };
-        let Shown { fingerprint, proof } = context.handshakes.take_shown(context.address.slot);
-        let enters = fingerprint.is_some() && !planted::is(Bug::CommandsBeforeKey);
-        self.phase = if enters { Phase::Entering } else { Phase::Steady { in_sync: false } };
+        let shown = context.handshakes.take_shown(context.address.slot);
+        let Shown { fingerprint, proof } = shown.expect("what was shown is kept until READY");
+        let is_early = planted::is(Bug::CommandsBeforeKey);
+        self.phase = if is_early { Phase::Steady { in_sync: false } } else { Phase::Entering };
         let command = Command::Login {
             fingerprint,
             proof,

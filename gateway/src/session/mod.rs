@@ -2,8 +2,8 @@
 //! commands out; time is an argument. Never touches a socket, a queue or the log.
 //!
 //! ```text
-//! Opening ──preamble, Login──────────────────→ Greeted ──READY──→ Steady ──error, Close──→ Over
-//!    └─────preamble, Noise XX──→ Handshake ──Login──↗   └─→ Entering ──its hub knows the key──↗
+//! Opening ──preamble, Login──────────────────→ Greeted ──READY──→ Entering ──its hub lets it in──→ Steady ──→ Over
+//!    └─────preamble, Noise XX──→ Handshake ──Login──↗
 //! ```
 
 pub mod handshakes;
@@ -115,10 +115,15 @@ enum Phase {
         fetch: bool,
         known: Known,
     },
-    /// It has said READY, and whether it has the right key its hub will know: nothing that it says is passed on.
+    /// It has said READY, and whether it may come in its hub will know: nothing that it says is passed on.
     Entering,
     Steady {
         /// The client was told that a backlog begins, and not yet that it is through.
+        in_sync: bool,
+    },
+    /// As `Steady`, of a client whose cursor means nothing here: what it acknowledges beyond what it was told is of
+    /// before it heard so.
+    SteadyAnew {
         in_sync: bool,
     },
     Over,
@@ -232,14 +237,14 @@ impl Session {
     /// Whether a login has been accepted.
     #[must_use]
     pub fn is_greeted(&self) -> bool {
-        matches!(self.phase, Phase::Greeted { .. } | Phase::Entering | Phase::Steady { .. })
+        matches!(self.phase, Phase::Greeted { .. }) || self.is_ready()
     }
 
     /// Whether it has said READY: before that, the login's deadline applies. A first flight that somebody plays again
     /// never comes to it.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        matches!(self.phase, Phase::Entering | Phase::Steady { .. })
+        self.is_entering() || self.is_steady()
     }
 
     /// Whether its hub has not let it in yet: it takes no bytes.
@@ -249,7 +254,7 @@ impl Session {
     }
 
     fn is_steady(&self) -> bool {
-        matches!(self.phase, Phase::Steady { .. })
+        matches!(self.phase, Phase::Steady { .. } | Phase::SteadyAnew { .. })
     }
 
     /// The session's number; 0 before it has logged in.
@@ -304,7 +309,7 @@ impl Session {
             Phase::Handshake => self.go_on(bytes, context),
             Phase::Entering if bytes.is_empty() => Ok(Step::Incomplete),
             Phase::Entering => Ok(Step::Entering),
-            Phase::Greeted { .. } | Phase::Steady { .. } => {
+            Phase::Greeted { .. } | Phase::Steady { .. } | Phase::SteadyAnew { .. } => {
                 let cipher = context.out.cipher();
                 let overhead = cipher.overhead();
                 let found = split(bytes, HEADER_LEN + overhead, CLIENT_BODY_LEN_MAX + overhead).map_err(frame_error)?;

@@ -13,7 +13,7 @@ use culver_storage::topology::HubId;
 use prost::Message;
 
 use super::records::Records;
-use super::{Context, Session, error_message, frame_error};
+use super::{Context, Phase, Session, error_message, frame_error};
 use crate::hub::command::{Address, Command, Credit};
 
 impl Session {
@@ -73,7 +73,8 @@ impl Session {
     fn handle_ack(&mut self, body: &[u8]) -> Result<(), ErrorCode> {
         let (through, entries, bytes) = decode_ack(body).map_err(|_| ErrorCode::BadProtobuf)?;
         if through > self.told() {
-            return Err(ErrorCode::AckBeyondSent);
+            let is_of_before = matches!(self.phase, Phase::SteadyAnew { .. });
+            return if is_of_before { Ok(()) } else { Err(ErrorCode::AckBeyondSent) };
         }
         self.acked = self.acked.max(through);
         let entries = if entries == 0 { u32::from(self.credit_entries) } else { entries.min(CREDIT_ENTRIES_MAX) };

@@ -202,6 +202,31 @@ fn a_login_in_one_flight_is_welcomed_and_announced() {
 }
 
 #[test]
+fn nothing_behind_ready_is_passed_on_before_the_hub_has_let_the_session_in() {
+    let mut bench = Bench::new();
+    let opening = bench.opening();
+    let behind = [send(&[4; 16], &[0; 16], b"early"), record(RecordType::Ping, &[])].concat();
+    assert_eq!(bench.give(&[opening.clone(), behind.clone()].concat()), (opening.len(), Outcome::Entering));
+    assert_eq!((bench.commands.len(), bench.written().len()), (1, 1), "the login and its WELCOME");
+    bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut plain(&mut bench.out));
+    assert_eq!(bench.give(&behind), (behind.len(), Outcome::Hungry));
+    assert_eq!((bench.commands.len(), bench.written().len()), (2, 2));
+}
+
+#[test]
+fn what_was_acknowledged_before_a_reset_was_heard_of_moves_nothing() {
+    for reset in [true, false] {
+        let mut bench = Bench::new();
+        let opening = bench.opening();
+        bench.give(&opening);
+        bench.session.logged_in(InboxSeq(3), reset, !reset, false, INCARNATION, &mut plain(&mut bench.out));
+        let outcome = if reset { Outcome::Hungry } else { Outcome::Over(ErrorCode::AckBeyondSent) };
+        assert_eq!(bench.give(&ack(10)).1, outcome);
+        assert_eq!(bench.ack_pending(), None);
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named_once_and_ends_the_session() {
     let cases: [(&str, Vec<u8>, ErrorCode); 10] = [
         ("zero length", vec![0, 0], ErrorCode::RecordEmpty),
@@ -368,7 +393,7 @@ fn a_message_goes_to_its_conversations_hub_and_that_is_remembered() {
 }
 
 #[test]
-fn copies_are_wanted_until_it_is_known_that_there_are_no_other_devices() {
+fn copies_are_wanted_where_there_are_other_devices() {
     let mut bench = Bench::new();
     let opening = bench.opening();
     bench.give(&opening);
@@ -377,11 +402,12 @@ fn copies_are_wanted_until_it_is_known_that_there_are_no_other_devices() {
         let Some((_, Command::Send { send, .. })) = bench.commands.pop() else { panic!("a SEND") };
         send.copy
     };
-    assert!(copy(&mut bench), "nobody has said anything yet");
     bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut plain(&mut bench.out));
     assert!(!copy(&mut bench));
-    bench.session.set_siblings(true);
-    assert!(copy(&mut bench));
+    for siblings in [true, false, true] {
+        bench.session.set_siblings(siblings);
+        assert_eq!(copy(&mut bench), siblings);
+    }
 }
 
 proptest! {
@@ -403,8 +429,17 @@ proptest! {
             let (now, later) = rest.split_at(cut.min(rest.len()));
             pending.extend(now);
             let (taken, outcome) = split_up.give(&pending);
-            prop_assert_eq!(outcome, Outcome::Hungry);
             pending.drain(..taken);
+            if split_up.session.is_entering() {
+                prop_assert_eq!(outcome, if pending.is_empty() { Outcome::Hungry } else { Outcome::Entering });
+                let mut out = plain(&mut split_up.out);
+                split_up.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut out);
+                let (taken, outcome) = split_up.give(&pending);
+                prop_assert_eq!(outcome, Outcome::Hungry);
+                pending.drain(..taken);
+            } else {
+                prop_assert_eq!(outcome, Outcome::Hungry);
+            }
             rest = later;
         }
         prop_assert!(pending.is_empty());

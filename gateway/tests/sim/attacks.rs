@@ -172,7 +172,7 @@ impl World {
         let has = self.source.pick(&[Has::Nothing, Has::Token, Has::Ticket]);
         let credential = match has {
             Has::Nothing => Credential::DeviceKey,
-            Has::Token => Credential::Token(self.issue_token(key, &secrecy)),
+            Has::Token => Credential::Token(self.issue_token(key, Some(&secrecy))),
             Has::Ticket => Credential::Ticket(self.stolen_ticket(key, &secrecy)),
         };
         let server = (self.source.below(2) == 0).then(|| server_key(self.generation));

@@ -15,7 +15,6 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use culver_protocol::client::{Client, ClientConfig, Credential, Event};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId, UserId};
@@ -42,7 +41,7 @@ pub(crate) enum Want {
     Disconnect,
     /// The process is dead: its connection, if there is one, lost its client. Nothing is to be called for it.
     Abandon,
-    /// What it logged in with is refused: [`Device::set_ticket`] or [`Device::set_token`] with a new one.
+    /// What it logged in with is refused: [`Device::set_token`] with a new one.
     Credential,
 }
 
@@ -264,17 +263,6 @@ impl Device {
     pub(crate) fn set_token(&mut self, token: String) {
         self.store.borrow_mut().token = Some(token.clone());
         self.client.set_credential(Credential::Token(token));
-    }
-
-    /// Another ticket, of this generation.
-    pub(crate) fn set_ticket(&mut self, ticket: Bytes, generation: u32) {
-        {
-            let mut store = self.store.borrow_mut();
-            store.ticket = ticket.clone().into();
-            store.ticket_generation = generation;
-        }
-        self.ticket_generation = generation;
-        self.client.set_credential(Credential::Ticket(ticket.into()));
     }
 
     /// Handles the client's events up to one that the world must act on. To be called until it says `None`, after

@@ -17,6 +17,8 @@ use crate::world::{Party, World};
 const NOBODY: UserId = UserId(999);
 /// Most fetching processes at once.
 const FETCHERS_MAX: usize = 6;
+/// Longer than any world.
+const PLAINTEXT_TOKEN_LIFE_S: u64 = 10 * 365 * 86_400;
 
 impl World {
     pub(crate) fn make_parties(&mut self) {
@@ -102,18 +104,18 @@ impl World {
     /// What a device has that never ran.
     fn new_store(&self, key: DeviceKey) -> Store {
         let Some(how) = self.plan.encryption else {
-            return Store::with_ticket(self.issue_ticket(key), self.generation);
+            return Store::with_token(None, self.issue_token(key, None));
         };
         let (suite, forward_secret, root) = (how.suite, how.forward_secret, root_public());
         let secrecy = Secrecy { suite, forward_secret, own: key_pair(key), root };
-        let token = self.issue_token(key, &secrecy);
-        Store::with_token(secrecy, token)
+        let token = self.issue_token(key, Some(&secrecy));
+        Store::with_token(Some(secrecy), token)
     }
 
-    pub(crate) fn issue_token(&self, key: DeviceKey, secrecy: &Secrecy) -> String {
+    pub(crate) fn issue_token(&self, key: DeviceKey, secrecy: Option<&Secrecy>) -> String {
         let identity = Identity { user: key.user, device: key.device };
-        let life_s = self.plan.encryption.map_or(0, |how| how.token_life_s);
-        token(identity, secrecy.own.public(), self.clocks.now().wall_ms, life_s)
+        let life_s = self.plan.encryption.map_or(PLAINTEXT_TOKEN_LIFE_S, |how| how.token_life_s);
+        token(identity, secrecy.map(|secrecy| secrecy.own.public()), self.clocks.now().wall_ms, life_s)
     }
 
     /// A ticket of a device as somebody has it who cannot know its secret.
@@ -122,13 +124,6 @@ impl World {
         let contents = TicketContents::encrypted(identity, fingerprint(secrecy.own.public()), Secret::new([1; 32]));
         let ticket = authenticator(self.generation).issue_ticket(&contents, self.clocks.now().wall_ms);
         SavedTicket { bytes: ticket.bytes, secret: Some(Secret::new([2; 32])) }
-    }
-
-    fn issue_ticket(&self, key: DeviceKey) -> bytes::Bytes {
-        let identity = Identity { user: key.user, device: key.device };
-        authenticator(self.generation)
-            .issue_ticket(&TicketContents::plaintext(identity), self.clocks.now().wall_ms)
-            .bytes
     }
 
     /// After anything was done with a party's client: what it wants, and when.
@@ -174,12 +169,8 @@ impl World {
                 }
             }
             Want::Credential => {
-                if let Some(secrecy) = self.parties[at].device.secrecy() {
-                    let token = self.issue_token(key, &secrecy);
-                    return self.parties[at].device.set_token(token);
-                }
-                let (ticket, generation) = (self.issue_ticket(key), self.generation);
-                self.parties[at].device.set_ticket(ticket, generation);
+                let token = self.issue_token(key, self.parties[at].device.secrecy().as_ref());
+                self.parties[at].device.set_token(token);
             }
         }
     }

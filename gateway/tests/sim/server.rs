@@ -95,8 +95,8 @@ pub(crate) fn root_public() -> [u8; 32] {
     root().public()
 }
 
-/// A token with which this device may register this key, made at this time.
-pub(crate) fn token(identity: Identity, device_key: &PublicKey, now_ms: u64, life_s: u64) -> String {
+/// A token with which this device may register this key, or come in plaintext, made at this time.
+pub(crate) fn token(identity: Identity, device_key: Option<&PublicKey>, now_ms: u64, life_s: u64) -> String {
     let settings = config::Token::default();
     let credentials = DevCredentials {
         issuer: settings.issuer,
@@ -107,7 +107,7 @@ pub(crate) fn token(identity: Identity, device_key: &PublicKey, now_ms: u64, lif
         server_root: None,
     };
     let Identity { user, device } = identity;
-    credentials.mint(user.0, device.0, now_ms / 1000, life_s, Some(device_key)).expect("the key is good")
+    credentials.mint(user.0, device.0, now_ms / 1000, life_s, device_key).expect("the key is good")
 }
 
 /// The key that a server of this generation shows.

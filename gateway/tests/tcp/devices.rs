@@ -2,11 +2,13 @@
 
 use culver_protocol::error::ErrorCode;
 use culver_protocol::limits::DEVICES_MAX;
-use culver_protocol::proto;
+use culver_protocol::proto::rpc::Request;
+use culver_protocol::proto::rpc_result::Result as Answer;
+use culver_protocol::proto::{self, Welcome, login::Credential};
 use culver_protocol::record::RecordType;
 
-use crate::home::{Home, Layout, Server, on_every_layout, serve_on};
-use crate::peer::{Got, Peer, opening, record, with};
+use crate::home::{Home, Layout, Server, now_s, on_every_layout, serve_on};
+use crate::peer::{Got, Peer, opening, record, send_record, with};
 
 on_every_layout! {
     what_one_device_sends_the_others_get_and_it_does_not,
@@ -20,6 +22,7 @@ on_every_layout! {
     a_fetch_reads_beside_the_live_session,
     a_third_fetch_takes_the_place_of_the_first,
     a_sibling_that_comes_later_is_known_at_once,
+    what_a_removed_device_has_lets_it_in_no_more,
 }
 
 fn payloads(entries: &[proto::Entry]) -> Vec<&[u8]> {
@@ -260,4 +263,39 @@ fn a_sibling_that_comes_later_is_known_at_once(layout: Layout) {
     // It is linked, wherever it is.
     let mut second = Peer::resume(&server, 1, &with(home.token_of(1, 2))).0;
     assert_eq!(payloads(&second.entries(2)), [&b"together"[..], b"it is away"]);
+}
+
+/// In plaintext nobody has a key: a token and a ticket are all there is.
+fn what_a_removed_device_has_lets_it_in_no_more(layout: Layout) {
+    let (home, server) = serve_on(layout);
+    let (mut first, Welcome { ticket: kept, .. }) = Peer::resume(&server, 1, &with(home.token(1)));
+    let token = home.token_of(1, 2);
+    let (mut second, welcome) = Peer::resume(&server, 1, &with(token.clone()));
+    let ticket = Credential::Ticket(welcome.ticket);
+    first.settle();
+    let remove = Request::RemoveDevice(proto::RemoveDevice { device: 2 });
+    assert!(matches!(first.call(remove), Ok(Answer::DeviceRemoved(_))));
+    second.refused(ErrorCode::DeviceRemoved);
+    let refused = |server: &Server, credential: &Credential, code| {
+        let mut peer = Peer::connect(server.listen);
+        peer.write(&[opening(&with(credential.clone())), send_record(1, 3, 7, b"as one that was removed")].concat());
+        peer.refused(code);
+    };
+    refused(&server, &token, ErrorCode::TokenExpired);
+    refused(&server, &ticket, ErrorCode::DeviceUnknown);
+    server.kill();
+    let server = home.start();
+    refused(&server, &token, ErrorCode::TokenExpired);
+    refused(&server, &ticket, ErrorCode::DeviceUnknown);
+    let mut first = Peer::resume(&server, 1, &with(Credential::Ticket(kept))).0;
+    assert_eq!(first.devices().iter().map(|device| device.device).collect::<Vec<_>>(), [1]);
+    // A token that was issued after the removal links it anew, and its ticket is good again.
+    let newer = home.credentials.mint(1, 2, now_s() + 1, 3600, None).expect("a token");
+    let (_, welcome) = Peer::resume(&server, 1, &with(Credential::Token(newer)));
+    Peer::resume(&server, 1, &with(Credential::Ticket(welcome.ticket))).0.ping();
+    first.settle();
+    assert_eq!(first.devices().len(), 2);
+    let mut third = Peer::online(&home, &server, 3);
+    third.settle();
+    assert_eq!(third.kept(), [], "nothing that it said after its removal was passed on");
 }

@@ -61,6 +61,7 @@ fn every_mistake_of_a_token_has_its_code() {
         (changed("nbf", json!(now_s() + 3600)), ErrorCode::TokenNotYetValid),
         (changed("aud", json!("others")), ErrorCode::TokenAudience),
         (changed("sub", json!("bob")), ErrorCode::TokenMalformed),
+        (changed("cnf", json!({ "jkt": "A".repeat(43) })), ErrorCode::TokenKey),
         (sign(&claims(), &stranger.private_pem), ErrorCode::TokenSignature),
         (Credential::Token(shared.expect("a token")), ErrorCode::TokenAlgorithm),
         (Credential::Token("no token".to_owned()), ErrorCode::TokenMalformed),

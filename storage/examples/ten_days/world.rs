@@ -92,8 +92,9 @@ impl World {
 
     pub(crate) fn login(&mut self, user: UserId, device: DeviceId) {
         let now_ms = self.now_ms;
-        let decision =
-            self.decide(|shards, engine| shards.decide_link(engine, user, device, None, Proof::Plaintext, now_ms));
+        let decision = self.decide(|shards, engine| {
+            shards.decide_link(engine, user, device, None, Proof::PlaintextToken { issued_s: u64::MAX }, now_ms)
+        });
         match decision {
             Decision::Apply(record) => self.apply(&record),
             Decision::Unchanged => {}

@@ -26,18 +26,18 @@ impl User {
         let is_same = |key| Some(key) == fingerprint || planted::is(Bug::KeyNotCompared);
         let has_key = |row: &DeviceRow| row.fingerprint.is_some_and(is_same);
         match proof {
-            Proof::Plaintext => Ok(None),
+            Proof::PlaintextToken { issued_s } => self.check_issued(issued_s).map(|()| None),
+            Proof::PlaintextTicket if self.device(device).is_some() => Ok(None),
             Proof::Registered if self.device(device).is_some_and(has_key) => Ok(None),
-            Proof::Token { issued_s } if fingerprint.is_some() => {
-                if issued_s < self.row.tokens_from_s {
-                    Err(ErrorCode::TokenExpired)
-                } else {
-                    Ok(fingerprint)
-                }
-            }
+            Proof::Token { issued_s } if fingerprint.is_some() => self.check_issued(issued_s).map(|()| fingerprint),
             // The same for users and devices that are not there, so that nobody learns which are.
-            Proof::Registered | Proof::Token { .. } => Err(ErrorCode::DeviceUnknown),
+            Proof::PlaintextTicket | Proof::Registered | Proof::Token { .. } => Err(ErrorCode::DeviceUnknown),
         }
+    }
+
+    /// Whether a token was issued after the user's last removal of a device.
+    fn check_issued(&self, issued_s: u64) -> Result<(), ErrorCode> {
+        if issued_s < self.row.tokens_from_s { Err(ErrorCode::TokenExpired) } else { Ok(()) }
     }
 
     fn link(&self, user: UserId, device: DeviceId, day: u32, fingerprint: Option<Fingerprint>) -> Decision {
@@ -67,8 +67,8 @@ fn seen(user: UserId, row: &DeviceRow, day: u32) -> Decision {
 impl Shards {
     /// Decides the login of a device that showed the key with this fingerprint: links it and registers the key, if its
     /// proof may do that, or notes the day. A ninth device is `DevicesFull`, a token from before a removal
-    /// `TokenExpired`; without one, whoever has not the key that the device is registered with is `DeviceUnknown`,
-    /// whether or not there is such a device or user.
+    /// `TokenExpired`; without one, whoever is not linked, or has not the key that the device is registered with, is
+    /// `DeviceUnknown`, whether or not there is such a device or user.
     ///
     /// # Errors
     /// The engine failed.
@@ -123,8 +123,8 @@ impl Shards {
         u32::try_from(self.expiry.seen_ms(now_ms) / DAY_MS).unwrap_or(u32::MAX)
     }
 
-    /// Decides that a device is removed: its cursor, key and name are forgotten, and no token issued up to now registers
-    /// it or another device of the user's. One that is not linked is `DeviceNotFound`.
+    /// Decides that a device is removed: its cursor, key and name are forgotten, and no token issued up to now lets it
+    /// or another device of the user's in. One that is not linked is `DeviceNotFound`.
     ///
     /// # Errors
     /// The engine failed.

@@ -59,7 +59,9 @@ fn what_came_after_a_row_was_written_counts_when_it_is_loaded() {
         }
     }
     shards = recover(&engine);
-    let decision = shards.decide_link(&engine, ME, DeviceId(1), None, Proof::Plaintext, 1000).expect("memory reads");
+    let decision = shards
+        .decide_link(&engine, ME, DeviceId(1), None, Proof::PlaintextToken { issued_s: 0 }, 1000)
+        .expect("memory reads");
     commit(&mut shards, &engine, decision);
     assert_eq!((row(&engine).head, row(&engine).waiting_bytes), (InboxSeq(200), weight));
 }

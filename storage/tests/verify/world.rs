@@ -82,7 +82,7 @@ impl World {
     }
 
     fn link(&mut self, user: UserId, device: u16) {
-        let (device, plain) = (DeviceId(device), Proof::Plaintext);
+        let (device, plain) = (DeviceId(device), Proof::PlaintextToken { issued_s: u64::MAX });
         let outgoing =
             self.apply(shard_of(user), |hub, engine| hub.decide_link(engine, user, device, None, plain, 1000));
         assert!(outgoing.is_empty());

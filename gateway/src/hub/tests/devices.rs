@@ -108,7 +108,7 @@ fn who_removes_itself_is_answered_first() {
     assert_eq!(answer(&mut world, one, Request::Devices), Err(ErrorCode::Replaced), "it is nobody any more");
     // The user goes on as one without devices, and gets a first one again.
     world.restart();
-    let kind = shows(&mut world, 1, KEY, Proof::Plaintext);
+    let kind = shows(&mut world, 1, KEY, Proof::PlaintextToken { issued_s: u64::MAX });
     assert_eq!(logged_in(&kind), (0, false, false, false));
 }
 

@@ -37,7 +37,7 @@ const CREDIT: Credit = Credit { entries: 4, bytes: 4096 };
 const BEGAN_US: u64 = 1_000_000;
 
 fn plain_login(session: Address, device: Device, cursor: InboxSeq, incarnation: Incarnation) -> Command {
-    let (credit, fetch, receipts, fingerprint, proof) = (CREDIT, false, 0, None, Proof::Plaintext);
+    let (credit, fetch, receipts, fingerprint, proof) = (CREDIT, false, 0, None, Proof::PlaintextToken { issued_s: 0 });
     Command::Login { session, device, cursor, incarnation, credit, fetch, receipts, fingerprint, proof }
 }
 

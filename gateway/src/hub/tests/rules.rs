@@ -30,7 +30,7 @@ fn is_for(effect: &Effect, slot: u32) -> bool {
 
 /// What a login with this claim is answered.
 pub(super) fn answer_to(world: &mut World, number: u16, cursor: u64, incarnation: Incarnation) -> EffectKind {
-    answer_to_shown(world, number, (cursor, incarnation), (None, Proof::Plaintext))
+    answer_to_shown(world, number, (cursor, incarnation), (None, Proof::PlaintextToken { issued_s: u64::MAX }))
 }
 
 /// What a login is answered that shows this.

@@ -186,13 +186,31 @@ impl World {
 
     pub(super) fn log_in_as(&mut self, peer: &Peer) -> Address {
         self.give(peer, &opening(peer.user));
+        let (hub, session) = self.take_login(peer);
+        self.let_in(hub, session);
+        session
+    }
+
+    /// A client that has said READY, and these bytes in the same flight: its hub has been told, and has said nothing.
+    pub(super) fn enter(&mut self, user: u64, behind: &[u8]) -> (Peer, HubId, Address) {
+        let peer = self.connect(user, usize::MAX).expect("there is room");
+        self.give(&peer, &[opening(peer.user).as_slice(), behind].concat());
+        assert_eq!(peer.take(), [RecordType::Welcome]);
+        let (hub, session) = self.take_login(&peer);
+        (peer, hub, session)
+    }
+
+    fn take_login(&mut self, peer: &Peer) -> (HubId, Address) {
         let hub = self.topology.hub_of_user(peer.user);
         let command = self.links[hub.index()].take_command();
         let Some(Command::Login { session, .. }) = command else { panic!("{command:?}") };
+        (hub, session)
+    }
+
+    pub(super) fn let_in(&mut self, hub: HubId, session: Address) {
         let kind = EffectKind::LoggedIn { cursor: InboxSeq(0), reset: false, gap: false, siblings: false };
         self.reply(hub, session, kind);
         self.turn(|_| ());
-        session
     }
 
     /// A client's bytes arrive, and its socket says so: once.
@@ -244,17 +262,22 @@ impl World {
 impl Peer {
     /// What has come: the types of the records.
     pub(super) fn take(&self) -> Vec<RecordType> {
+        self.take_records().into_iter().map(|(kind, _)| kind).collect()
+    }
+
+    /// What has come: the records.
+    pub(super) fn take_records(&self) -> Vec<(RecordType, Vec<u8>)> {
         let bytes = std::mem::take(&mut self.pipe.borrow_mut().to_client);
         let mut rest = bytes.as_slice();
-        let mut kinds = Vec::new();
+        let mut records = Vec::new();
         while let Some(range) = split(rest, HEADER_LEN, usize::MAX).expect("good frames") {
             let end = range.end;
             let record = Record::parse(&rest[range]).expect("not empty");
-            kinds.push(RecordType::from_number(record.kind).expect("known"));
+            records.push((RecordType::from_number(record.kind).expect("known"), record.body.to_vec()));
             rest = &rest[end..];
         }
         assert!(rest.is_empty(), "whole records only");
-        kinds
+        records
     }
 
     pub(super) fn is_closed(&self) -> bool {

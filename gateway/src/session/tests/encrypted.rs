@@ -227,6 +227,28 @@ fn a_token_must_name_the_key_that_the_handshake_showed() {
 }
 
 #[test]
+fn a_token_that_names_a_key_is_no_good_in_plaintext() {
+    let mut bench = Bench::new();
+    let own = KeyPair::new(&random());
+    for (key, outcome) in [(None, Outcome::Hungry), (Some(own.public()), Outcome::Over(ErrorCode::TokenKey))] {
+        again(&mut bench);
+        let token = Some(proto::login::Credential::Token(bench.token(key)));
+        let login = proto::Login { credential: token, cursor: 10, ..Default::default() }.encode_to_vec();
+        let ready = record(RecordType::Ready, &[]);
+        assert_eq!(bench.give(&[Preamble::PLAINTEXT.encode().to_vec(), framed(&login), ready].concat()).1, outcome);
+        assert_eq!(bench.commands.len(), usize::from(key.is_none()));
+        if key.is_none() {
+            assert_eq!(announced(&bench).1, None);
+            assert_eq!(announced(&bench).2, Proof::PlaintextToken { issued_s: NOW_MS / 1000 });
+        }
+    }
+    again(&mut bench);
+    let opening = bench.opening();
+    bench.give(&opening);
+    assert_eq!(announced(&bench).2, Proof::PlaintextTicket);
+}
+
+#[test]
 fn tickets_of_plaintext_and_of_encryption_are_not_good_for_each_other() {
     let (mut bench, mut client) = (Bench::new(), Client::new(Suite::Aes256Gcm));
     log_in(&mut client, Kind::Xx, &named(), &mut bench);

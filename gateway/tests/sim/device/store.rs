@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use culver_protocol::client::{Credential, Encryption, SavedTicket, ServerKey};
 use culver_protocol::crypto::hkdf;
 use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, Incarnation};
@@ -39,14 +38,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Of a device that never ran, with a ticket of this generation.
-    pub(crate) fn with_ticket(ticket: Bytes, generation: u32) -> Self {
-        Self { ticket: ticket.into(), ticket_generation: generation, ..Self::default() }
-    }
-
-    /// Of a device that never ran, and is to encrypt: its key is to be registered with a token.
-    pub(crate) fn with_token(secrecy: Secrecy, token: String) -> Self {
-        Self { secrecy: Some(secrecy), token: Some(token), ..Self::default() }
+    /// Of a device that never ran: it is to be linked with a token, and, if it is to encrypt, its key registered.
+    pub(crate) fn with_token(secrecy: Option<Secrecy>, token: String) -> Self {
+        Self { secrecy, token: Some(token), ..Self::default() }
     }
 
     pub(super) fn credential(&self) -> Credential {

@@ -42,7 +42,7 @@ impl Scene {
     fn new(nature: Nature) -> (Self, Device) {
         let mut oracle = Oracle::new(Terms::default());
         let ann = oracle.launched(key(1), false, None);
-        let bob = Device::new(key(2), nature, 7, Store::with_ticket(Bytes::from_static(b"ticket"), 1), &mut oracle);
+        let bob = Device::new(key(2), nature, 7, Store::with_token(None, "token".to_owned()), &mut oracle);
         let mut scene = Self { oracle, ann, sent: Vec::new() };
         for _ in 0..4 {
             let (_, id, payload) = scene.oracle.new_message(&scene.ann, talk(), 8, false, 0);

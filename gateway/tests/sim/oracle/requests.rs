@@ -158,10 +158,10 @@ impl Oracle {
                 linked.connections[usize::from(witness.fetch)] > 1 && (witness.fetch || !witness.is_alone)
             }
             Some(ErrorCode::LoginsBusy) => self.terms.is_encrypted,
-            // What registers it may be lost or still on its way, or so long ago that it is forgotten.
+            // What links or registers it may be lost or still on its way, or so long ago that it is forgotten.
             Some(ErrorCode::DeviceUnknown) => {
                 let is_surely_known = linked.evidence.is_some_and(|order| order < witness.began);
-                self.terms.is_encrypted && (!is_surely_known || self.terms.may_unlink)
+                !is_surely_known || self.terms.may_unlink
             }
             Some(ErrorCode::TokenExpired | ErrorCode::TokenNotYetValid) => self.terms.clock_jumps,
             // A server shows the key of its generation, and knows the one before.

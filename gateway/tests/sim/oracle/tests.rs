@@ -672,7 +672,7 @@ fn what_attackers_may_not_do() {
     let told = |code: ErrorCode| move |tale: &mut Tale| tale.oracle.server_error(&tale.witnesses[ANN], &error(code));
     let forged = Violation::Frame(FrameError::Forged);
     let promise = "a client that keeps to the protocol is told no error";
-    for code in [ErrorCode::RecordForged, ErrorCode::HandshakeFailed, ErrorCode::DeviceUnknown, ErrorCode::LoginsBusy] {
+    for code in [ErrorCode::RecordForged, ErrorCode::HandshakeFailed, ErrorCode::LoginsBusy] {
         lie(promise, nothing, told(code));
     }
     lie("a server keeps to the protocol", nothing, |tale| tale.oracle.violation(&tale.witnesses[ANN], forged));
@@ -699,7 +699,9 @@ fn what_attackers_may_not_do() {
         tale.oracle.prove_linked(&mut tale.witnesses[ANN]);
         tale.connect(ANN, 0, 0);
     };
-    lie_under(terms, promise, is_linked, told(ErrorCode::DeviceUnknown));
+    for terms in [terms, Terms::default()] {
+        lie_under(terms, promise, is_linked, told(ErrorCode::DeviceUnknown));
+    }
     let stopped = |tale: &mut Tale| tale.oracle.stopped(&tale.witnesses[ANN], ErrorCode::Replaced.number());
     lie_under(terms, "nobody but the server stops a client", attacked, stopped);
 }

@@ -163,6 +163,11 @@ fn token(issued_s: u64) -> Proof {
     Proof::Token { issued_s }
 }
 
+/// A token shown in plaintext.
+fn plaintext(issued_s: u64) -> Proof {
+    Proof::PlaintextToken { issued_s }
+}
+
 fn remove(shards: &mut Shards, engine: &MemoryEngine, (user, device): (u64, u16), now_ms: u64) -> Decision {
     let decision = shards.decide_remove(engine, UserId(user), DeviceId(device), now_ms).expect("memory reads");
     apply(shards, &decision);
@@ -239,12 +244,12 @@ fn who_shows_no_key_touches_none() {
     let engine = MemoryEngine::new();
     let mut shards = recover(&engine, 0);
     log_in(&mut shards, &engine, (1, 1), Some(KEY), token(0));
-    for key in [None, Some(OTHER)] {
-        assert_eq!(log_in(&mut shards, &engine, (1, 1), key, Proof::Plaintext), Decision::Unchanged);
+    for (key, plain) in [(None, plaintext(0)), (Some(OTHER), plaintext(0)), (None, Proof::PlaintextTicket)] {
+        assert_eq!(log_in(&mut shards, &engine, (1, 1), key, plain), Decision::Unchanged);
         assert_eq!(log_in(&mut shards, &engine, (1, 1), Some(KEY), Proof::Registered), Decision::Unchanged);
     }
     // What it links has no key, and gets one by a token only.
-    let linked = log_in(&mut shards, &engine, (1, 2), Some(OTHER), Proof::Plaintext);
+    let linked = log_in(&mut shards, &engine, (1, 2), Some(OTHER), plaintext(0));
     assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { fingerprint: None, .. })), "{linked:?}");
     for key in [None, Some(OTHER)] {
         assert_eq!(log_in(&mut shards, &engine, (1, 2), key, Proof::Registered), UNKNOWN);
@@ -284,6 +289,38 @@ fn a_removed_device_is_unknown_and_earlier_tokens_register_nothing() {
     let linked = log_in(&mut shards, &engine, (1, 2), Some(KEY), token(6));
     assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { fingerprint: Some(KEY), .. })), "{linked:?}");
     assert!(!view(&mut shards, &engine, 1, 2).siblings);
+}
+
+#[test]
+fn a_removed_device_is_not_linked_in_plaintext_by_what_it_had() {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 0);
+    assert_eq!(log_in(&mut shards, &engine, (1, 1), None, Proof::PlaintextTicket), UNKNOWN, "nobody is there");
+    for of in [(1, 1), (1, 2)] {
+        let linked = log_in(&mut shards, &engine, of, None, plaintext(0));
+        assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { fingerprint: None, .. })), "{linked:?}");
+    }
+    remove(&mut shards, &engine, (1, 1), 5999);
+    for _ in 0..2 {
+        for issued_s in [0, 5] {
+            for of in [(1, 1), (1, 2), (1, 3)] {
+                let refused = log_in(&mut shards, &engine, of, None, plaintext(issued_s));
+                assert_eq!(refused, Decision::Reject(ErrorCode::TokenExpired), "{of:?} by a token of {issued_s}");
+            }
+        }
+        // The same for a device that was removed, one that never was, and a user who is not there.
+        for of in [(1, 1), (1, 3), (2, 1)] {
+            assert_eq!(log_in(&mut shards, &engine, of, None, Proof::PlaintextTicket), UNKNOWN, "{of:?}");
+        }
+        assert_eq!(log_in(&mut shards, &engine, (1, 2), None, Proof::PlaintextTicket), Decision::Unchanged);
+        if !shards.is_batch_empty() {
+            commit(&mut shards, &engine);
+        }
+        shards = recover(&engine, 5);
+    }
+    let linked = log_in(&mut shards, &engine, (1, 1), None, plaintext(6));
+    assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { .. })), "{linked:?}");
+    assert_eq!(log_in(&mut shards, &engine, (1, 1), None, Proof::PlaintextTicket), Decision::Unchanged);
 }
 
 #[test]

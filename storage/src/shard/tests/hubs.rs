@@ -198,7 +198,7 @@ impl World {
             user,
             device,
             None,
-            Proof::Plaintext,
+            Proof::PlaintextToken { issued_s: u64::MAX },
             now_ms
         ));
         self.apply(hub, &decision);

@@ -137,7 +137,10 @@ impl Model {
         let known = self.keys.get(&(user, device)).copied();
         let from_s = self.tokens_from_s.get(&user).copied().unwrap_or(0);
         match proof {
-            Proof::Plaintext => Ok(None),
+            Proof::PlaintextToken { issued_s } if issued_s < from_s => Err(ErrorCode::TokenExpired),
+            Proof::PlaintextToken { .. } => Ok(None),
+            Proof::PlaintextTicket if self.cursors.contains_key(&(user, device)) => Ok(None),
+            Proof::PlaintextTicket => Err(ErrorCode::DeviceUnknown),
             _ if fingerprint.is_none() => Err(ErrorCode::DeviceUnknown),
             Proof::Registered => {
                 if known == fingerprint {
@@ -318,10 +321,12 @@ impl Life {
     fn link(&mut self) {
         let (user, device) = (self.any_user(), DeviceId(self.random.random_range(1..3)));
         let fingerprint = self.random.random_bool(0.8).then(|| [self.random.random_range(0..3); 16]);
-        let proof = match self.random.random_range(0..3) {
-            0 => Proof::Plaintext,
-            1 => Proof::Registered,
-            _ => Proof::Token { issued_s: self.now_ms / 1000 + self.random.random_range(0..3) - 1 },
+        let issued_s = self.now_ms / 1000 + self.random.random_range(0..3) - 1;
+        let proof = match self.random.random_range(0..6) {
+            0 => Proof::PlaintextToken { issued_s },
+            1 => Proof::PlaintextTicket,
+            2..4 => Proof::Registered,
+            _ => Proof::Token { issued_s },
         };
         let model = self.expected();
         let (view, known) = (model.view(user, device), model.keys.get(&(user, device)).copied());

@@ -101,7 +101,7 @@ fn apply(shards: &mut Shards, decision: &Decision) {
 
 fn link(shards: &mut Shards, engine: &MemoryEngine, user: u64, device: u16, now_ms: u64) -> Decision {
     let decision = shards
-        .decide_link(engine, UserId(user), DeviceId(device), None, Proof::Plaintext, now_ms)
+        .decide_link(engine, UserId(user), DeviceId(device), None, Proof::PlaintextToken { issued_s: 0 }, now_ms)
         .expect("memory reads");
     apply(shards, &decision);
     decision

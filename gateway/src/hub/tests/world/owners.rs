@@ -24,8 +24,9 @@ pub(super) struct Credential {
 }
 
 impl Credential {
-    /// Nothing.
-    pub(super) const NONE: Self = Self { fingerprint: None, proof: Proof::Plaintext, install: 0 };
+    /// No key, and a token that is newer than every removal.
+    pub(super) const NONE: Self =
+        Self { fingerprint: None, proof: Proof::PlaintextToken { issued_s: u64::MAX }, install: 0 };
 
     pub(super) fn registers(&self) -> bool {
         matches!(self.proof, Proof::Token { .. })
@@ -88,7 +89,10 @@ impl World {
                 let is_up = |c: &Client| matches!(c.life, Life::LoggingIn | Life::Steady);
                 let is_other = |c: &Client| c.device == device && c.credential.install != install && is_up(c);
                 if !self.clients.iter().any(is_other) {
-                    self.connect_as(device, entries, fetch, Credential { install, ..Credential::NONE });
+                    let issued_s = now_s - self.random.random_range(0..3);
+                    let is_by_token = self.random.random_bool(0.5);
+                    let proof = if is_by_token { Proof::PlaintextToken { issued_s } } else { Proof::PlaintextTicket };
+                    self.connect_as(device, entries, fetch, Credential { install, proof, ..Credential::NONE });
                 }
             }
             8 => {

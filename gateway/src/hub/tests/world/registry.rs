@@ -95,14 +95,16 @@ impl Registry {
         let (never, surely) = known.tokens_from_s;
         let unknown = Err(ErrorCode::DeviceUnknown);
         let expected = match proof {
-            Proof::Plaintext => Ok(()),
+            Proof::PlaintextTicket => before.map(|_| ()).ok_or(ErrorCode::DeviceUnknown),
             Proof::Registered => {
                 before.filter(|of| key.is_some() && of.key == key).map(|_| ()).ok_or(ErrorCode::DeviceUnknown)
             }
             Proof::Token { .. } if key.is_none() => unknown,
-            Proof::Token { issued_s } if issued_s < never => Err(ErrorCode::TokenExpired),
-            Proof::Token { issued_s } if issued_s < surely && result.is_err() => Err(ErrorCode::TokenExpired),
-            Proof::Token { .. } => Ok(()),
+            Proof::Token { issued_s } | Proof::PlaintextToken { issued_s } => match issued_s {
+                issued_s if issued_s < never => Err(ErrorCode::TokenExpired),
+                issued_s if issued_s < surely && result.is_err() => Err(ErrorCode::TokenExpired),
+                _ => Ok(()),
+            },
         };
         assert_eq!(result, expected, "user {user} device {device} with {key:?} and {proof:?}: {known:?}");
         if result.is_err() {
@@ -204,8 +206,8 @@ fn check(known: &Known, found: &Known, asked: &[&Asked], now_ms: u64) -> Vec<Dev
                 Asked::Remove { device: of, .. } => removed |= *of == device,
                 Asked::Name { device: of, name } => named |= *of == device && after.is_some_and(|it| it.name == *name),
                 Asked::Login { device: of, key, proof } if *of == device => match proof {
-                    Proof::Plaintext => linked = true,
-                    Proof::Registered => {}
+                    Proof::PlaintextToken { .. } => linked = true,
+                    Proof::PlaintextTicket | Proof::Registered => {}
                     Proof::Token { .. } => {
                         linked = true;
                         keys.push(*key);
