@@ -3,7 +3,7 @@
 //!
 //! Nothing here outlives a login: an idle connection has none of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use culver_protocol::crypto::Suite;
 use culver_protocol::handshake::Kind;
@@ -13,6 +13,7 @@ use crate::auth::Fingerprint;
 use crate::hub::command::Proof;
 
 /// Handshakes of three messages under way at once, in one reactor: each holds a few hundred bytes.
+/// One more, and the oldest gives way.
 const AWAITING_MAX: usize = 1024;
 /// Room for so many is kept when none is under way.
 const ROOM_KEPT: usize = 256;
@@ -41,10 +42,23 @@ pub struct Shown {
     pub proof: Proof,
 }
 
+/// A handshake that waits for its third message.
+#[derive(Debug)]
+struct Waiting {
+    /// Later ones have greater numbers.
+    number: u64,
+    suite: Suite,
+    awaiting: Awaiting,
+}
+
 /// All logins under way in a reactor.
 #[derive(Debug)]
 pub struct Handshakes {
-    awaiting: HashMap<u32, (Suite, Awaiting)>,
+    /// By slot.
+    awaiting: HashMap<u32, Waiting>,
+    /// The slots of the same, by number: the oldest first.
+    order: BTreeMap<u64, u32>,
+    next_number: u64,
     shown: HashMap<u32, Shown>,
     /// Millionths of the thread's time.
     share_ppm: u64,
@@ -57,8 +71,16 @@ impl Handshakes {
     /// None under way; they may take so many millionths of the thread's time.
     #[must_use]
     pub fn new(share_ppm: u32) -> Self {
-        let (awaiting, shown) = (HashMap::new(), HashMap::new());
-        Self { awaiting, shown, share_ppm: share_ppm.into(), level_us: BURST_US, filled_us: 0, this_turn: 0 }
+        Self {
+            awaiting: HashMap::new(),
+            order: BTreeMap::new(),
+            next_number: 0,
+            shown: HashMap::new(),
+            share_ppm: share_ppm.into(),
+            level_us: BURST_US,
+            filled_us: 0,
+            this_turn: 0,
+        }
     }
 
     /// A turn begins.
@@ -82,9 +104,6 @@ impl Handshakes {
             Kind::Xx => 250,
             Kind::ResumeForwardSecret => 110,
         };
-        if kind == Kind::Xx && self.awaiting.len() >= AWAITING_MAX {
-            return Admission::Busy;
-        }
         if self.level_us < cost_us {
             return Admission::Busy;
         }
@@ -96,14 +115,26 @@ impl Handshakes {
         Admission::Now
     }
 
-    /// A handshake waits for its third message.
+    /// A handshake waits for its third message. Where as many wait as may, the oldest gives way: those that are never
+    /// gone on with keep nobody out, and who goes on has at least the time in which so many others are admitted.
     pub(super) fn wait(&mut self, slot: u32, suite: Suite, awaiting: Awaiting) {
-        self.awaiting.insert(slot, (suite, awaiting));
+        if self.awaiting.len() >= AWAITING_MAX
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.awaiting.remove(&oldest);
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.order.insert(number, slot);
+        let before = self.awaiting.insert(slot, Waiting { number, suite, awaiting });
+        assert!(before.is_none(), "a connection has one handshake");
     }
 
-    /// It has come.
+    /// It has come. `None`: the handshake has given way.
     pub(super) fn go_on(&mut self, slot: u32) -> Option<(Suite, Awaiting)> {
-        self.awaiting.remove(&slot)
+        let Waiting { number, suite, awaiting } = self.awaiting.remove(&slot)?;
+        self.order.remove(&number);
+        Some((suite, awaiting))
     }
 
     /// A device has logged in, and is to say READY.

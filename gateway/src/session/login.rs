@@ -108,7 +108,7 @@ impl Session {
         let Some(range) = found else { return Ok(Step::Incomplete) };
         let taken = range.end;
         let message = bytes.get(range).expect("split gives a range within");
-        let (suite, awaiting) = context.handshakes.go_on(context.address.slot).ok_or(ErrorCode::HandshakeFailed)?;
+        let (suite, awaiting) = context.handshakes.go_on(context.address.slot).ok_or(ErrorCode::LoginsBusy)?;
         let accepted = awaiting.finish(message).map_err(handshake_error)?;
         self.log_in_by_key(suite, accepted, context)?;
         Ok(Step::Taken(taken))

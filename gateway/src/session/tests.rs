@@ -42,6 +42,7 @@ struct Bench {
     root: [u8; 32],
     issuer: DevCredentials,
     room: usize,
+    slot: u32,
 }
 
 impl Bench {
@@ -65,8 +66,8 @@ impl Bench {
             private_key_pem: keys.private_pem.to_string(),
             server_root: None,
         };
-        let (root, offer, room) = (root.public(), config.offer(), 1000);
-        Self { session, authenticator, commands, topology, out, cipher, offer, handshakes, root, issuer, room }
+        let (root, offer, room, slot) = (root.public(), config.offer(), 1000, ADDRESS.slot);
+        Self { session, authenticator, commands, topology, out, cipher, offer, handshakes, root, issuer, room, slot }
     }
 
     /// A token for user 7, device 1, that names this key.
@@ -82,7 +83,7 @@ impl Bench {
             incarnation: INCARNATION,
             topology: &self.topology,
             keep_alive: Config::default().keep_alive,
-            address: ADDRESS,
+            address: Address { slot: self.slot, ..ADDRESS },
             room: self.room,
             commands: &mut self.commands,
             out: Records::new(&mut self.out, &mut self.cipher),

@@ -324,6 +324,7 @@ fn handshakes_wait_their_turn_and_are_told_when_there_are_too_many() {
     loop {
         bench.handshakes.begin_turn(1);
         bench.session = Session::default();
+        bench.handshakes.forget(ADDRESS.slot);
         match bench.give(&bytes).1 {
             Outcome::Hungry => answered += 1,
             Outcome::Over(code) => break assert_eq!(code, ErrorCode::LoginsBusy),
@@ -334,5 +335,36 @@ fn handshakes_wait_their_turn_and_are_told_when_there_are_too_many() {
     // Time brings more.
     bench.handshakes.begin_turn(100_000_000);
     bench.session = Session::default();
+    bench.handshakes.forget(ADDRESS.slot);
     assert_eq!(bench.give(&bytes).1, Outcome::Hungry);
+}
+
+#[test]
+fn handshakes_that_nobody_goes_on_with_keep_nobody_out() {
+    const WAITING_MAX: u32 = 1024;
+    let mut bench = Bench::new();
+    let client = Client::new(Suite::ChaCha20Poly1305);
+    let mut begun: Vec<_> = (0..=WAITING_MAX)
+        .map(|slot| {
+            bench.slot = slot;
+            (bench.session, bench.cipher) = (Session::default(), Cipher::Plaintext);
+            bench.handshakes.begin_turn(u64::from(slot) * 1_000_000);
+            let (bytes, waiting) = client.open(Kind::Xx, &named(), &bench);
+            assert_eq!(bench.give(&bytes), (bytes.len(), Outcome::Hungry), "slot {slot}");
+            let done = waiting.finish(&handshake(&mut bench), NOW_MS).expect("the server's answer");
+            (slot, std::mem::take(&mut bench.session), framed(&done.last.expect("a third message")))
+        })
+        .collect();
+    // The oldest has given way, and nobody else.
+    let newest = begun.pop();
+    for (slot, session, last) in begun.drain(..2).chain(newest) {
+        (bench.slot, bench.session, bench.cipher) = (slot, session, Cipher::Plaintext);
+        let expected = if slot == 0 { Outcome::Over(ErrorCode::LoginsBusy) } else { Outcome::Hungry };
+        assert_eq!(bench.give(&last), (last.len(), expected), "slot {slot}");
+    }
+    // Those that have gone on, and those that have gone, make room.
+    for slot in 0..=WAITING_MAX {
+        bench.handshakes.forget(slot);
+    }
+    assert!(bench.handshakes.is_empty());
 }
