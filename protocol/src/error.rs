@@ -77,6 +77,8 @@ error_codes! {
     RecipientFull = 1002, false, "the recipient's inbox is full";
     /// An earlier message of this conversation was rejected and has not come back.
     AfterRejected = 1003, false, "an earlier message of this conversation was rejected: send that first";
+    /// The device, or its user, sends faster than it may.
+    RateLimited = 1004, false, "too many messages: send it again later";
     /// The server is going away.
     ShuttingDown = 2001, true, "the server is shutting down";
     /// No login within the time allowed.

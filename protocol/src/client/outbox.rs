@@ -163,11 +163,17 @@ impl Outbox {
         Some(message.rejections)
     }
 
+    /// Whether an earlier message of its conversation is still to be written.
+    pub(super) fn waits_behind(&self, id: ClientMessageId) -> bool {
+        let Some(conversation) = self.conversation_of(id) else { return false };
+        let mut earlier = self.messages.iter().take_while(|message| message.id != id);
+        earlier.any(|message| !message.written && message.conversation == conversation)
+    }
+
     /// Holds back the conversation of the message, or everything, until then. A hold that is there already is
     /// never shortened.
     pub(super) fn hold(&mut self, id: Option<ClientMessageId>, until_us: u64) {
-        let conversation = id.and_then(|id| self.position(id)).and_then(|index| self.messages.get(index));
-        let conversation = conversation.map(|message| message.conversation);
+        let conversation = id.and_then(|id| self.conversation_of(id));
         match self.holds.iter_mut().find(|hold| hold.conversation == conversation) {
             Some(hold) => hold.until_us = hold.until_us.max(until_us),
             None => self.holds.push(Hold { conversation, until_us }),
@@ -190,6 +196,11 @@ impl Outbox {
 
     fn is_answer_due(&self, hold: &Hold) -> bool {
         self.messages.iter().any(|message| message.written && hold.covers(message.conversation))
+    }
+
+    fn conversation_of(&self, id: ClientMessageId) -> Option<ConversationId> {
+        let index = self.position(id)?;
+        self.messages.get(index).map(|message| message.conversation)
     }
 
     /// Answers come nearly in order, so the search ends early.

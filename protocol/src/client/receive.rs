@@ -18,7 +18,7 @@ const RETRY_BASE_MS: u32 = 50;
 const RETRY_MAX_MS: u32 = 10_000;
 /// How often that wait doubles.
 const RETRY_DOUBLINGS_MAX: u32 = 8;
-/// How often a message that was rejected because of another is sent again without a wait.
+/// How often a message that was rejected because of another, of which nothing is known, is sent again without a wait.
 const AT_ONCE_MAX: u32 = 3;
 
 impl Client {
@@ -208,9 +208,10 @@ impl Client {
         let Some(rejections) = self.outbox.requeue(id) else {
             return;
         };
-        // What was rejected only because of another waits for that other, not for a time of its own.
+        // What was rejected only because of another waits for that other, however often, not for a time of its own:
+        // of a long backlog a server that limits the rate accepts a part each time.
         let is_consequence = code == ErrorCode::AfterRejected.number();
-        let is_at_once = is_consequence && rejections <= AT_ONCE_MAX;
+        let is_at_once = is_consequence && (rejections <= AT_ONCE_MAX || self.outbox.waits_behind(id));
         let wait_us = if is_at_once { 0 } else { self.retry_wait_us(error, rejections) };
         let held = (error.scope() != Scope::Connection).then_some(id);
         self.outbox.hold(held, self.now_us.saturating_add(wait_us));

@@ -266,3 +266,86 @@ fn out_of_state_and_unknown_records() {
     let again = Violation::OutOfState { kind: 2 };
     assert_eq!(events(&mut client), [Event::Violation(again), Event::Disconnect]);
 }
+
+/// What the client has written since, as the last bytes of the ids of its SENDs.
+fn sends(client: &mut Client) -> Vec<u8> {
+    let bytes = take(client);
+    let mut rest = bytes.as_slice();
+    let mut ids = Vec::new();
+    while let [high, low, tail @ ..] = rest {
+        let (record, next) = tail.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+        if let Some((&[kind, _], body)) = record.split_first_chunk()
+            && kind == RecordType::Send as u8
+        {
+            let send = proto::Send::decode(body).expect("as written");
+            ids.extend(send.client_message_id.last());
+        }
+        rest = next;
+    }
+    ids
+}
+
+/// The answer to the message of this number: refused with this code, or accepted.
+fn result(number: u8, error: Option<(ErrorCode, u32)>) -> Vec<u8> {
+    let error = error.map(|(code, retry_after_ms)| proto::Error {
+        code: code.number(),
+        retry_after_ms,
+        scope: proto::error::Scope::Request.into(),
+        ..Default::default()
+    });
+    let client_message_id = Bytes::copy_from_slice(&[number; 16]);
+    record(RecordType::SendResult, &proto::SendResult { client_message_id, error, ..Default::default() })
+}
+
+#[test]
+fn what_came_too_fast_comes_again_when_the_server_said_and_in_order() {
+    let mut client = logged_in();
+    let send = |client: &mut Client, number: u8, to: u64, now_us: u64| {
+        let conversation = ConversationId::direct(UserId(1), UserId(to));
+        client.send(ClientMessageId([number; 16]), conversation, Bytes::new(), now_us).expect("there is room");
+    };
+    for number in 1..=4 {
+        send(&mut client, number, 2, 10);
+    }
+    assert_eq!(sends(&mut client), [1, 2, 3, 4]);
+    client.handle_bytes(&result(1, None), 20);
+    client.handle_bytes(&result(2, Some((ErrorCode::RateLimited, 300))), 30);
+    client.handle_bytes(&result(3, Some((ErrorCode::AfterRejected, 0))), 40);
+    send(&mut client, 5, 2, 50);
+    send(&mut client, 6, 3, 50);
+    assert_eq!(sends(&mut client), [6], "another conversation does not wait");
+    // The answer to 4 is not there yet: nothing of the conversation goes before it, however late it is.
+    client.handle_timeout(400_000);
+    assert_eq!(sends(&mut client), [0; 0]);
+    client.handle_bytes(&result(4, Some((ErrorCode::AfterRejected, 0))), 400_001);
+    assert_eq!(sends(&mut client), [2, 3, 4, 5]);
+    // Refused again and again: all wait for as long as the first is told, and up to a quarter more, but never longer.
+    client.handle_bytes(&result(6, None), 500_000);
+    let mut now_us = 500_000;
+    for _ in 0..9 {
+        client.handle_bytes(&result(2, Some((ErrorCode::RateLimited, 1000))), now_us);
+        for number in 3..=5 {
+            client.handle_bytes(&result(number, Some((ErrorCode::AfterRejected, 0))), now_us);
+        }
+        let due_us = client.poll_timeout().expect("a time to come again");
+        assert!((now_us + 1_000_000..=now_us + 1_250_000).contains(&due_us), "{now_us} to {due_us}");
+        client.handle_timeout(due_us - 1);
+        assert_eq!(sends(&mut client), [0; 0]);
+        client.handle_timeout(due_us);
+        assert_eq!(sends(&mut client), [2, 3, 4, 5]);
+        now_us = due_us;
+    }
+    for number in 2..=5 {
+        client.handle_bytes(&result(number, None), now_us);
+    }
+    assert_eq!(client.in_flight(), 0);
+    let told = events(&mut client);
+    let code = ErrorCode::RateLimited.number();
+    let again = Event::Rejected { id: ClientMessageId([2; 16]), code, retry: true };
+    assert_eq!(told.iter().filter(|event| **event == again).count(), 10);
+    let answered = told.iter().filter_map(|event| match event {
+        Event::Sent(accepted) => accepted.client_message_id.0.first().copied(),
+        _ => None,
+    });
+    assert_eq!(answered.collect::<Vec<_>>(), [1, 6, 2, 3, 4, 5], "each once, in order");
+}
