@@ -12,7 +12,11 @@ use culver_storage::topology::HUBS_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::sends::Sends;
+use crate::hub::rates::Limits;
 use crate::session::Offer;
+
+mod sends;
 
 /// What `culver init` writes to `DIR/culver.toml`: every setting, commented, with its default.
 pub const TEMPLATE: &str = include_str!("culver.toml");
@@ -117,6 +121,8 @@ pub struct Config {
     pub inbox: Inbox,
     /// The disks that hold the data.
     pub disk: Disk,
+    /// How fast devices and users may send.
+    pub sends: Sends,
     /// Keep-alives.
     pub keep_alive: KeepAlive,
     /// Encryption.
@@ -302,6 +308,7 @@ impl Config {
         within("inbox.quota_entries", quota_entries, 1, QUOTA_MAX)?;
         within("inbox.quota_bytes", quota_bytes, QUOTA_BYTES_MIN, QUOTA_MAX)?;
         within("disk.reserve_mib", self.disk.reserve_mib, 0, RESERVE_MIB_MAX)?;
+        self.sends.validate()?;
         within("connections_max", self.connections_max.into(), 0, CONNECTIONS_MAX.into())?;
         within("login_timeout_s", self.login_timeout_s, 1, LOGIN_TIMEOUT_S_MAX)?;
         within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
@@ -335,6 +342,13 @@ impl Config {
             suites: Suite::ALL.into_iter().filter(offers).collect(),
             forward_secrecy: *forward_secrecy,
         }
+    }
+
+    /// How fast devices and users may send, to each hub. What is not set has no limit where only this machine can
+    /// connect, so that development and measurements there are not slowed down.
+    #[must_use]
+    pub fn send_limits(&self) -> Limits {
+        self.sends.limits(!self.is_on_loopback())
     }
 
     fn is_on_loopback(&self) -> bool {
@@ -420,6 +434,7 @@ impl Default for Config {
             backup: Backup::default(),
             inbox: Inbox::default(),
             disk: Disk::default(),
+            sends: Sends::default(),
             keep_alive: KeepAlive::default(),
             security: Security::default(),
             ticket: Ticket::default(),

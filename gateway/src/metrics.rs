@@ -39,6 +39,8 @@ counters! {
     messages_duplicate,
     /// Messages rejected.
     messages_rejected,
+    /// Of them, those that came too fast.
+    sends_limited,
     /// Entries written to clients.
     entries_delivered,
     /// Acknowledgements taken from clients.

@@ -296,6 +296,7 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             messages_accepted: totals.messages_accepted,
             messages_duplicate: totals.messages_duplicate,
             messages_rejected: totals.messages_rejected,
+            sends_limited: totals.sends_limited,
             entries_delivered: totals.entries_delivered,
             acks: totals.acks,
             batches: totals.batches,

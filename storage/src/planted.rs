@@ -69,11 +69,13 @@ pub enum Bug {
     FreshSecretRepeated,
     /// The server goes on with its client's old key after the client has changed it.
     RekeyIgnored,
+    /// A message that came too fast is refused, and the next one of its conversation is accepted before it returns.
+    RateRefusalForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -106,6 +108,7 @@ impl Bug {
         Self::CommandsBeforeKey,
         Self::FreshSecretRepeated,
         Self::RekeyIgnored,
+        Self::RateRefusalForgotten,
     ];
 }
 

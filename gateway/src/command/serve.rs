@@ -97,6 +97,7 @@ impl Serve {
             listen = %ports.listen, ops = %ports.ops_address, connections_max, reactors, of_a_reactor,
             descriptors, private_fd_tables = config.private_fd_tables, hubs, volumes, "starting"
         );
+        info!(sends = %config.send_limits(), "how fast each hub takes messages");
         let on_ready = Box::new(move || {
             if let Err(error) = super::print(&greeting) {
                 warn!(%error, "nobody reads standard output");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::hub::rates::Limit;
 
 fn refused(change: impl FnOnce(&mut Config)) -> String {
     let mut config = Config::default();
@@ -14,9 +15,10 @@ fn template_shows_every_default() {
         .flat_map(|line| [line, "\n"])
         .collect();
     let read = Config::parse(&uncommented).expect("the template is valid");
-    assert_eq!(read, Config::default());
+    // What is shown of them holds where others can connect.
+    assert_eq!(read, Config { sends: Sends::LIMITED, ..Config::default() });
     assert_eq!(Config::parse(TEMPLATE).expect("valid as written"), Config::default());
-    for (name, value) in toml::Table::try_from(Config::default()).expect("a table") {
+    for (name, value) in toml::Table::try_from(read).expect("a table") {
         let names = value.as_table().map_or_else(|| vec![name], |table| table.keys().cloned().collect());
         for name in names {
             assert!(uncommented.contains(&format!("{name} = ")), "{name} is missing in the template");
@@ -83,6 +85,55 @@ fn values_out_of_bounds_are_named() {
     assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));
     assert!(refused(|config| config.ops = config.listen).contains("an address each"));
     assert!(refused(|config| config.backup.dirs = vec!["backups".into()]).contains("whole path"));
+}
+
+#[test]
+fn sends_are_limited_where_others_can_connect_or_where_it_is_said() {
+    let limits = |listen: &str, text: &str| {
+        let config = Config::parse(text).expect("understood");
+        let config = Config { listen: listen.parse().expect("an address"), ..config };
+        config.validate().expect("possible");
+        config.send_limits()
+    };
+    let (here, anywhere) = (["127.0.0.1:7400", "[::1]:7400", "[::ffff:127.0.0.1]:7400"], ["0.0.0.0:7400", "[::]:7400"]);
+    let default = Limits { device: Some(Limit::new(50, 1000)), user: Some(Limit::new(100, 2000)) };
+    for listen in here {
+        assert_eq!(limits(listen, ""), Limits::default(), "{listen}");
+    }
+    for listen in anywhere {
+        assert_eq!(limits(listen, ""), default, "{listen}");
+        assert_eq!(limits(listen, "[sends]\ndevice_per_s = 0\n"), Limits { device: None, ..default }, "{listen}");
+        assert_eq!(limits(listen, "[sends]\ndevice_per_s = 0\nuser_per_s = 0"), Limits::default(), "{listen}");
+    }
+    for listen in here.into_iter().chain(anywhere) {
+        let found = limits(listen, "[sends]\ndevice_per_s = 0\nuser_per_s = 7\nuser_burst = 3\n");
+        assert_eq!(found, Limits { device: None, user: Some(Limit::new(7, 3)) }, "{listen}");
+        assert_eq!(found.to_string(), "device unlimited; user 7/s, 3 at once");
+    }
+}
+
+#[test]
+fn half_a_limit_or_an_impossible_one_is_refused() {
+    let error = |text: &str| Config::parse(&format!("[sends]\n{text}")).expect("a number").validate();
+    let error = |text: &str| error(text).expect_err("must be refused").to_string();
+    for who in ["device", "user"] {
+        let alone = error(&format!("{who}_per_s = 5"));
+        assert!(alone.starts_with(&format!("sends.{who}_per_s = 5 is not possible: ")), "{alone}");
+        assert!(alone.contains(&format!("sends.{who}_burst = 1 to 1000000")), "{alone}");
+        let alone = error(&format!("{who}_burst = 5"));
+        assert!(alone.starts_with(&format!("sends.{who}_burst = 5 is not possible: ")), "{alone}");
+        assert!(alone.contains(&format!("sends.{who}_per_s = 1 to 1000000")), "{alone}");
+        let empty = error(&format!("{who}_per_s = 5\n{who}_burst = 0"));
+        assert_eq!(empty, format!("sends.{who}_burst = 0 is not possible: choose 1 to 1000000"));
+        let fast = error(&format!("{who}_per_s = 1000001\n{who}_burst = 5"));
+        assert_eq!(fast, format!("sends.{who}_per_s = 1000001 is not possible: choose 0 to 1000000"));
+        let large = error(&format!("{who}_per_s = 5\n{who}_burst = 1000001"));
+        assert_eq!(large, format!("sends.{who}_burst = 1000001 is not possible: choose 1 to 1000000"));
+    }
+    for nonsense in ["-1", "0.5", "\"5/s\"", "5000000000"] {
+        let error = Config::parse(&format!("[sends]\ndevice_per_s = {nonsense}")).expect_err("no number of messages");
+        assert!(error.contains("device_per_s") && error.contains("line 2"), "{error}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! How much of what a hub holds and does at once, and how often it looks after what nobody asks for.
 
+use super::rates::Limits;
+
 /// The bounds of one hub. What they are by default is what a server runs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -32,6 +34,8 @@ pub struct Bounds {
     pub reads_a_turn: usize,
     /// Mail taken from one hub before the others have their turn.
     pub mail_a_turn: usize,
+    /// How fast devices and users may send.
+    pub sends: Limits,
 }
 
 impl Default for Bounds {
@@ -51,6 +55,7 @@ impl Default for Bounds {
             commands_a_turn: 512,
             reads_a_turn: 16,
             mail_a_turn: 512,
+            sends: Limits::default(),
         }
     }
 }

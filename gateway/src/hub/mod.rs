@@ -23,6 +23,7 @@ pub mod holdings;
 mod login;
 pub mod mail;
 pub mod parking;
+pub mod rates;
 mod reads;
 mod receipts;
 mod rpc;
@@ -55,6 +56,7 @@ use self::directory::Directory;
 use self::effect::{Effect, EffectKind};
 use self::extra::Extras;
 use self::parking::{Parked, Parking, Work};
+use self::rates::Rates;
 use self::rpc::Asking;
 use self::sending::Rejected;
 use self::streams::Streams;
@@ -92,6 +94,8 @@ pub struct Counts {
     pub duplicate: u64,
     /// Messages rejected.
     pub rejected: u64,
+    /// Of them, those that came too fast.
+    pub limited: u64,
     /// Reads from the log, for delivery.
     pub log_reads: u64,
     /// Items pushed to other hubs.
@@ -120,6 +124,7 @@ pub struct Hub {
     arrivals: u64,
     /// The first send of a conversation refused with a retryable error: until it returns, what follows it is refused.
     rejected: HashMap<Address, Vec<Rejected>>,
+    rates: Rates,
     /// Who waits for a page of conversations, by the number of the read.
     asking: HashMap<u32, Asking>,
     building: Consequences,
@@ -186,6 +191,7 @@ impl Hub {
             upkeep: Upkeep::default(),
             arrivals: 0,
             rejected: HashMap::new(),
+            rates: Rates::new(bounds.sends),
             asking: HashMap::new(),
             building: Consequences::default(),
             under_way: None,
@@ -235,6 +241,9 @@ impl Hub {
         if let Command::Send { session, send } = &command {
             // At once, even if it is parked: what is refused from here on comes behind it.
             self.note_returned(*session, send);
+            if !self.is_within_rates(*session, send) {
+                return Ok(());
+            }
         }
         self.handle_work(Work::Command(command), now_ms)
     }

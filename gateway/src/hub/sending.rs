@@ -7,7 +7,7 @@ use culver_storage::error::EngineError;
 use culver_storage::planted::{self, Bug};
 use culver_storage::record::{InboxEntry, MessageRecord, Place, Record};
 
-use super::command::Address;
+use super::command::{Address, Device};
 use super::effect::{Effect, EffectKind};
 use super::{Hub, Tried};
 use crate::crash_point::{self, CrashPoint};
@@ -93,6 +93,28 @@ impl Hub {
         }
     }
 
+    /// Whether a message that arrives comes no faster than its sender may send; else it is refused, and what follows it
+    /// waits for it as for any that was refused. Asked once: what is parked has its place. What would be refused on
+    /// account of an earlier one is refused here, so that it spends nothing.
+    pub(super) fn is_within_rates(&mut self, session: Address, send: &Send) -> bool {
+        if !self.rates.are_limited() {
+            return true;
+        }
+        let arrival = self.arrivals + 1;
+        let refused = match self.after_rejected(session, arrival, send) {
+            Some(code) => Some((code, 0)),
+            None => {
+                let charged = self.rates.charge(Device { user: send.sender, device: send.device });
+                charged.err().map(|wait_ms| (ErrorCode::RateLimited, wait_ms))
+            }
+        };
+        let Some((code, retry_after_ms)) = refused else { return true };
+        self.arrivals = arrival;
+        self.counts.limited += u64::from(code == ErrorCode::RateLimited);
+        self.refuse(session, arrival, send, code, retry_after_ms);
+        false
+    }
+
     /// Refuses what follows a send that was refused with a retryable error and has not come back. What came before
     /// it, and was parked meanwhile, does not follow it.
     fn after_rejected(&self, session: Address, arrival: u64, send: &Send) -> Option<ErrorCode> {
@@ -104,8 +126,18 @@ impl Hub {
     }
 
     pub(super) fn reject(&mut self, session: Address, arrival: u64, send: &Send, code: ErrorCode) {
+        let retry_after_ms = match code {
+            ErrorCode::Busy if self.is_space_low => WITHOUT_SPACE_MS,
+            ErrorCode::Busy => BUSY_MS,
+            _ => 0,
+        };
+        self.refuse(session, arrival, send, code, retry_after_ms);
+    }
+
+    fn refuse(&mut self, session: Address, arrival: u64, send: &Send, code: ErrorCode, retry_after_ms: u32) {
         self.counts.rejected += 1;
-        if code.class() == ErrorClass::RetryHere && code != ErrorCode::AfterRejected {
+        let is_forgotten = code == ErrorCode::RateLimited && planted::is(Bug::RateRefusalForgotten);
+        if code.class() == ErrorClass::RetryHere && code != ErrorCode::AfterRejected && !is_forgotten {
             let (conversation, client_message_id) = (send.conversation, send.client_message_id);
             let rejected = self.rejected.entry(session).or_default();
             let this = Rejected { conversation, client_message_id, arrival };
@@ -120,11 +152,6 @@ impl Hub {
                 Some(_) => {}
             }
         }
-        let retry_after_ms = match code {
-            ErrorCode::Busy if self.is_space_low => WITHOUT_SPACE_MS,
-            ErrorCode::Busy => BUSY_MS,
-            _ => 0,
-        };
         let client_message_id = send.client_message_id;
         self.tell(session, EffectKind::Rejected { client_message_id, code, retry_after_ms });
     }

@@ -2,6 +2,7 @@
 
 mod devices;
 mod drivers;
+mod rates;
 mod retention;
 mod rules;
 mod space;

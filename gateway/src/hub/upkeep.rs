@@ -46,6 +46,7 @@ impl Hub {
     /// It is this late, for whatever comes until it is time for the upkeep.
     pub fn pass(&mut self, mono_ms: u64) {
         self.shards.pass(mono_ms);
+        self.rates.pass(mono_ms);
     }
 
     /// Looks after what nobody asks for, if it is time.
@@ -64,6 +65,7 @@ impl Hub {
         self.ask_for_dropped();
         self.fold(now_ms);
         self.sweep(mono_ms);
+        self.rates.sweep();
         self.fold_found(now_ms)
     }
 

@@ -47,6 +47,7 @@ snapshot! {
     counter "culver_acks" acks "Acknowledgements taken from clients";
     counter "culver_batches" batches "Batches made durable";
     counter "culver_messages_rejected" messages_rejected "Messages not accepted";
+    counter "culver_sends_limited" sends_limited "Messages not accepted because their device or user sends too fast";
     counter "culver_errors_sent" errors_sent "Connections ended with an error";
     counter "culver_log_reads" log_reads "Pages read from the log for delivery";
     counter "culver_turns" turns "Turns of the event loops";
@@ -137,6 +138,7 @@ mod tests {
             "culver_acks_total 0",
             "culver_batches_total 0",
             "culver_messages_rejected_total 0",
+            "culver_sends_limited_total 0",
             "culver_errors_sent_total 0",
             "culver_log_reads_total 0",
             "culver_turns_total 0",

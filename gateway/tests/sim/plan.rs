@@ -7,6 +7,7 @@ mod encrypted;
 mod sizes;
 
 use culver::config::{Config, KeepAlive, Security, Shutdown};
+use culver::hub::rates::{Limit, Limits};
 use culver_storage::shard::Policy;
 
 pub(crate) use self::encrypted::Encrypted;
@@ -152,6 +153,8 @@ pub(crate) struct Plan {
     pub reactors_max: u16,
     pub readers: usize,
     pub sizes: Sizes,
+    /// How fast devices and users may send.
+    pub rates: Limits,
     pub quota_entries: u64,
     pub retention_ms: u64,
     pub unlink_days: u32,
@@ -245,6 +248,7 @@ impl Plan {
             generations: source.chance(200),
             journals: source.pick(&[0, 0, 300, 1000]),
             verified: source.pick(&[300, 1000]),
+            rates: rates(source),
         }
     }
 
@@ -280,6 +284,19 @@ impl Plan {
             ..Policy::default()
         }
     }
+}
+
+/// How fast devices and users may send: in some worlds so slowly that many a message comes too fast.
+fn rates(source: &mut Source) -> Limits {
+    if !source.chance(250) {
+        return Limits::default();
+    }
+    let mut limit = || {
+        let is_limited = !source.chance(300);
+        let limit = Limit::new(source.pick(&[1000, 100, 20]), source.pick(&[50, 20, 5, 1]));
+        is_limited.then_some(limit)
+    };
+    Limits { device: limit(), user: limit() }
 }
 
 /// How many faults in ten thousand steps, and of which kinds.

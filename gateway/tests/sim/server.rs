@@ -18,6 +18,7 @@ use culver::auth::{Authenticator, Identity, Root, ServerKeys, TicketSealer, Toke
 use culver::clock::{Clock, Now};
 use culver::config;
 use culver::hub::Hub;
+use culver::hub::bounds::Bounds as HubBounds;
 use culver::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
 use culver::mailbox::{self, Doorbell, HubLink};
 use culver::metrics::Metrics;
@@ -409,7 +410,8 @@ fn recover(plan: &Plan, topology: &Arc<Topology>, engines: &[Arc<MemoryEngine>],
     Shards::begin_together(&mut shards);
     let hub = |(shards, id)| {
         let engine = Arc::<MemoryEngine>::clone(engine_of(id));
-        Hub::new(engine, shards, INCARNATION, Arc::clone(topology), id, plan.sizes.of_hubs())
+        let bounds = HubBounds { sends: plan.rates, ..plan.sizes.of_hubs() };
+        Hub::new(engine, shards, INCARNATION, Arc::clone(topology), id, bounds)
     };
     shards.into_iter().zip(ids).map(hub).collect()
 }

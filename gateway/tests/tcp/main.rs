@@ -21,6 +21,8 @@ mod login;
 #[cfg(test)]
 mod peer;
 #[cfg(test)]
+mod rates;
+#[cfg(test)]
 mod receipts;
 #[cfg(test)]
 mod requests;
