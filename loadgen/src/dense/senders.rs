@@ -12,13 +12,14 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, bail};
 use bytes::{BufMut, Bytes, BytesMut};
 use culver_protocol::client::{Client, Event};
+use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, UserId};
 use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::links::{LinkIndex, Links};
 use crate::plan::{self, DEVICE, MessageIndex, RunId};
-use crate::report::Misses;
+use crate::report::{Misses, limited};
 use crate::target::{Target, client_config};
 use crate::worker::{self, Driver, Finished};
 
@@ -121,6 +122,7 @@ impl SenderOutcome {
     pub(crate) fn check(&self, misses: &mut Misses) {
         let Self { sender_errors_by_code: errors, sender_disconnects: disconnects } = self;
         misses.expect(errors.is_empty(), || format!("those who send were told errors, by code: {errors:?}"));
+        misses.expect_unlimited(limited(errors));
         misses.expect(*disconnects == 0, || format!("{disconnects} connections of those who send were lost"));
     }
 }
@@ -253,6 +255,9 @@ impl Driver for SenderDriver {
         match event {
             Event::LoggedIn(_) => self.handle_login(index),
             Event::Sent(_) => drop(self.shared.acked.fetch_add(1, Ordering::Relaxed)),
+            Event::Rejected { code, retry: true, .. } if code == ErrorCode::RateLimited.number() => {
+                *self.errors.entry(code).or_default() += 1;
+            }
             Event::Rejected { retry: false, .. } => drop(self.shared.refused.fetch_add(1, Ordering::Relaxed)),
             Event::Receipt(receipt) => client.receipts_persisted(receipt.version),
             Event::ServerError(error) => *self.errors.entry(error.code).or_default() += 1,

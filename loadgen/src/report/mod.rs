@@ -5,11 +5,13 @@ pub(crate) mod machine;
 pub(crate) mod progress;
 pub(crate) mod table;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use culver_protocol::error::ErrorCode;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -120,6 +122,11 @@ impl fmt::Display for BadUsage {
     }
 }
 
+/// How many messages were refused because they came too fast.
+pub(crate) fn limited(errors_by_code: &BTreeMap<u32, u64>) -> u64 {
+    errors_by_code.get(&ErrorCode::RateLimited.number()).copied().unwrap_or_default()
+}
+
 /// Collects missed thresholds.
 #[derive(Debug, Default)]
 pub(crate) struct Misses(Vec<String>);
@@ -130,6 +137,17 @@ impl Misses {
         if !held {
             self.0.push(what());
         }
+    }
+
+    /// Notes a miss where the server has told somebody to send more slowly: what was measured then is its limit.
+    pub(crate) fn expect_unlimited(&mut self, limited: u64) {
+        self.expect(limited == 0, || {
+            format!(
+                "{} times the server refused a message as one too many: it limits how fast devices and users send, and \
+                 the figures show that limit. Set device_per_s = 0 and user_per_s = 0 below [sends] in its culver.toml.",
+                table::grouped(limited)
+            )
+        });
     }
 
     pub(crate) fn into_vec(self) -> Vec<String> {

@@ -16,7 +16,7 @@ use crate::plan::Devices;
 use crate::report::histogram::{Percentiles, median};
 use crate::report::progress::Progress;
 use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
-use crate::report::{Document, JsonTo, Misses};
+use crate::report::{Document, JsonTo, Misses, limited};
 use crate::target::Target;
 use crate::target::floor::{Floor, FloorSettings};
 use crate::verify::Findings;
@@ -261,6 +261,7 @@ impl PairMeasurement {
             format!("{name}: {}, {} unanswered; {first}", found.told(), found.unanswered)
         });
         misses.expect(self.violations.is_empty(), || format!("{name} broke the protocol: {:?}", self.violations));
+        misses.expect_unlimited(limited(&self.errors_by_code));
         misses.expect(self.measured_msgs > 0, || format!("{name}: nothing was acknowledged in the measured time"));
     }
 }

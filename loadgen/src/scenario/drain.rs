@@ -183,7 +183,8 @@ fn drain(
     progress.wait(AFTER, || crew.check_alive("what follows"))?;
     let (after, calm_msgs) = (culver.sample()?, calm_acked() - calm_acked_before);
     let calm = calm.map(|calm| calm.finish(calm_msgs, progress)).transpose()?;
-    Ok(Drained { drain_s, before, after, rss_bytes_max, calm })
+    let limited = crew.conductor.shared.counters().limited;
+    Ok(Drained { drain_s, before, after, rss_bytes_max, limited, calm })
 }
 
 /// The workers that fill and drain.

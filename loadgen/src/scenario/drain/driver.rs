@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use culver_protocol::client::{Client, ClientConfig, Event};
+use culver_protocol::error::ErrorCode;
 use culver_protocol::id::InboxSeq;
 use culver_protocol::message::Accepted;
 use culver_protocol::proto::{Entry, SyncStart};
@@ -250,6 +251,9 @@ impl Driver for DrainDriver {
                 self.refill(index.0, client, now_us);
             }
             (None, Event::Rejected { code, retry: false, .. }) => self.conductor.shared.refuse(code),
+            (None, Event::Rejected { code, .. }) => {
+                self.turn.limited += u64::from(code == ErrorCode::RateLimited.number());
+            }
             (Some(_), Event::LoggedIn(_)) => self.conductor.shared.count_login(),
             (Some(recipient), Event::SyncStart(sync)) => self.handle_sync_start(recipient, &sync),
             (Some(recipient), Event::Delivered(entry)) => {

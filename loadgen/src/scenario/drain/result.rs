@@ -47,6 +47,8 @@ pub(super) struct Drained {
     /// When what follows the last delivery was over too.
     pub(super) after: Sample,
     pub(super) rss_bytes_max: u64,
+    /// Messages that came too fast for the server while the inboxes were filled.
+    pub(super) limited: u64,
     pub(super) calm: Option<CalmResult>,
 }
 
@@ -72,6 +74,7 @@ pub(super) struct DrainResult {
     disconnects: u64,
     sync_starts: u64,
     sync_starts_wrong: u64,
+    limited: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     calm: Option<CalmResult>,
 }
@@ -86,7 +89,7 @@ impl DrainResult {
         disconnects: u64,
         (sync_starts, sync_starts_wrong): (u64, u64),
     ) -> Self {
-        let Drained { drain_s, before, after: last, rss_bytes_max, calm } = drained;
+        let Drained { drain_s, before, after: last, rss_bytes_max, limited, calm } = drained;
         let delivered = float(findings.delivered);
         let raw_us = float(last.cpu_us.saturating_sub(before.cpu_us));
         let net_us = (raw_us - calm.as_ref().map_or(0.0, CalmResult::cpu_us_in_drain)).max(0.0);
@@ -108,6 +111,7 @@ impl DrainResult {
             disconnects,
             sync_starts,
             sync_starts_wrong,
+            limited,
             calm,
         }
     }
@@ -122,6 +126,7 @@ impl DrainResult {
         misses.expect(self.sync_starts_wrong == 0, || {
             format!("{} of {} SYNC_STARTs did not tell what waits", self.sync_starts_wrong, self.sync_starts)
         });
+        misses.expect_unlimited(self.limited);
         if let Some(min) = options.entries_per_cpu_s_min {
             let found = self.entries_per_server_cpu_s;
             misses.expect(found >= min, || format!("{found:.0} entries per second of server CPU, not {min}"));
@@ -210,6 +215,7 @@ mod tests {
             before: Sample { cpu_us: 1_000_000, rss_bytes: 100, engine_bytes: 50, ..Sample::default() },
             after: Sample { cpu_us: 3_000_000, rss_bytes: 170, engine_bytes: 80, ..Sample::default() },
             rss_bytes_max: 190,
+            limited: 0,
             calm,
         };
         let waiting = vec![reading(100_000, 300, 200), reading(1_000_000, 900, 250)];

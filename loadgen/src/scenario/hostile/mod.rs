@@ -37,7 +37,7 @@ use crate::plan::{self, DEVICE};
 use crate::report::histogram::Percentiles;
 use crate::report::progress::Progress;
 use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
-use crate::report::{Document, JsonTo, Misses};
+use crate::report::{Document, JsonTo, Misses, limited};
 use crate::target::Target;
 use crate::target::culver::Culver;
 use crate::target::sealing::device_key;
@@ -477,6 +477,7 @@ fn check(options: &HostileOptions, result: &HostileResult) -> Vec<String> {
     misses.expect(found.is_clean() && found.unanswered == 0, || format!("the honest pairs: {found:?}"));
     misses.expect(result.honest_disconnects == 0, || format!("{} honest connections lost", result.honest_disconnects));
     misses.expect(result.violations.is_empty(), || format!("protocol broken: {:?}", result.violations));
+    misses.expect_unlimited(limited(&result.errors_by_code));
     let compared = [
         ("acknowledgement", &result.calm_ack_us, &result.attacked_ack_us),
         ("delivery", &result.calm_delivery_us, &result.attacked_delivery_us),

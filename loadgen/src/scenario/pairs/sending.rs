@@ -115,6 +115,7 @@ impl PairDriver {
     ) {
         *self.errors.entry(code).or_default() += 1;
         self.turn.busy += u64::from(code == ErrorCode::Busy.number());
+        self.turn.limited += u64::from(code == ErrorCode::RateLimited.number());
         let index = plan::message_index(self.settings.run, &id.0).filter(|_| !retry);
         if let (Some(index), Some(pair)) = (index, self.user(who.user).sends) {
             self.note(pair, Note::Rejected { index });

@@ -16,6 +16,7 @@ pub(crate) struct Shared {
     delivered: AtomicU64,
     marks: AtomicU64,
     busy: AtomicU64,
+    limited: AtomicU64,
     /// The code of an error after which clients do not come back; 0: none.
     refused: AtomicU64,
 }
@@ -30,11 +31,17 @@ pub(crate) struct Counters {
     pub(crate) marks: u64,
     /// Messages answered `busy`: they come again.
     pub(crate) busy: u64,
+    /// Messages that came too fast for the server: they come again.
+    pub(crate) limited: u64,
 }
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} sent, {} acknowledged, {} delivered", self.sent, self.acked, self.delivered)
+        write!(f, "{} sent, {} acknowledged, {} delivered", self.sent, self.acked, self.delivered)?;
+        match self.limited {
+            0 => Ok(()),
+            limited => write!(f, ", {limited} too fast for the server's limits ([sends] in its culver.toml)"),
+        }
     }
 }
 
@@ -90,6 +97,7 @@ impl Shared {
         self.delivered.fetch_add(turn.delivered, Ordering::Relaxed);
         self.marks.fetch_add(turn.marks, Ordering::Relaxed);
         self.busy.fetch_add(turn.busy, Ordering::Relaxed);
+        self.limited.fetch_add(turn.limited, Ordering::Relaxed);
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -99,6 +107,7 @@ impl Shared {
             delivered: self.delivered.load(Ordering::Relaxed),
             marks: self.marks.load(Ordering::Relaxed),
             busy: self.busy.load(Ordering::Relaxed),
+            limited: self.limited.load(Ordering::Relaxed),
         }
     }
 

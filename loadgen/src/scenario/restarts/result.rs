@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::report::Misses;
 use crate::report::histogram::Percentiles;
 use crate::report::table::{LATENCY_HEAD, Table, grouped, latency_row};
+use crate::report::{Misses, limited};
 use crate::verify::Findings;
 
 /// What a run came to, whatever ended the server.
@@ -52,6 +52,7 @@ impl RestartResult {
         }
         misses.expect(self.faults.is_empty() || self.ended_early, || self.faults.join("\n  "));
         misses.expect(self.violations.is_empty(), || format!("protocol broken: {:?}", self.violations));
+        misses.expect_unlimited(limited(&self.errors_by_code));
         misses.expect(found.acked > 0, || "nothing was acknowledged at all".to_owned());
     }
 
