@@ -156,7 +156,7 @@ impl ServerFolder {
         let _held = hold(&self.keys)?;
         let not = |fault: String| KeyError::NotACertificate { path: path.to_owned(), dir: self.path.clone(), fault };
         let root = self.root_public()?;
-        let certificate = match Certificate::verify(bytes, &root, now_ms) {
+        let certificate = match Certificate::verify(bytes, &root.into(), now_ms) {
             // The other machine's clock may be fast.
             Err(CertificateError::Early) => Certificate::decode(bytes, &root),
             verified => verified,

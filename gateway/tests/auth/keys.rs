@@ -63,7 +63,8 @@ fn development_credentials_name_the_root() {
     let key = home.load().current_server_key();
     let mut public = [0; 32];
     hex::decode_to_slice(&root, &mut public).expect("hex");
-    let certificate = culver_protocol::handshake::certificate::Certificate::verify(&key.certificate, &public, NOW_MS);
+    let certificate =
+        culver_protocol::handshake::certificate::Certificate::verify(&key.certificate, &public.into(), NOW_MS);
     assert_eq!(certificate.expect("by this root").public, *key.pair.public());
     // Those of an earlier version learn it, and keep the rest.
     let mut fields: serde_json::Value = serde_json::from_str(&home.read("dev-credentials.json")).expect("JSON");

@@ -30,7 +30,7 @@ fn known(authenticator: &Authenticator, ids: &[u16]) -> (u16, Vec<bool>) {
 fn a_new_key_is_certified_by_the_root() {
     let home = Home::new();
     let (root, key) = (root_of(&home), home.load().current_server_key());
-    let verify = |now_ms| Certificate::verify(&key.certificate, &root.public(), now_ms);
+    let verify = |now_ms| Certificate::verify(&key.certificate, &root.public().into(), now_ms);
     let certificate = verify(NOW_MS).expect("good");
     assert_eq!((certificate.key_id, certificate.public), (key.id, *key.pair.public()));
     // Clocks of clients may be a day slow.
@@ -146,7 +146,7 @@ fn another_root_takes_the_place_of_the_first() {
     // Until it has certified a key, a running server goes on with what it has, and a new one does not start.
     authenticator.refresh(NOW_MS);
     assert_eq!(known(&authenticator, &[1]), (1, vec![true]));
-    assert!(home.fault().contains("key 1: its certificate is not good: the trusted root has not signed it"));
+    assert!(home.fault().contains("key 1: its certificate is not good: no trusted root has signed it"));
     assert_eq!(folder.rotate(&root, 1, NOW_MS).expect("its own"), 2);
     authenticator.refresh(NOW_MS);
     assert_eq!(known(&authenticator, &[1, 2]), (2, vec![false, true]));

@@ -114,7 +114,7 @@ pub(crate) fn token(identity: Identity, device_key: Option<&PublicKey>, now_ms: 
 /// The key that a server of this generation shows.
 pub(crate) fn server_key(generation: u32) -> ServerKey {
     let identity = authenticator(generation).current_server_key();
-    ServerKey { id: identity.id, public: *identity.pair.public() }
+    ServerKey { id: identity.id, public: *identity.pair.public(), not_after_ms: u64::MAX }
 }
 
 /// The server's keys in a generation: its own, and the one before.

@@ -67,6 +67,7 @@ pub(super) fn begin_login(
 ) -> Result<Begun> {
     let Comer { user, device, ticket, server, keep_alive_s } = *comer;
     let CrowdSealing { sealing: Sealing { suite, root }, handshake, .. } = *sealing;
+    let roots = root.into();
     let (how, login) = match (ticket, handshake) {
         (Some(Ticket { bytes, secret: Some(secret) }), HandshakeOption::Resume | HandshakeOption::ResumeFs) => {
             let forward_secret = handshake == HandshakeOption::ResumeFs;
@@ -78,7 +79,7 @@ pub(super) fn begin_login(
             let how = match (handshake, server) {
                 (HandshakeOption::Ik, Some(server)) => How::Ik { own, server },
                 // Who does not know the server's key asks for it.
-                _ => How::Xx { own, root },
+                _ => How::Xx { own, roots },
             };
             let who = proto::Login { user: user.0, device: device.0.into(), ..client::login(None, keep_alive_s) };
             (how, who)
@@ -86,7 +87,7 @@ pub(super) fn begin_login(
         (None, _) => {
             let own = Arc::new(device_key(user, device));
             let credential = login::Credential::Token(token(own.public())?);
-            (How::Xx { own, root }, client::login(Some(credential), keep_alive_s))
+            (How::Xx { own, roots }, client::login(Some(credential), keep_alive_s))
         }
     };
     let is_by_token = login.credential.is_some();
@@ -125,7 +126,7 @@ pub(super) fn finish(
     if sends_ready {
         cipher.seal_message(out, RecordType::Ready, &proto::Ready {});
     }
-    let server = done.server.map(|certificate| ServerKey { id: certificate.key_id, public: certificate.public });
+    let server = done.server.map(ServerKey::from);
     Ok(Agreed { cipher, resumption: done.established.resumption, server })
 }
 

@@ -55,7 +55,7 @@ impl Sealing {
         Encryption {
             suite: self.suite,
             own: Arc::new(device_key(user, device)),
-            root: self.root,
+            roots: self.root.into(),
             server: None,
             forward_secret: false,
             entropy: crypto::random(),

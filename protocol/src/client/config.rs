@@ -7,9 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::crypto::{KEY_LEN, KeyPair, Secret, Suite, are_equal};
+use crate::crypto::{KeyPair, Secret, Suite, are_equal};
 use crate::error::ErrorCode;
 use crate::handshake::HandshakeError;
+use crate::handshake::certificate::Roots;
 use crate::handshake::client::ServerKey;
 use crate::id::{ClientMessageId, DeviceId, InboxSeq, Incarnation, UserId};
 use crate::limits::{CLIENT_BODY_LEN_MAX, CLIENT_IN_FLIGHT_MAX, PAYLOAD_LEN_MAX, RPCS_IN_FLIGHT_MAX};
@@ -71,9 +72,9 @@ pub struct Encryption {
     pub suite: Suite,
     /// The device's static key: its identity.
     pub own: Arc<KeyPair>,
-    /// The Ed25519 key whose signature makes a server's key good.
-    pub root: [u8; KEY_LEN],
-    /// The server's key, as an earlier [`Event::ServerKey`] told it.
+    /// Whose signature makes a server's key good.
+    pub roots: Roots,
+    /// The server's key, as an earlier [`Event::ServerKey`] told it. One whose time is over is not used.
     pub server: Option<ServerKey>,
     /// Logins with a ticket take one Diffie-Hellman more, and what is said after them stays secret even when the
     /// server's keys are stolen later.
@@ -164,7 +165,7 @@ pub enum Event {
     Connect,
     /// Close the connection and call `handle_disconnected`.
     Disconnect,
-    /// The server has shown a key, certified by the root: keep it for the next client's [`Encryption::server`].
+    /// The server has shown a key, certified by a root: keep it, with its end, for the next client's [`Encryption::server`].
     ServerKey(ServerKey),
     /// The server knows who this is; entries follow.
     LoggedIn(proto::Welcome),
@@ -253,7 +254,7 @@ pub enum Violation {
     /// The framing is broken.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The server's handshake message is not good, or not from a server that the root has certified.
+    /// The server's handshake message is not good, or not from a server that a root has certified.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     /// A record's protobuf cannot be read.

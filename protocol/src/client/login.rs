@@ -6,6 +6,9 @@
 //!  else                       → Noise XX ←──no such key─────┘   and the key learned is kept
 //! ```
 //!
+//! By IK and XX a device that is registered shows its own key alone. A token is for one that is not: kept until the
+//! server says so.
+//!
 //! Until there are keys anybody may write to a client. So what comes in clear takes nothing from it but what the next
 //! handshake gives back: a ticket, or the server's key. It never stops the client, and never asks for a credential.
 
@@ -17,7 +20,7 @@ use prost::Message;
 use zeroize::Zeroizing;
 
 use super::link::Incoming;
-use super::{Client, Encryption, Event, Next, SavedTicket, Violation, decode};
+use super::{Client, Encryption, Event, Next, Phase, SavedTicket, Violation, decode};
 use crate::crypto::{KEY_LEN, Secret, hkdf};
 use crate::error::ErrorCode;
 use crate::handshake::client::{self as handshake, How, ServerKey};
@@ -36,13 +39,22 @@ pub(super) struct Security {
     handshakes: u64,
     /// The first time that the caller told.
     began_us: Option<u64>,
-    /// Until when the certificate of the server's key is good, where this client has seen it.
-    server_until_ms: Option<u64>,
+}
+
+/// What is known of the device's own key, as a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing.
+    Unknown,
+    /// The device has logged in with it, or so the application says.
+    Registered,
+    /// The server does not know it: a token is needed.
+    Refused,
 }
 
 impl Security {
     pub(super) fn new(encryption: Encryption) -> Self {
-        Self { encryption, handshakes: 0, began_us: None, server_until_ms: None }
+        Self { encryption, handshakes: 0, began_us: None }
     }
 
     pub(super) fn tick(&mut self, now_us: u64) {
@@ -61,8 +73,8 @@ impl Security {
 
     /// A key whose certificate's time is over is asked for again.
     fn forget_expired(&mut self, now_us: u64) {
-        if self.server_until_ms.is_some_and(|until_ms| until_ms <= self.unix_ms(now_us)) {
-            (self.encryption.server, self.server_until_ms) = (None, None);
+        if self.encryption.server.is_some_and(|server| server.not_after_ms <= self.unix_ms(now_us)) {
+            self.encryption.server = None;
         }
     }
 
@@ -81,7 +93,7 @@ impl Security {
                 forward_secret: self.encryption.forward_secret,
             },
             (_, Some(server)) => How::Ik { own, server },
-            (_, None) => How::Xx { own, root: self.encryption.root },
+            (_, None) => How::Xx { own, roots: self.encryption.roots },
         }
     }
 }
@@ -95,11 +107,20 @@ impl fmt::Debug for Security {
     }
 }
 
+impl Standing {
+    /// Of a device that has this ticket.
+    pub(super) fn of(ticket: &SavedTicket) -> Self {
+        if ticket.secret.is_some() { Self::Registered } else { Self::Unknown }
+    }
+}
+
 /// What the login under way shows: what a refusal is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shown {
     ticket: bool,
     pub(super) token: bool,
+    /// The device's key, with neither.
+    key: bool,
     /// That the client knows the server's key.
     server_key: bool,
 }
@@ -112,7 +133,7 @@ impl Client {
             return;
         }
         let ticket = self.ticket.is_some();
-        self.shown = Shown { ticket, token: !ticket && self.token.is_some(), server_key: false };
+        self.shown = Shown { ticket, token: !ticket && self.token.is_some(), key: false, server_key: false };
         let login = self.login();
         self.link.write_login(&login, self.now_us);
     }
@@ -124,8 +145,8 @@ impl Client {
         let how = security.how(ticket);
         let (suite, entropy) = (security.encryption.suite, security.next_entropy());
         let ticket = matches!(how, How::Ticket { .. });
-        self.shown =
-            Shown { ticket, token: !ticket && self.token.is_some(), server_key: matches!(how, How::Ik { .. }) };
+        let token = !ticket && self.token.is_some() && self.standing != Standing::Registered;
+        self.shown = Shown { ticket, token, key: !ticket && !token, server_key: matches!(how, How::Ik { .. }) };
         let login = Zeroizing::new(self.login().encode_to_vec());
         if login.len() > SEALED_LOGIN_LEN_MAX {
             // As a server would say of it, could it be sent.
@@ -150,10 +171,10 @@ impl Client {
             // The handshake shows it, outside the login.
             _ if is_encrypted && self.shown.ticket => None,
             (Some(ticket), _) if self.shown.ticket => Some(Credential::Ticket(ticket.bytes.clone())),
-            (_, Some(token)) => Some(Credential::Token(token.clone())),
-            (_, None) => None,
+            (_, Some(token)) if self.shown.token => Some(Credential::Token(token.clone())),
+            _ => None,
         };
-        let by_key = is_encrypted && !self.shown.ticket && !self.shown.token;
+        let by_key = self.shown.key;
         proto::Login {
             credential,
             cursor: self.inbox.cursor().0,
@@ -174,16 +195,16 @@ impl Client {
         if self.shown.ticket {
             self.ticket = None;
         } else if self.shown.server_key {
-            self.keep_server_key(None, None);
+            self.keep_server_key(None);
         } else {
             return false;
         }
         true
     }
 
-    fn keep_server_key(&mut self, server: Option<ServerKey>, until_ms: Option<u64>) {
+    fn keep_server_key(&mut self, server: Option<ServerKey>) {
         if let Some(security) = &mut self.security {
-            (security.encryption.server, security.server_until_ms) = (server, until_ms);
+            security.encryption.server = server;
         }
     }
 
@@ -205,8 +226,8 @@ impl Client {
         let unix_ms = self.security.as_ref().map_or(0, |security| security.unix_ms(now_us));
         let certificate = self.link.finish_handshake(answer, unix_ms, now_us)?;
         if let Some(certificate) = certificate {
-            let server = ServerKey { id: certificate.key_id, public: certificate.public };
-            self.keep_server_key(Some(server), Some(certificate.not_after_ms));
+            let server = ServerKey::from(certificate);
+            self.keep_server_key(Some(server));
             self.events.push_back(Event::ServerKey(server));
         }
         Ok(())
@@ -242,9 +263,16 @@ impl Client {
         if self.shown.token {
             self.token = None;
         }
-        let is_about_ticket = ErrorCode::from_number(code).is_some_and(is_about_ticket);
-        let is_key_untried = self.security.is_some() && self.shown.ticket && is_about_ticket;
-        if self.token.is_some() || is_key_untried {
+        let known = ErrorCode::from_number(code);
+        if self.shown.key || known == Some(ErrorCode::DeviceUnknown) {
+            self.standing = Standing::Refused;
+        }
+        let is_of_ticket = self.shown.ticket && known.is_some_and(is_about_ticket);
+        // Whoever kept a token until its end may have registered with it. After WELCOME the server has looked.
+        let is_of_old_token =
+            self.shown.token && known == Some(ErrorCode::TokenExpired) && self.phase == Phase::LoggingIn;
+        let is_key_untried = self.security.is_some() && self.standing != Standing::Refused;
+        if self.token.is_some() || (is_key_untried && (is_of_ticket || is_of_old_token)) {
             return Next::ReconnectNow;
         }
         self.events.push_back(Event::CredentialNeeded { code });

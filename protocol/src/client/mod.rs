@@ -38,7 +38,7 @@ use self::backoff::{Backoff, Jitter};
 use self::calls::Calls;
 use self::inbox::Inbox;
 use self::link::Link;
-use self::login::{Security, Shown};
+use self::login::{Security, Shown, Standing};
 use self::outbox::Outbox;
 use self::phase::{Next, Phase};
 use crate::id::{ClientMessageId, ConversationId, DeviceId, InboxSeq, UserId};
@@ -69,6 +69,8 @@ pub struct Client {
     ticket: Option<Box<SavedTicket>>,
     /// `None`: everything travels in plaintext.
     security: Option<Box<Security>>,
+    /// Of no meaning without encryption.
+    standing: Standing,
     shown: Shown,
     inbox: Inbox,
     /// Every receipt up to this version is persisted by the application.
@@ -88,10 +90,13 @@ impl Client {
     /// A client that asks for a connection at once.
     #[must_use]
     pub fn new(config: ClientConfig) -> Self {
-        let (token, ticket) = match config.credential {
-            Credential::Token(token) => (Some(token), None),
-            Credential::Ticket(ticket) => (None, Some(Box::new(ticket))),
-            Credential::DeviceKey => (None, None),
+        let (token, ticket, standing) = match config.credential {
+            Credential::Token(token) => (Some(token), None, Standing::Unknown),
+            Credential::Ticket(ticket) => {
+                let standing = Standing::of(&ticket);
+                (None, Some(Box::new(ticket)), standing)
+            }
+            Credential::DeviceKey => (None, None, Standing::Registered),
         };
         let mut client = Self {
             user: config.user,
@@ -109,6 +114,7 @@ impl Client {
             token,
             ticket,
             security: config.encryption.map(|encryption| Box::new(Security::new(encryption))),
+            standing,
             shown: Shown::default(),
             inbox: Inbox::new(config.cursor, config.incarnation),
             receipts: config.receipts,
@@ -258,7 +264,7 @@ impl Client {
                 self.shown.token = false;
             }
             Credential::Ticket(ticket) => self.ticket = Some(Box::new(ticket)),
-            Credential::DeviceKey => {}
+            Credential::DeviceKey => self.standing = Standing::Registered,
         }
         match self.phase {
             Phase::CredentialNeeded => self.connect(),

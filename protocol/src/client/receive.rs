@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::link::Trust;
+use super::login::Standing;
 use super::{Client, Event, Next, Phase, SavedTicket, Violation, decode, sixteen};
 use crate::error::{ErrorClass, ErrorCode};
 use crate::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, Incarnation, MessageId};
@@ -125,6 +126,7 @@ impl Client {
             let bytes = Bytes::copy_from_slice(&welcome.ticket);
             self.ticket = Some(Box::new(SavedTicket { bytes, secret }));
         }
+        self.standing = Standing::Registered;
         self.events.push_back(Event::LoggedIn(welcome));
         Ok(())
     }

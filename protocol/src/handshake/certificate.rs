@@ -1,4 +1,4 @@
-//! A server key's certificate: which key, for how long, signed by the root that clients are built with.
+//! A server key's certificate: which key, for how long, signed by a root that clients are built with.
 //!
 //! ```text
 //!  0         1        3            35             43             51          115
@@ -24,6 +24,54 @@ pub const SIGNATURE_LEN: usize = 64;
 /// Bytes of a certificate.
 pub const CERTIFICATE_LEN: usize = BODY_LEN + SIGNATURE_LEN;
 
+/// The Ed25519 keys whose signature makes a server's key good. Usually one; several while one takes the place of
+/// another, so that a client is good for a server of either.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Roots {
+    keys: [[u8; KEY_LEN]; ROOTS_MAX],
+    /// From 1 to `ROOTS_MAX`; the keys behind it are no keys.
+    count: usize,
+}
+
+/// Roots that a client trusts at most.
+pub const ROOTS_MAX: usize = 4;
+
+/// A client trusts no root, or too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a client trusts from 1 to {ROOTS_MAX} roots, not {0}")]
+pub struct RootsError(usize);
+
+impl Roots {
+    /// Any of these.
+    ///
+    /// # Errors
+    /// There are none, or more than [`ROOTS_MAX`].
+    pub fn new(roots: &[[u8; KEY_LEN]]) -> Result<Self, RootsError> {
+        let mut keys = [[0; KEY_LEN]; ROOTS_MAX];
+        let places = keys.get_mut(..roots.len()).filter(|places| !places.is_empty());
+        places.ok_or(RootsError(roots.len()))?.copy_from_slice(roots);
+        Ok(Self { keys, count: roots.len() })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8; KEY_LEN]> {
+        self.keys.iter().take(self.count)
+    }
+}
+
+impl From<[u8; KEY_LEN]> for Roots {
+    /// This one alone.
+    fn from(root: [u8; KEY_LEN]) -> Self {
+        Self::new(&[root]).expect("one is neither none nor too many")
+    }
+}
+
+impl std::fmt::Debug for Roots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let starts = self.iter().map(|root| root.first_chunk::<4>());
+        f.debug_list().entries(starts.flatten().map(|start| format!("{start:02x?}…"))).finish()
+    }
+}
+
 /// What a certificate says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Certificate {
@@ -43,8 +91,8 @@ pub enum CertificateError {
     /// It has not the form of one.
     #[error("it cannot be read")]
     Unreadable,
-    /// The trusted root has not signed it.
-    #[error("the trusted root has not signed it")]
+    /// No trusted root has signed it.
+    #[error("no trusted root has signed it")]
     Signature,
     /// Its time has not begun.
     #[error("its time has not begun")]
@@ -73,12 +121,14 @@ impl Certificate {
         bytes.try_into().expect("body and signature have fixed lengths")
     }
 
-    /// Reads a certificate and checks who signed it, and that now is within its time.
+    /// Reads a certificate and checks that one of the roots has signed it, and that now is within its time.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn verify(bytes: &[u8], root: &[u8; KEY_LEN], now_ms: u64) -> Result<Self, CertificateError> {
-        let certificate = Self::decode(bytes, root)?;
+    pub fn verify(bytes: &[u8], roots: &Roots, now_ms: u64) -> Result<Self, CertificateError> {
+        let mut read = roots.iter().map(|root| Self::decode(bytes, root));
+        let is_signed = |outcome: &Result<Self, _>| *outcome != Err(CertificateError::Signature);
+        let certificate = read.find(is_signed).unwrap_or(Err(CertificateError::Signature))?;
         if now_ms < certificate.not_before_ms {
             return Err(CertificateError::Early);
         }

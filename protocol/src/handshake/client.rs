@@ -2,22 +2,32 @@
 
 use std::sync::Arc;
 
-use super::certificate::{Certificate, CertificateError};
+use super::certificate::{Certificate, CertificateError, Roots};
 use super::noise::{Credentials, Noise, Pattern, Side};
 use super::resume::Resuming;
 use super::server::ticket_prologue;
 use super::{Established, HandshakeError, Kind};
-use crate::crypto::{KEY_LEN, KeyPair, PublicKey, Secret, Suite};
+use crate::crypto::{KeyPair, PublicKey, Secret, Suite};
 use crate::limits::PREAMBLE_LEN;
 use crate::preamble::Preamble;
 
-/// A server's static key, and the number by which it is named.
+/// A server's static key, the number by which it is named, and how long it is good. The handshake itself looks at no
+/// time: who shows the key does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerKey {
     /// Its number.
     pub id: u16,
     /// The key.
     pub public: PublicKey,
+    /// Until when its certificate is good, in milliseconds since 1970.
+    pub not_after_ms: u64,
+}
+
+impl From<Certificate> for ServerKey {
+    fn from(certificate: Certificate) -> Self {
+        let Certificate { key_id, public, not_after_ms, .. } = certificate;
+        Self { id: key_id, public, not_after_ms }
+    }
 }
 
 /// How to log in.
@@ -35,7 +45,7 @@ pub enum How {
         /// The device's.
         own: Arc<KeyPair>,
         /// Whose signature makes a server's key good.
-        root: [u8; KEY_LEN],
+        roots: Roots,
     },
     /// With a ticket.
     Ticket {
@@ -71,7 +81,7 @@ pub struct Waiting(State);
 enum State {
     TwoMessages(Noise),
     Resuming(Resuming),
-    Xx { noise: Noise, root: [u8; KEY_LEN], login: Vec<u8> },
+    Xx { noise: Noise, roots: Roots, login: Vec<u8> },
 }
 
 /// A handshake that is through.
@@ -104,10 +114,10 @@ pub fn begin(
             let credentials = Credentials { own, other: Some(&server.public), shared: None };
             in_two((Pattern::Ik, suite), &preamble, &credentials, login, entropy)?
         }
-        How::Xx { own, root } => {
+        How::Xx { own, roots } => {
             let credentials = Credentials { own: Some(Arc::clone(own)), ..Credentials::default() };
             let mut noise = Noise::begin((Pattern::Xx, suite, Side::Initiator), &preamble, &credentials, entropy);
-            (noise.write(&[])?, State::Xx { noise, root: *root, login: login.to_vec() })
+            (noise.write(&[])?, State::Xx { noise, roots: *roots, login: login.to_vec() })
         }
         How::Ticket { ticket, secret, forward_secret } => {
             begin_with_ticket(suite, preamble, (ticket, secret), *forward_secret, login, entropy)?
@@ -164,9 +174,9 @@ impl Waiting {
                 Ok(Done { established: noise.finish(), last: None, server: None })
             }
             State::Resuming(resuming) => Ok(Done { established: resuming.finish(answer)?, last: None, server: None }),
-            State::Xx { mut noise, root, login } => {
+            State::Xx { mut noise, roots, login } => {
                 let payload = noise.read(answer)?;
-                let certificate = Certificate::verify(&payload, &root, now_ms)?;
+                let certificate = Certificate::verify(&payload, &roots, now_ms)?;
                 let last = noise.write(&login)?;
                 let established = noise.finish();
                 if established.other != Some(certificate.public) {

@@ -60,7 +60,7 @@ pub enum HandshakeError {
     /// A message was not made by who it should come from, or for somebody else, or was changed on its way.
     #[error("a handshake message does not open")]
     Failed,
-    /// The server's key is not certified by the root that the client trusts, or not now.
+    /// The server's key is not certified by a root that the client trusts, or not now.
     #[error("the server's certificate is not good: {0}")]
     Certificate(#[from] certificate::CertificateError),
 }

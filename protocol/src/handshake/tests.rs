@@ -1,16 +1,21 @@
 use std::sync::Arc;
 
-use super::certificate::{Certificate, CertificateError, SIGNATURE_LEN};
+use super::certificate::{Certificate, CertificateError, ROOTS_MAX, Roots, SIGNATURE_LEN};
 use super::client::{Done, How, ServerKey, begin};
 use super::server::{Accepted, Resumed, accept_ik, accept_ticket, begin_xx, split_ticket};
 use super::{Established, HandshakeError, Kind};
-use crate::crypto::{KEY_LEN, KeyPair, Secret, Suite};
+use crate::crypto::{KEY_LEN, KeyPair, PublicKey, Secret, Suite};
 use crate::limits::PREAMBLE_LEN;
 
 mod vectors;
 
 const NOW_MS: u64 = 1_800_000_000_000;
 const LOGIN: &[u8] = b"who I am, and where delivery goes on";
+
+/// A server's key that is good for ever.
+fn server_key(public: PublicKey) -> ServerKey {
+    ServerKey { id: 7, public, not_after_ms: u64::MAX }
+}
 
 fn secret(byte: u8) -> Secret {
     Secret::new([byte; KEY_LEN])
@@ -63,8 +68,8 @@ impl Between<'_> {
         let (device, server, root) = (pair(1), pair(2), Root::new(3));
         let (ticket, shared) = (vec![9; 70], secret(4));
         let how = match self.kind {
-            Kind::Ik => How::Ik { own: device, server: ServerKey { id: 7, public: *server.public() } },
-            Kind::Xx => How::Xx { own: device, root: root.public() },
+            Kind::Ik => How::Ik { own: device, server: server_key(*server.public()) },
+            Kind::Xx => How::Xx { own: device, roots: root.public().into() },
             Kind::Resume | Kind::ResumeForwardSecret => {
                 How::Ticket { ticket, secret: shared.clone(), forward_secret: self.kind == Kind::ResumeForwardSecret }
             }
@@ -218,7 +223,7 @@ fn a_ticket_is_of_no_use_without_its_secret() {
 
 #[test]
 fn ik_for_another_servers_key_fails() {
-    let how = How::Ik { own: pair(1), server: ServerKey { id: 7, public: *pair(8).public() } };
+    let how = How::Ik { own: pair(1), server: server_key(*pair(8).public()) };
     let (preamble, message, _) = begin(&how, Suite::Aes256Gcm, LOGIN, secret(5)).expect("begins");
     let outcome = accept_ik(Suite::Aes256Gcm, preamble.encode(), &pair(2), &message, secret(6));
     assert_eq!(outcome.err(), Some(HandshakeError::Failed));
@@ -226,7 +231,7 @@ fn ik_for_another_servers_key_fails() {
 
 #[test]
 fn keys_of_small_order_are_refused() {
-    let how = How::Ik { own: pair(1), server: ServerKey { id: 7, public: [0; KEY_LEN] } };
+    let how = How::Ik { own: pair(1), server: server_key([0; KEY_LEN]) };
     assert_eq!(begin(&how, Suite::Aes256Gcm, LOGIN, secret(5)).err(), Some(HandshakeError::Failed));
     let (server, certificate) = (pair(2), vec![1; 10]);
     let outcome = begin_xx(Suite::Aes256Gcm, [0; PREAMBLE_LEN], (&server, &certificate), &[0; KEY_LEN], secret(6));
@@ -234,11 +239,41 @@ fn keys_of_small_order_are_refused() {
 }
 
 /// What a client makes of a server that shows this certificate for this key.
-fn meets(server: &Arc<KeyPair>, certificate: &[u8], root: [u8; KEY_LEN]) -> Result<Done, HandshakeError> {
+fn meets(server: &Arc<KeyPair>, certificate: &[u8], roots: impl Into<Roots>) -> Result<Done, HandshakeError> {
     let suite = Suite::ChaCha20Poly1305;
-    let (preamble, message, waiting) = begin(&How::Xx { own: pair(1), root }, suite, LOGIN, secret(5))?;
+    let (preamble, message, waiting) = begin(&How::Xx { own: pair(1), roots: roots.into() }, suite, LOGIN, secret(5))?;
     let (_, answer) = begin_xx(suite, preamble.encode(), (server, certificate), &message, secret(6))?;
     waiting.finish(&answer, NOW_MS)
+}
+
+#[test]
+fn any_of_several_roots_may_have_signed() {
+    let server = pair(2);
+    let roots: Vec<[u8; KEY_LEN]> = (3..).take(ROOTS_MAX).map(|byte| Root::new(byte).public()).collect();
+    let several = Roots::new(&roots).expect("not too many");
+    for byte in (3..).take(ROOTS_MAX) {
+        let certificate = Root::new(byte).certify(&server);
+        let done = meets(&server, &certificate, several).expect("one of them");
+        assert_eq!(done.server.map(|certificate| certificate.public), Some(*server.public()));
+    }
+    let unsigned = HandshakeError::Certificate(CertificateError::Signature);
+    assert_eq!(meets(&server, &Root::new(2).certify(&server), several).err(), Some(unsigned));
+    // What is wrong beside the signature is told whichever root has signed.
+    let good = Certificate { key_id: 7, public: *server.public(), not_before_ms: NOW_MS, not_after_ms: NOW_MS };
+    let late = HandshakeError::Certificate(CertificateError::Late);
+    assert_eq!(meets(&server, &Root::new(4).sign(good), several).err(), Some(late));
+    // A root is one only while it is trusted: the places that are free trust nobody.
+    let one = Roots::new(roots.get(1..2).expect("several")).expect("one");
+    assert!(meets(&server, &Root::new(4).certify(&server), one).is_ok());
+    assert_eq!(meets(&server, &Root::new(3).certify(&server), one).err(), Some(unsigned));
+}
+
+#[test]
+fn a_client_trusts_neither_no_root_nor_too_many() {
+    let error = |count: usize| Roots::new(&vec![[1; KEY_LEN]; count]).map_err(|error| error.to_string()).err();
+    assert_eq!(error(0).as_deref(), Some("a client trusts from 1 to 4 roots, not 0"));
+    assert_eq!(error(ROOTS_MAX), None);
+    assert_eq!(error(ROOTS_MAX + 1).as_deref(), Some("a client trusts from 1 to 4 roots, not 5"));
 }
 
 #[test]

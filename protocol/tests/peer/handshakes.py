@@ -117,6 +117,15 @@ def framed(data):
     return len(data).to_bytes(2, "big") + data
 
 
+def is_signed(public, message, signature):
+    """Whether the holder of this Ed25519 key has signed the message."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
 class Certificate(typing.NamedTuple):
     """What a certificate says."""
 
@@ -131,15 +140,13 @@ class Certificate(typing.NamedTuple):
         return b"culver server key" + bytes([1]) + self.key_id.to_bytes(2, "big") + self.public + times
 
     @classmethod
-    def check(cls, data, root, now_ms, shown):
-        """Reads a certificate; `shown` is the key that the handshake showed."""
+    def check(cls, data, roots, now_ms, shown):
+        """Reads a certificate, which any of the roots may have signed; `shown` is the key that the handshake showed."""
         if len(data) != CERTIFICATE_LEN or data[0] != 1:
             raise CertificateError(f"{len(data)} bytes, which are no certificate")
         body, signature = data[:51], data[51:]
-        try:
-            Ed25519PublicKey.from_public_bytes(root).verify(signature, b"culver server key" + body)
-        except InvalidSignature as error:
-            raise CertificateError("the trusted root has not signed it") from error
+        if not any(is_signed(root, b"culver server key" + body, signature) for root in roots):
+            raise CertificateError("no trusted root has signed it")
         numbers = (body[1:3], body[35:43], body[43:51])
         key_id, not_before_ms, not_after_ms = (int.from_bytes(number, "big") for number in numbers)
         if not not_before_ms <= now_ms < not_after_ms:
@@ -292,9 +299,9 @@ class NoiseXx(Handshake):
 
     kind = XX
 
-    def __init__(self, suite, login, own, root, now_ms, ephemeral=None):
+    def __init__(self, suite, login, own, roots, now_ms, ephemeral=None):
         super().__init__(suite)
-        self._login, self._root, self._now_ms = login, root, now_ms
+        self._login, self._roots, self._now_ms = login, roots, now_ms
         name = f"Noise_XX_25519_{suite.noise_name}_SHA256"
         self._noise = noise(name, self.preamble, True, own=own, ephemeral=ephemeral)
         self.flight = self.preamble + framed(bytes(self._noise.write_message(b"")))
@@ -302,7 +309,7 @@ class NoiseXx(Handshake):
     def _finish(self, answer):
         payload = bytes(self._noise.read_message(answer))
         shown = self._noise.noise_protocol.handshake_state.rs.public_bytes
-        self.certificate = Certificate.check(payload, self._root, self._now_ms, shown)
+        self.certificate = Certificate.check(payload, self._roots, self._now_ms, shown)
         last = bytes(self._noise.write_message(self._login))
         self._agreed(self._noise)
         return last

@@ -57,6 +57,8 @@ DEVICE_KEY, SERVER_KEY = secret("the device's key"), secret("the server's key")
 TICKET_SECRET = secret("the ticket's secret")
 ROOT = Ed25519PrivateKey.from_private_bytes(secret("the root"))
 ROOT_PUBLIC = ROOT.public_key().public_bytes_raw()
+NEXT_ROOT = Ed25519PrivateKey.from_private_bytes(secret("the root after it"))
+ROOTS = (ROOT_PUBLIC, NEXT_ROOT.public_key().public_bytes_raw())
 
 
 def certificate(root=ROOT, key_id=KEY_ID, public=None, not_before_ms=NOW_MS - 1000, not_after_ms=NOW_MS + 86_400_000):
@@ -128,7 +130,7 @@ def client_of(kind, suite, login, entropy):
         server = (KEY_ID, public_key(SERVER_KEY))
         return NoiseIk(suite, login, DEVICE_KEY, server, entropy), f"Noise_IK_25519_{suite.noise_name}_SHA256"
     if kind == XX:
-        client = NoiseXx(suite, login, DEVICE_KEY, ROOT_PUBLIC, NOW_MS, entropy)
+        client = NoiseXx(suite, login, DEVICE_KEY, (ROOT_PUBLIC,), NOW_MS, entropy)
         return client, f"Noise_XX_25519_{suite.noise_name}_SHA256"
     if kind == TICKET:
         client = SymmetricTicket(suite, login, TICKET_BYTES, TICKET_SECRET, entropy)
@@ -308,10 +310,12 @@ def check_records():
 def check_refusals():
     """What a client must not believe; how many things that were."""
     refused = 0
+    for root in (ROOT, NEXT_ROOT):
+        Certificate.check(certificate(root=root), ROOTS, NOW_MS, public_key(SERVER_KEY))
     for suite in SUITES:
         for data in bad_certificates():
             try:
-                Certificate.check(data, ROOT_PUBLIC, NOW_MS, public_key(SERVER_KEY))
+                Certificate.check(data, ROOTS, NOW_MS, public_key(SERVER_KEY))
             except CertificateError:
                 refused += 1
             else:

@@ -411,7 +411,7 @@ fn encrypt(plan: &Plan, config: &mut ClientConfig, rng: &mut SmallRng) -> Vault 
     config.encryption = Some(Encryption {
         suite: if plan.seed.is_multiple_of(2) { Suite::ChaCha20Poly1305 } else { Suite::Aes256Gcm },
         own,
-        root: vault.root,
+        roots: vault.root.into(),
         server: plan.seed.is_multiple_of(3).then(|| vault.server_key()),
         forward_secret: plan.seed % 8 < 4,
         entropy: Secret::new(rng.random()),

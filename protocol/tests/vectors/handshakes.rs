@@ -67,10 +67,11 @@ impl Vector {
     fn how(&self) -> How {
         match self.kind() {
             Kind::Ik => {
-                let server = ServerKey { id: self.number("server_key_id"), public: *self.pair("server").public() };
+                let public = *self.pair("server").public();
+                let server = ServerKey { id: self.number("server_key_id"), public, not_after_ms: u64::MAX };
                 How::Ik { own: self.pair("device"), server }
             }
-            Kind::Xx => How::Xx { own: self.pair("device"), root: self.key("root_public") },
+            Kind::Xx => How::Xx { own: self.pair("device"), roots: self.key("root_public").into() },
             kind => How::Ticket {
                 ticket: self.bytes("ticket"),
                 secret: self.secret("ticket_secret"),

@@ -28,8 +28,11 @@ impl Client {
         let own = Arc::clone(&self.own);
         let server = bench.authenticator.current_server_key();
         match kind {
-            Kind::Xx => How::Xx { own, root: bench.root },
-            Kind::Ik => How::Ik { own, server: ServerKey { id: server.id, public: *server.pair.public() } },
+            Kind::Xx => How::Xx { own, roots: bench.root.into() },
+            Kind::Ik => {
+                let server = ServerKey { id: server.id, public: *server.pair.public(), not_after_ms: u64::MAX };
+                How::Ik { own, server }
+            }
             Kind::Resume | Kind::ResumeForwardSecret => How::Ticket {
                 ticket: self.ticket.clone(),
                 secret: self.resumption.clone().expect("a ticket came before"),

@@ -39,7 +39,7 @@ impl Impostor {
             encryption: Some(Encryption {
                 suite: secrecy.suite,
                 own: KeyPair::new(&[9; 32]).into(),
-                root: secrecy.root,
+                roots: secrecy.root.into(),
                 server,
                 forward_secret: secrecy.forward_secret,
                 entropy: hkdf(&number.to_be_bytes(), &[9; 32], b"culver sim impostor"),

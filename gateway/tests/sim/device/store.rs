@@ -54,11 +54,12 @@ impl Store {
     /// How its next client encrypts.
     pub(super) fn encryption(&mut self, key: DeviceKey, seed: u64) -> Option<Encryption> {
         let Secrecy { suite, forward_secret, own, root } = self.secrecy.clone()?;
+        let roots = root.into();
         self.clients += 1;
         let DeviceKey { user, device } = key;
         let secret = [user.0, device.0.into(), seed].map(u64::to_be_bytes).concat();
         let entropy = hkdf(&self.clients.to_be_bytes(), &secret, b"culver sim client");
-        Some(Encryption { suite, own, root, server: self.server, forward_secret, entropy, unix_ms: BEGIN_MS })
+        Some(Encryption { suite, own, roots, server: self.server, forward_secret, entropy, unix_ms: BEGIN_MS })
     }
 
     /// Merges each number by maximum, as clients must.

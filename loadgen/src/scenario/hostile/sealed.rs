@@ -88,7 +88,7 @@ pub(crate) const SEALED: &[SealedAttack] = &[
     kind("garbage behind a good ticket, with forward secrecy", NO_HANDSHAKE, |scene| scene.garbage_behind_ticket(true)),
     kind("garbage as the last message of Noise XX", NO_HANDSHAKE, |scene| {
         let own = Arc::clone(&scene.material.own);
-        let flight = begun(&How::Xx { own, root: scene.sealing.root }, scene.sealing, &[])?;
+        let flight = begun(&How::Xx { own, roots: scene.sealing.root.into() }, scene.sealing, &[])?;
         let mut raw = scene.connect(&flight.bytes)?;
         raw.record(PATIENCE)?.context("no answer to the first message")?;
         raw.write(&with_length(&scene.random(GARBAGE_LEN)))?;

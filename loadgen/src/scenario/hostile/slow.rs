@@ -100,7 +100,7 @@ impl SlowAttack {
     fn halves(&self) -> Result<Vec<(Instant, TcpStream)>> {
         let Some((sealing, _)) = self.way.sealed else { return Ok(Vec::new()) };
         let begin = |_| {
-            let how = How::Xx { own: Arc::clone(&self.attacker.own), root: sealing.root };
+            let how = How::Xx { own: Arc::clone(&self.attacker.own), roots: sealing.root.into() };
             let mut socket = TcpStream::connect(self.way.target)?;
             socket.write_all(&begun(&how, sealing, &[])?.bytes)?;
             Ok((Instant::now(), socket))

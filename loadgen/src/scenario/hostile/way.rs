@@ -74,7 +74,7 @@ pub(crate) fn with_length(message: &[u8]) -> Vec<u8> {
 /// Noise XX as far as the server's key.
 fn ask_key(target: SocketAddr, sealing: Sealing) -> Result<ServerKey> {
     let own = Arc::new(KeyPair::new(&crypto::random()));
-    let Flight { bytes, waiting } = begun(&How::Xx { own, root: sealing.root }, sealing, &[])?;
+    let Flight { bytes, waiting } = begun(&How::Xx { own, roots: sealing.root.into() }, sealing, &[])?;
     let mut raw = Raw::connect(target)?;
     raw.write(&bytes)?;
     let (kind, body) = raw.record(PATIENCE)?.context("no answer")?;
@@ -83,5 +83,5 @@ fn ask_key(target: SocketAddr, sealing: Sealing) -> Result<ServerKey> {
     }
     let done = waiting.context("a handshake was begun")?.finish(&body, unix_ms())?;
     let certificate = done.server.context("a certificate comes with it")?;
-    Ok(ServerKey { id: certificate.key_id, public: certificate.public })
+    Ok(certificate.into())
 }

@@ -133,7 +133,7 @@ fn shown(bytes: &[u8], now_ms: u64) {
         true if now_ms >= good.not_after_ms => Some(Err(CertificateError::Late)),
         true => Some(Ok(good)),
     };
-    let outcome = Certificate::verify(bytes, &root_public(), now_ms);
+    let outcome = Certificate::verify(bytes, &root_public().into(), now_ms);
     match expected {
         Some(expected) => assert_eq!(outcome, expected),
         None => assert!(matches!(outcome, Err(CertificateError::Unreadable | CertificateError::Signature))),

@@ -183,14 +183,14 @@ pub fn flights() -> &'static [Flight] {
 }
 
 fn server_key() -> ServerKey {
-    ServerKey { id: certified().key_id, public: certified().public }
+    certified().into()
 }
 
 fn how(kind: Kind) -> How {
     let own = Arc::clone(device_pair());
     match kind {
         Kind::Ik => How::Ik { own, server: server_key() },
-        Kind::Xx => How::Xx { own, root: root_public() },
+        Kind::Xx => How::Xx { own, roots: root_public().into() },
         Kind::Resume | Kind::ResumeForwardSecret => How::Ticket {
             ticket: TICKET.to_vec(),
             secret: secret(4),
@@ -204,7 +204,7 @@ pub fn client(kind: Kind, suite: Suite) -> Client {
     let encryption = Encryption {
         suite,
         own: Arc::clone(device_pair()),
-        root: root_public(),
+        roots: root_public().into(),
         server: (kind == Kind::Ik).then(server_key),
         forward_secret: kind == Kind::ResumeForwardSecret,
         // Not that of the flights: two would seal different logins with one key.

@@ -3,6 +3,7 @@
 mod forged;
 mod keys;
 mod refusals;
+mod standing;
 
 use super::peer::{
     CERTIFIED_MS, Opening, Peer, UNIX_MS, certificate, handshake, pair, root_public, secret, server_key, welcome,
@@ -24,7 +25,7 @@ fn encryption() -> Encryption {
     Encryption {
         suite: Suite::ChaCha20Poly1305,
         own: pair(1),
-        root: root_public(),
+        roots: root_public().into(),
         server: None,
         forward_secret: false,
         entropy: secret(5),
@@ -223,7 +224,7 @@ fn a_ticket_without_its_secret_is_not_shown() {
 
 #[test]
 fn what_was_kept_and_is_of_no_use_is_left_out() {
-    let small_order = ServerKey { id: 7, public: [0; KEY_LEN] };
+    let small_order = ServerKey { public: [0; KEY_LEN], ..server_key() };
     let long = SavedTicket { bytes: Bytes::from(vec![1; 300]), secret: Some(secret(4)) };
     let mut client = with(Credential::Ticket(long), Encryption { server: Some(small_order), ..encryption() });
     let opening = Opening::take(&mut client);

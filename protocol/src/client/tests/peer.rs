@@ -32,7 +32,7 @@ pub(super) fn pair(byte: u8) -> Arc<KeyPair> {
 }
 
 pub(super) fn server_key() -> ServerKey {
-    ServerKey { id: KEY_ID, public: *pair(2).public() }
+    ServerKey { id: KEY_ID, public: *pair(2).public(), not_after_ms: UNIX_MS + CERTIFIED_MS }
 }
 
 fn root(byte: u8) -> aws_lc_rs::signature::Ed25519KeyPair {

@@ -65,7 +65,7 @@ impl Vault {
     }
 
     pub(crate) fn server_key(&self) -> ServerKey {
-        ServerKey { id: KEY_ID, public: *self.pair.public() }
+        ServerKey { id: KEY_ID, public: *self.pair.public(), not_after_ms: UNIX_MS + CERTIFIED_MS }
     }
 
     /// Takes a handshake message: the login, or `None` where another message must come first.

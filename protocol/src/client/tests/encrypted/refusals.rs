@@ -16,14 +16,15 @@ fn a_refused_ticket_is_followed_by_the_key_at_once() {
             comes_back_at_once(&mut client, 2);
             let peer = Peer::welcome(&mut client, &Secret::default(), 3);
             assert_eq!(peer.opening.kind, if server.is_some() { Kind::Ik } else { Kind::Xx });
-            assert_eq!(peer.login.credential.is_some(), credential.is_some());
+            // It was registered when it got the ticket, so the token is for later.
+            assert_eq!((peer.login.credential, peer.login.user), (None, 1));
         }
     }
 }
 
 #[test]
 fn an_unknown_server_key_is_asked_for_at_once() {
-    let old = ServerKey { id: 6, public: *pair(9).public() };
+    let old = ServerKey { id: 6, public: *pair(9).public(), ..server_key() };
     let mut client = with(token(), Encryption { server: Some(old), ..encryption() });
     assert_eq!(Opening::take(&mut client).preamble.server_key, 6);
     client.handle_bytes(&error(ErrorCode::ServerKeyUnknown, 0), 1);
@@ -80,8 +81,11 @@ fn no_error_in_clear_stops_a_client() {
         }
         // The server is itself again.
         let peer = Peer::welcome(&mut client, &secret(4), now_us);
-        let has_token = peer.login.credential.is_some();
-        assert_eq!(has_token, matches!(peer.opening.kind, Kind::Ik | Kind::Xx), "{code}");
+        let shows_key = matches!(peer.opening.kind, Kind::Ik | Kind::Xx);
+        // Who had a ticket is registered, and keeps its token for when the server itself says otherwise.
+        let is_new = matches!(kind, Kind::Ik | Kind::Xx);
+        assert_eq!(peer.login.credential.is_some(), shows_key && is_new, "{code}");
+        assert_eq!(peer.login.user == 1, shows_key && !is_new, "{code}");
     }
 }
 
