@@ -41,7 +41,7 @@ use crate::config::{Config, KeepAlive};
 use crate::crash_point::Unwritten;
 use crate::hub::command::Command;
 use crate::metrics::{Counters, Metrics};
-use crate::session::handshakes::Handshakes;
+use crate::session::handshakes::{BURST_US, Handshakes};
 use crate::session::records::Records;
 use crate::session::{Offer, Session, UNFINISHED_LEN_MAX};
 use crate::slab::Slab;
@@ -80,6 +80,8 @@ pub struct Bounds {
     pub unsent_len: usize,
     /// Longest wait of a receipt, in microseconds, for what else goes to its session.
     pub receipt_wait_us: u64,
+    /// What handshakes may take at once, in microseconds, of what they have not taken before.
+    pub handshake_burst_us: u64,
 }
 
 impl Default for Bounds {
@@ -94,6 +96,7 @@ impl Default for Bounds {
             due_a_turn: 16,
             unsent_len: 256 * 1024,
             receipt_wait_us: 15_000,
+            handshake_burst_us: BURST_US,
         }
     }
 }
@@ -202,7 +205,7 @@ impl<S: Socket> Reactor<S> {
     pub fn new(number: u16, hubs: Vec<ToHub>, around: Surroundings) -> Self {
         // Behind the longest unfinished frame at least one byte is read.
         let buffer_len = around.bounds.read_len.max(UNFINISHED_LEN_MAX + 1);
-        let handshakes = Handshakes::new(around.handshake_ppm);
+        let handshakes = Handshakes::new(around.handshake_ppm).with_burst(around.bounds.handshake_burst_us);
         Self {
             number,
             hubs: Hubs::new(hubs),

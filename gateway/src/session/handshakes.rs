@@ -18,7 +18,10 @@ const AWAITING_MAX: usize = 1024;
 /// Room for so many is kept when none is under way.
 const ROOM_KEPT: usize = 256;
 /// What handshakes may take at once of what they have not taken before.
-const BURST_US: u64 = 50_000;
+pub const BURST_US: u64 = 50_000;
+/// What a handshake costs that needs a key of the server's.
+const IK_US: u64 = 300;
+const XX_US: u64 = 250;
 /// Handshakes with Diffie-Hellman in one turn: whoever is connected waits no longer than for these.
 const A_TURN: u32 = 1;
 
@@ -62,6 +65,7 @@ pub struct Handshakes {
     shown: HashMap<u32, Shown>,
     /// Millionths of the thread's time.
     share_ppm: u64,
+    burst_us: u64,
     level_us: u64,
     filled_us: u64,
     this_turn: u32,
@@ -77,10 +81,21 @@ impl Handshakes {
             next_number: 0,
             shown: HashMap::new(),
             share_ppm: share_ppm.into(),
+            burst_us: BURST_US,
             level_us: BURST_US,
             filled_us: 0,
             this_turn: 0,
         }
+    }
+
+    /// Who has taken nothing for long may take only so much at once, in microseconds.
+    ///
+    /// # Panics
+    /// If a handshake takes more: none would ever be answered.
+    #[must_use]
+    pub fn with_burst(self, burst_us: u64) -> Self {
+        assert!(burst_us >= IK_US.max(XX_US), "each handshake has its turn some time");
+        Self { burst_us, level_us: burst_us, ..self }
     }
 
     /// A turn begins.
@@ -89,7 +104,7 @@ impl Handshakes {
         // What is less than a microsecond's share is counted next time.
         let gained_us = passed_us.saturating_mul(self.share_ppm) / 1_000_000;
         if gained_us > 0 {
-            self.level_us = self.level_us.saturating_add(gained_us).min(BURST_US);
+            self.level_us = self.level_us.saturating_add(gained_us).min(self.burst_us);
             self.filled_us = now_us;
         }
         self.this_turn = 0;
@@ -100,8 +115,8 @@ impl Handshakes {
         let cost_us = match kind {
             // It costs no more than a message.
             Kind::Resume => return Admission::Now,
-            Kind::Ik => 300,
-            Kind::Xx => 250,
+            Kind::Ik => IK_US,
+            Kind::Xx => XX_US,
             Kind::ResumeForwardSecret => 110,
         };
         if self.level_us < cost_us {

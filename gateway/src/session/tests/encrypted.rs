@@ -340,6 +340,13 @@ fn handshakes_wait_their_turn_and_are_told_when_there_are_too_many() {
     bench.session = Session::default();
     bench.handshakes.forget(ADDRESS.slot);
     assert_eq!(bench.give(&bytes).1, Outcome::Hungry);
+    // Where little may be taken at once, the second is told so, however long nothing was.
+    bench.handshakes = Handshakes::new(1).with_burst(300);
+    for expected in [Outcome::Hungry, Outcome::Over(ErrorCode::LoginsBusy)] {
+        bench.handshakes.begin_turn(200_000_000);
+        bench.session = Session::default();
+        assert_eq!(bench.give(&bytes).1, expected);
+    }
 }
 
 #[test]
