@@ -71,11 +71,23 @@ pub enum Bug {
     RekeyIgnored,
     /// A message that came too fast is refused, and the next one of its conversation is accepted before it returns.
     RateRefusalForgotten,
+    /// A record of which the tag is wrong is read all the same.
+    ForgedRecordRead,
+    /// A device that was removed is let in by the key and the tickets that it had.
+    RemovedTicketAccepted,
+    /// A token from before a removal is as good as one from after it.
+    RemovedTokenAccepted,
+    /// A removal is not written.
+    RemovalNotDurable,
+    /// A device that is removed stays connected.
+    RemovedStaysConnected,
+    /// A name is not written.
+    NameForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 39] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -109,6 +121,12 @@ impl Bug {
         Self::FreshSecretRepeated,
         Self::RekeyIgnored,
         Self::RateRefusalForgotten,
+        Self::ForgedRecordRead,
+        Self::RemovedTicketAccepted,
+        Self::RemovedTokenAccepted,
+        Self::RemovalNotDurable,
+        Self::RemovedStaysConnected,
+        Self::NameForgotten,
     ];
 }
 

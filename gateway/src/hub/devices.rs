@@ -6,6 +6,7 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{DeviceId, UserId};
 use culver_storage::command::{Decision, DeviceView, View};
 use culver_storage::error::EngineError;
+use culver_storage::planted::{self, Bug};
 use culver_storage::shard::DAY_MS;
 
 use super::command::{Address, Device};
@@ -80,7 +81,9 @@ impl Hub {
         let is_removed = result.is_ok();
         self.answer(session, device, id, result);
         if is_removed {
-            self.end_sessions(Device { user, device: removed }, &EffectKind::Removed);
+            if !planted::is(Bug::RemovedStaysConnected) {
+                self.end_sessions(Device { user, device: removed }, &EffectKind::Removed);
+            }
             self.tell_alone(user)?;
         }
         Ok(Tried::Done)

@@ -29,6 +29,7 @@ impl User {
             Proof::PlaintextToken { issued_s } => self.check_issued(issued_s).map(|()| None),
             Proof::PlaintextTicket if self.device(device).is_some() => Ok(None),
             Proof::Registered if self.device(device).is_some_and(has_key) => Ok(None),
+            Proof::Registered if planted::is(Bug::RemovedTicketAccepted) && self.row.tokens_from_s > 0 => Ok(None),
             Proof::Token { issued_s } if fingerprint.is_some() => self.check_issued(issued_s).map(|()| fingerprint),
             // The same for users and devices that are not there, so that nobody learns which are.
             Proof::PlaintextTicket | Proof::Registered | Proof::Token { .. } => Err(ErrorCode::DeviceUnknown),
@@ -37,7 +38,8 @@ impl User {
 
     /// Whether a token was issued after the user's last removal of a device.
     fn check_issued(&self, issued_s: u64) -> Result<(), ErrorCode> {
-        if issued_s < self.row.tokens_from_s { Err(ErrorCode::TokenExpired) } else { Ok(()) }
+        let is_void = issued_s < self.row.tokens_from_s && !planted::is(Bug::RemovedTokenAccepted);
+        if is_void { Err(ErrorCode::TokenExpired) } else { Ok(()) }
     }
 
     fn link(&self, user: UserId, device: DeviceId, day: u32, fingerprint: Option<Fingerprint>) -> Decision {
@@ -279,7 +281,7 @@ impl Shards {
         user.row.tokens_from_s = tokens_from_s;
         let index = user.row.devices.iter().position(|row| row.device == device).expect("`decide` found it linked");
         let removed = user.row.devices.remove(index);
-        user.dirty = true;
+        user.dirty |= !planted::is(Bug::RemovalNotDurable);
         folds.queue(id, user);
         if removed.is_named {
             self.put_name(id, device, "");

@@ -15,6 +15,7 @@ use crate::command::{Decision, Load, View};
 use crate::engine::{Engine, Family, Lookup, Tier};
 use crate::error::EngineError;
 use crate::key::{self, ShardId};
+use crate::planted::{self, Bug};
 use crate::reader::read_names;
 use crate::record::Record;
 use crate::value::encode_name;
@@ -96,7 +97,9 @@ impl Shards {
     pub(super) fn put_name(&mut self, user: UserId, device: DeviceId, name: &str) {
         let shard = ShardId::of_user(user, self.shard_count);
         let (version, text) = encode_name(name);
-        self.building.batch.put(Family::Device, &key::device(shard, user, device), (&version, text));
+        if !planted::is(Bug::NameForgotten) {
+            self.building.batch.put(Family::Device, &key::device(shard, user, device), (&version, text));
+        }
         self.unwritten_names.names.insert((user, device), (name.to_owned(), self.building.batch.number()));
     }
 

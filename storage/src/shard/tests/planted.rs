@@ -86,3 +86,23 @@ fn copy_forgotten() {
         plant(None);
     }
 }
+
+#[test]
+fn removed_ticket_accepted() {
+    shows(Bug::RemovedTicketAccepted, life::live_in_memory);
+}
+
+#[test]
+fn removed_token_accepted() {
+    shows(Bug::RemovedTokenAccepted, life::live_in_memory);
+}
+
+#[test]
+fn removal_not_durable() {
+    shows(Bug::RemovalNotDurable, life::live_in_memory);
+}
+
+#[test]
+fn name_forgotten() {
+    shows(Bug::NameForgotten, life::live_in_memory);
+}
