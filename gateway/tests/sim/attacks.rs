@@ -1,15 +1,16 @@
 //! What somebody on the way does to connections that are encrypted: changes what they carry, plays again what was
-//! carried once, or logs in as somebody else.
+//! carried once, or logs in as somebody else, or with what was good once.
 //!
 //! Owns attackers and what they have kept. They know no key: what they may do at worst is end a connection.
 
 mod impostor;
 
 use culver_protocol::client::Credential;
+use culver_protocol::crypto::KeyPair;
 use culver_protocol::id::UserId;
 
 use self::impostor::Impostor;
-use crate::device::DeviceKey;
+use crate::device::{DeviceKey, Former, Secrecy};
 use crate::net::{Buffers, Change, ClientEnd, Recording, Tamper, Wire};
 use crate::plan::Fault;
 use crate::server::server_key;
@@ -17,6 +18,8 @@ use crate::world::World;
 
 /// Connections of which is kept what was sent.
 const RECORDED_MAX: usize = 24;
+/// Removed devices of which is kept what they had.
+const FORMER_MAX: usize = 8;
 /// Attackers at once.
 const ATTACKERS_MAX: usize = 4;
 /// Preamble and length, before a first message.
@@ -172,15 +175,47 @@ impl World {
         let has = self.source.pick(&[Has::Nothing, Has::Token, Has::Ticket]);
         let credential = match has {
             Has::Nothing => Credential::DeviceKey,
-            Has::Token => Credential::Token(self.issue_token(key, Some(&secrecy))),
+            Has::Token => Credential::Token(self.token(key, Some(&secrecy))),
             Has::Ticket => Credential::Ticket(self.stolen_ticket(key, &secrecy)),
         };
+        let stranger = Secrecy { own: KeyPair::new(&[9; 32]).into(), ..secrecy };
+        self.impersonate(key, has, credential, &stranger);
+    }
+
+    /// Somebody has found what a device had that was removed.
+    pub(crate) fn find_former(&mut self, former: Former) {
+        if self.does(Fault::Former) && !self.is_calm {
+            if self.former.len() == FORMER_MAX {
+                self.former.remove(0);
+            }
+            self.former.push(former);
+        }
+    }
+
+    /// Somebody logs in with what a device had before it was removed, its key among it.
+    pub(crate) fn send_former(&mut self) {
+        if self.former.is_empty() || self.attackers.len() >= ATTACKERS_MAX {
+            return;
+        }
+        let Former { key, secrecy, ticket, token } = self.former[self.source.index(self.former.len())].clone();
+        let has = self.source.pick(&[Has::Nothing, Has::Token, Has::Ticket]);
+        let (has, credential) = match (has, token) {
+            (Has::Token, Some(token)) => (has, Credential::Token(token)),
+            (Has::Ticket, _) if !ticket.bytes.is_empty() => (has, Credential::Ticket(ticket)),
+            _ => (Has::Nothing, Credential::DeviceKey),
+        };
+        self.trace.event(|| "  with a key that was good once".to_owned());
+        self.impersonate(key, has, credential, &secrecy);
+    }
+
+    /// Somebody logs in as a device, who should get nothing.
+    fn impersonate(&mut self, key: DeviceKey, has: Has, credential: Credential, secrecy: &Secrecy) {
         let server = (self.source.below(2) == 0).then(|| server_key(self.generation));
         let fetch = self.source.chance(300);
         self.connected += 1;
         let peer = UserId(self.source.range(1, self.plan.users));
         let (victim, number) = ((key, fetch, peer), self.connected);
-        let impostor = Impostor::new(victim, credential, (&secrecy, server), number, self.now_us());
+        let impostor = Impostor::new(victim, credential, (secrecy, server), number, self.now_us());
         self.trace.event(|| format!("  as device {} of user {}, with {has:?}", key.device, key.user));
         self.attack(Mind::Impostor(Box::new(impostor)));
     }
@@ -250,6 +285,7 @@ impl World {
     pub(crate) fn stop_attacks(&mut self) {
         self.tamper_next = None;
         self.recorded.clear();
+        self.former.clear();
         self.wires.iter().for_each(Wire::leave_alone);
         for attacker in self.attackers.drain(..) {
             attacker.wire.client_close(false);

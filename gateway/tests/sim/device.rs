@@ -20,7 +20,7 @@ use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId, UserId};
 use culver_protocol::proto;
 
-pub(crate) use self::secrecy::{Secrecy, key_pair};
+pub(crate) use self::secrecy::{Former, Secrecy, key_pair};
 pub(crate) use self::store::Store;
 pub(crate) use self::words::Name;
 use crate::oracle::{Known, MessageIndex, Oracle, Witness};
@@ -62,6 +62,11 @@ pub(crate) struct Nature {
     pub toggles: u32,
     /// Writes where it has no part.
     pub strays: u32,
+    /// Has devices of its user removed, and gives them names.
+    pub removes: u32,
+    pub names: u32,
+    /// How many devices its user has.
+    pub family: u16,
     /// Its messages' ids do not ascend.
     pub random_ids: bool,
     /// What it sends is not kept over a kill, and never sent again then.
@@ -85,6 +90,16 @@ struct Unstored {
     from_other: bool,
 }
 
+/// What a client does whose server key is not in use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Learning {
+    Nothing,
+    /// It was told so.
+    Told,
+    /// It was shown the new one.
+    Shown,
+}
+
 /// One process of a device.
 pub(crate) struct Device {
     pub client: Client,
@@ -106,8 +121,13 @@ pub(crate) struct Device {
     /// The generation of the ticket that the client holds, and of the server that it is connected to.
     ticket_generation: u32,
     server_generation: u32,
-    /// The client stopped: somebody took the connection's place.
+    /// The client stopped: somebody took the connection's place, or the device was removed.
     stopped: bool,
+    is_removed: bool,
+    /// What it had when it last began anew, until somebody finds it.
+    former: Option<Former>,
+    /// How far it is with learning a server's new key.
+    learning: Learning,
     over: bool,
     /// Acts so far of a fetching process.
     acts: u32,
@@ -134,7 +154,7 @@ impl Device {
 
     /// Another process over the same store, which logs in by fetch and ends when it has what waited.
     pub(crate) fn fetching(&self, seed: u64, oracle: &mut Oracle) -> Self {
-        let nature = Nature { sends: 0, asks: 0, toggles: 0, strays: 0, ..self.nature };
+        let nature = Nature { sends: 0, asks: 0, toggles: 0, strays: 0, removes: 0, names: 0, ..self.nature };
         Self::process(self.key(), nature, seed, true, Rc::clone(&self.store), oracle)
     }
 
@@ -164,6 +184,9 @@ impl Device {
             ticket_generation,
             server_generation: 0,
             stopped: false,
+            is_removed: false,
+            former: None,
+            learning: Learning::Nothing,
             over: false,
             acts: 0,
             calm: false,
@@ -259,6 +282,11 @@ impl Device {
         self.store.borrow().secrecy.clone()
     }
 
+    /// What it had when it last began anew.
+    pub(crate) fn take_former(&mut self) -> Option<Former> {
+        self.former.take()
+    }
+
     /// Another token.
     pub(crate) fn set_token(&mut self, token: String) {
         self.store.borrow_mut().token = Some(token.clone());
@@ -281,7 +309,6 @@ impl Device {
     fn handle(&mut self, event: Event, oracle: &mut Oracle, now_us: u64) -> Option<Want> {
         match event {
             Event::Connect => return Some(Want::Connect),
-            Event::ServerKey(server) => self.store.borrow_mut().server = Some(server),
             Event::Disconnect => {
                 let is_healthy = self.calm && self.connected_calmly && !self.excused && !self.fetch;
                 assert!(
@@ -293,6 +320,8 @@ impl Device {
             }
             Event::LoggedIn(welcome) => {
                 oracle.logged_in(&mut self.witness, &welcome);
+                let learned = std::mem::replace(&mut self.learning, Learning::Nothing) == Learning::Shown;
+                oracle.tally.keys_learned += u64::from(learned);
                 self.ticket_generation = self.server_generation;
             }
             Event::Sent(accepted) => {
@@ -331,9 +360,29 @@ impl Device {
                     last.ended(id);
                 }
             }
+            // Whoever has only come to fetch leaves it to the app to get a token.
+            Event::CredentialNeeded { .. } if self.fetch && self.secrecy().is_some() => self.over = true,
+            Event::CredentialNeeded { .. } => return Some(Want::Credential),
+            of_server => self.handle_server(of_server, oracle),
+        }
+        None
+    }
+
+    /// What the server is, or says of the connection.
+    fn handle_server(&mut self, event: Event, oracle: &mut Oracle) {
+        match event {
+            Event::ServerKey(server) => {
+                self.store.borrow_mut().server = Some(server);
+                if self.learning == Learning::Told {
+                    self.learning = Learning::Shown;
+                }
+            }
             Event::Goaway(_) => self.excused = true,
             Event::ServerError(error) => {
                 oracle.server_error(&self.witness, &error);
+                if error.code == ErrorCode::ServerKeyUnknown.number() {
+                    self.learning = Learning::Told;
+                }
                 self.excused |= ErrorCode::from_number(error.code).is_none_or(ErrorCode::closes);
             }
             Event::Violation(violation) => {
@@ -343,10 +392,10 @@ impl Device {
             Event::Stopped { code } => {
                 oracle.stopped(&self.witness, code);
                 self.stopped = true;
+                self.is_removed = code == ErrorCode::DeviceRemoved.number();
             }
-            Event::CredentialNeeded { .. } => return Some(Want::Credential),
+            other => unreachable!("it is not about the server: {other:?}"),
         }
-        None
     }
 
     fn note_delivered(&mut self, entry: &proto::Entry) {

@@ -83,6 +83,7 @@ impl World {
             Fault::Tamper => self.tamper(),
             Fault::Replay if self.life.is_some() => self.replay(),
             Fault::Impostor if self.life.is_some() => self.send_impostor(),
+            Fault::Former if self.life.is_some() => self.send_former(),
             Fault::KeysAge => self.age_keys(),
             Fault::Probe if self.life.is_some() => self.probe(),
             _ => {}

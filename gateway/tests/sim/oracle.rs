@@ -3,6 +3,7 @@
 //! Checks that cost little are made as events come; what only shows when all is quiet is checked at the end. Owns no
 //! device and no server, and never looks into either. A broken promise is a panic that says which, in plain words.
 
+mod devices;
 mod end;
 mod inboxes;
 mod messages;
@@ -75,8 +76,31 @@ pub(crate) struct Oracle {
     shards: BTreeMap<u64, Vec<(u64, u64)>>,
     /// Since then every device is known to all sessions of its user.
     known_since: u64,
+    /// What came to pass.
+    pub tally: Tally,
     /// What applications do and see, for people, if anybody reads it.
     notes: Option<Vec<String>>,
+}
+
+/// How often came to pass what is rare: a world in which it never does proves nothing of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Clients were told that there are too many logins at once.
+    pub logins_busy: u64,
+    /// Devices were removed, and named.
+    pub removals: u64,
+    pub names: u64,
+    /// Clients whose server key was not in use any more learned the new one, and got in by it.
+    pub keys_learned: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.logins_busy += other.logins_busy;
+        self.removals += other.removals;
+        self.names += other.names;
+        self.keys_learned += other.keys_learned;
+    }
 }
 
 impl Oracle {
@@ -91,6 +115,7 @@ impl Oracle {
             ids: HashMap::new(),
             shards: BTreeMap::new(),
             known_since: 0,
+            tally: Tally::default(),
             notes: None,
         }
     }
@@ -117,6 +142,7 @@ impl Oracle {
     /// user.
     pub(crate) fn everything_is_known(&mut self) {
         self.known_since = self.next();
+        self.nobody_is_doubted();
     }
 
     fn next(&mut self) -> u64 {

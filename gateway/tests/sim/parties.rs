@@ -15,6 +15,8 @@ use crate::world::{Party, World};
 
 /// A user that never logs in.
 const NOBODY: UserId = UserId(999);
+/// How long it takes to make a token.
+const TOKEN_MS: u64 = 1000;
 /// Most fetching processes at once.
 const FETCHERS_MAX: usize = 6;
 /// Longer than any world.
@@ -32,6 +34,9 @@ impl World {
             asks: self.source.pick(&[30, 0, 150]),
             toggles: self.source.pick(&[0, 0, 30]),
             strays: self.source.pick(&[0, 0, 20]),
+            removes: if self.plan.removes() { self.source.pick(&[0, 0, 6, 25]) } else { 0 },
+            names: self.source.pick(&[0, 0, 20]),
+            family: 0,
             random_ids: self.source.chance(200),
             forgets_sends: self.source.chance(100),
             repeats: self.source.chance(200),
@@ -44,6 +49,7 @@ impl World {
             for device in 1..=devices {
                 let key = DeviceKey { user: UserId(user), device: DeviceId(device) };
                 // Some devices of a world are well-behaved.
+                let nature = Nature { family: devices, ..nature };
                 let its =
                     if self.source.chance(700) { Nature { killed, ..nature } } else { Nature { late: 0, ..nature } };
                 let store = self.new_store(key);
@@ -104,15 +110,25 @@ impl World {
     /// What a device has that never ran.
     fn new_store(&self, key: DeviceKey) -> Store {
         let Some(how) = self.plan.encryption else {
-            return Store::with_token(None, self.issue_token(key, None));
+            return Store::with_token(None, self.token(key, None));
         };
         let (suite, forward_secret, root) = (how.suite, how.forward_secret, root_public());
-        let secrecy = Secrecy { suite, forward_secret, own: key_pair(key), root };
-        let token = self.issue_token(key, Some(&secrecy));
+        let secrecy = Secrecy { suite, forward_secret, own: key_pair(key, 0), root, era: 0 };
+        let token = self.token(key, Some(&secrecy));
         Store::with_token(Some(secrecy), token)
     }
 
-    pub(crate) fn issue_token(&self, key: DeviceKey, secrecy: Option<&Secrecy>) -> String {
+    /// A token made now. A second passes on the wall before: tokens say when they were made to the second, and those made
+    /// in the second of a removal are void.
+    fn issue_token(&mut self, key: DeviceKey, secrecy: Option<&Secrecy>) -> String {
+        let base = &self.clocks.wall_base_ms;
+        base.set(base.get() + TOKEN_MS);
+        self.oracle.token_issued(key);
+        self.token(key, secrecy)
+    }
+
+    /// A token as whoever asks for one gets it.
+    pub(crate) fn token(&self, key: DeviceKey, secrecy: Option<&Secrecy>) -> String {
         let identity = Identity { user: key.user, device: key.device };
         let life_s = self.plan.encryption.map_or(PLAINTEXT_TOKEN_LIFE_S, |how| how.token_life_s);
         token(identity, secrecy.map(|secrecy| secrecy.own.public()), self.clocks.now().wall_ms, life_s)
@@ -320,6 +336,9 @@ impl World {
             self.serve_want(at, want);
         }
         self.after_client(at);
+        if let Some(former) = self.parties[at].device.take_former() {
+            self.find_former(former);
+        }
         if self.parties[at].device.is_over() {
             self.drop_party(at);
         } else if !self.is_calm && !self.parties[at].device.is_fetch() && self.source.chance(self.plan.fetchers / 10) {

@@ -8,6 +8,7 @@ mod sizes;
 
 use culver::config::{Config, KeepAlive, Security, Shutdown};
 use culver::hub::rates::{Limit, Limits};
+use culver::reactor;
 use culver_storage::shard::Policy;
 
 pub(crate) use self::encrypted::Encrypted;
@@ -56,13 +57,15 @@ pub(crate) enum Fault {
     Replay,
     /// Somebody logs in as a device, with a key of their own.
     Impostor,
+    /// Somebody logs in with what a device had that was removed since.
+    Former,
     /// An hour passes by a device's own clock: its keys are old.
     KeysAge,
 }
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Kill,
         Self::PowerLoss,
         Self::Leave,
@@ -82,12 +85,13 @@ impl Fault {
         Self::Tamper,
         Self::Replay,
         Self::Impostor,
+        Self::Former,
         Self::KeysAge,
     ];
 
     /// Whether it means anything where nothing is encrypted.
     fn is_of_plaintext(self) -> bool {
-        !matches!(self, Self::Tamper | Self::Replay | Self::Impostor | Self::KeysAge)
+        !matches!(self, Self::Tamper | Self::Replay | Self::Impostor | Self::Former | Self::KeysAge)
     }
 
     /// How dear it is to a run's progress: the dearer, the rarer.
@@ -96,7 +100,7 @@ impl Fault {
             Self::Kill | Self::PowerLoss | Self::Leave | Self::WriteFails | Self::SyncFails => 1,
             Self::ClockJump | Self::Probe => 2,
             Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact | Self::SpaceLow => 4,
-            Self::Impostor | Self::KeysAge => 4,
+            Self::Impostor | Self::Former | Self::KeysAge => 4,
             Self::Tamper | Self::Replay | Self::Cut | Self::Stall | Self::AppKilled => 8,
         }
     }
@@ -271,6 +275,19 @@ impl Plan {
             shutdown: Shutdown { spread_s: 1, flush_s: FLUSH_S },
             ..Config::default()
         }
+    }
+
+    /// Whether devices are removed. In plaintext whoever was removed comes back with the ticket that it had; and where the
+    /// clock goes back by a year, it has to wait for so long until its token is one from after its removal.
+    pub(crate) fn removes(&self) -> bool {
+        self.encryption.is_some() && !self.kinds.contains(&Fault::ClockJump)
+    }
+
+    /// The bounds of a reactor.
+    pub(crate) fn of_reactors(&self) -> reactor::Bounds {
+        let bounds = self.sizes.of_reactors();
+        let burst_us = self.encryption.map_or(bounds.handshake_burst_us, |how| how.handshake_burst_us);
+        reactor::Bounds { handshake_burst_us: burst_us, ..bounds }
     }
 
     /// What is kept for how long, and how much is kept in memory.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
+use crate::oracle::Tally;
 use crate::shrink::{shrink, tame};
 use crate::source::Source;
 use crate::trace::Trace;
@@ -54,6 +55,8 @@ pub(crate) struct Run {
     pub events: u64,
     /// What it chose.
     pub choices: Vec<u32>,
+    /// How often came to pass what is rare.
+    pub tally: Tally,
     /// What happened, if it was noted.
     pub trace: Trace,
     /// What went wrong.
@@ -93,6 +96,7 @@ pub(crate) fn run(source: Source, trace: Trace) -> Run {
     let run = Run {
         events: world.events,
         choices: world.source.taken().to_vec(),
+        tally: world.oracle.tally,
         trace: std::mem::take(&mut world.trace),
         failure,
     };
@@ -113,16 +117,20 @@ pub(crate) struct Summary {
     pub events_min: u64,
     /// Seeds that broke a promise.
     pub failures: Vec<(u64, Failure)>,
+    /// How often came to pass what is rare.
+    pub tally: Tally,
     /// Processor time of all threads.
     pub cpu: Duration,
 }
 
 impl Summary {
-    fn add(&mut self, seed: u64, events: u64, failure: Option<Failure>, cpu: Duration) {
+    fn add(&mut self, seed: u64, run: Run, cpu: Duration) {
+        let events = run.events;
         self.worlds += 1;
         self.events += events;
         self.cpu += cpu;
-        match failure {
+        self.tally.add(&run.tally);
+        match run.failure {
             Some(failure) => {
                 println!("seed {seed}: {}", failure.message);
                 self.failures.push((seed, failure));
@@ -133,12 +141,14 @@ impl Summary {
 
     /// For people.
     pub(crate) fn text(&self) -> String {
-        let Self { worlds, events, events_min, failures, cpu } = self;
+        let Self { worlds, events, events_min, failures, tally, cpu } = self;
+        let Tally { logins_busy, removals, names, keys_learned } = tally;
         let per_cpu_s = *events as f64 / cpu.as_secs_f64().max(1e-9);
         let (mean, failed) = (events / (*worlds).max(1), failures.len());
         format!(
             "{worlds} seeds, {events} events ({mean} a seed, at least {events_min}), {per_cpu_s:.0} events per CPU-second, \
-             {failed} failed"
+             {failed} failed; {logins_busy} logins told to wait, {removals} devices removed, {names} named, {keys_learned} \
+             new server keys learned"
         )
     }
 }
@@ -154,11 +164,11 @@ pub(crate) fn run_seeds(first: u64, count: u64, until: Option<Instant>, failures
             if seed - first >= count || until.is_some_and(|until| Instant::now() >= until) {
                 return;
             }
-            let Run { events, failure, .. } = run(Source::seeded(seed), Trace::off());
+            let run = run(Source::seeded(seed), Trace::off());
             let cpu = thread_cpu();
             let mut shared = shared.lock().expect("worlds do not panic while they hold it");
             let (summary, told) = &mut *shared;
-            summary.add(seed, events, failure, cpu - cpu_before);
+            summary.add(seed, run, cpu - cpu_before);
             cpu_before = cpu;
             if told.elapsed() >= TELL_EVERY {
                 *told = Instant::now();

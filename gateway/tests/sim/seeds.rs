@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crate::calm::EVENTS_MIN;
+use crate::oracle::Tally;
 use crate::run::{FAILURES_MAX, Run, Summary, explain, kept, run, run_seeds};
 use crate::source::Source;
 use crate::trace::Trace;
@@ -30,6 +31,11 @@ fn simulate() {
             let summary = run_seeds(number(first), number(count), None, FAILURES_MAX);
             tell(&summary);
             assert!(summary.events_min >= EVENTS_MIN, "the least world had {} events", summary.events_min);
+            if summary.worlds >= SEEDS {
+                let Tally { logins_busy, removals, names, keys_learned } = summary.tally;
+                let rarest = [logins_busy, removals, names, keys_learned].into_iter().min();
+                assert!(rarest > Some(SEEDS / 100), "what is rare comes to pass: {:?}", summary.tally);
+            }
         }
         ["soak", hours, first] => {
             let time = Duration::from_secs_f64(number::<f64>(hours) * 3600.0);

@@ -228,7 +228,7 @@ impl Life {
             entropy: Arc::new(secrets_of_life(start.number)),
             connections_max: plan.connections_max,
             handshake_ppm: plan.config().handshake_ppm(start.reactors.into(), usize::MAX),
-            bounds: plan.sizes.of_reactors(),
+            bounds: plan.of_reactors(),
         };
         let bounds = plan.sizes.of_links();
         let reactors: Vec<ReactorThread> =

@@ -10,7 +10,7 @@ use culver_protocol::id::UserId;
 use culver_storage::memory::MemoryEngine;
 
 use crate::attacks::{Attacker, Recorded};
-use crate::device::Device;
+use crate::device::{Device, Former};
 use crate::net::{MOVED, Tamper, Wire};
 use crate::oracle::{Oracle, Terms};
 use crate::plan::{Fault, Plan};
@@ -90,6 +90,8 @@ pub(crate) struct World {
     /// Whoever plays again what devices have sent, and what of that was kept.
     pub(crate) attackers: Vec<Attacker>,
     pub(crate) recorded: Vec<Recorded>,
+    /// What devices had that were removed since.
+    pub(crate) former: Vec<Former>,
     /// What will be changed on the next connection.
     pub(crate) tamper_next: Option<Tamper>,
     /// Who moved last.
@@ -134,6 +136,7 @@ impl World {
             parties: Vec::new(),
             attackers: Vec::new(),
             recorded: Vec::new(),
+            former: Vec::new(),
             tamper_next: None,
             turn: 0,
             is_calm: false,

@@ -1,9 +1,11 @@
-//! Somebody who logs in as a device, with a real client but another key: whatever of the device's they have, they are
-//! given nothing, and nothing is taken from them.
+//! Somebody who logs in as a device, with a real client but another key, or one that is void: whatever of the device's
+//! they have, they are given nothing, and nothing is taken from them.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use culver_protocol::client::{Client, ClientConfig, Credential, Encryption, Event, ServerKey};
-use culver_protocol::crypto::{KeyPair, hkdf};
+use culver_protocol::crypto::hkdf;
 use culver_protocol::id::{ClientMessageId, ConversationId, UserId};
 use culver_protocol::proto;
 use culver_protocol::proto::rpc::Request;
@@ -38,7 +40,7 @@ impl Impostor {
             fetch,
             encryption: Some(Encryption {
                 suite: secrecy.suite,
-                own: KeyPair::new(&[9; 32]).into(),
+                own: Arc::clone(&secrecy.own),
                 roots: secrecy.root.into(),
                 server,
                 forward_secret: secrecy.forward_secret,

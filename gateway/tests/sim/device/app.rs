@@ -1,5 +1,8 @@
 //! What an application does by itself.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use bytes::Bytes;
 use culver_protocol::id::{ConversationId, ConversationSeq, InboxSeq, UserId};
 use culver_protocol::proto;
@@ -14,6 +17,8 @@ use crate::source::Source;
 pub(super) const FETCH_ACTS_MAX: u32 = 40;
 /// Conversations on a page of the last list: few, so that there are pages.
 const LAST_LIMIT: u32 = 2;
+/// How long names are. The last is too long.
+const NAME_LENS: [usize; 8] = [1, 5, 5, 12, 0, 64, 20, 65];
 /// Weights of persisting and of sending among an application's acts, in thousandths.
 const PERSISTS: u32 = 400;
 const SENDS: u32 = 300;
@@ -61,7 +66,8 @@ impl Device {
         }
         let sends = if self.sends_left > 0 { SENDS } else { 0 };
         let nature = self.nature;
-        let mut roll = source.below(PERSISTS + sends + nature.asks + nature.toggles + nature.killed);
+        let devices = nature.removes + nature.names;
+        let mut roll = source.below(PERSISTS + sends + nature.asks + nature.toggles + devices + nature.killed);
         let mut falls_to = |weight: u32| {
             let is_it = roll < weight;
             roll = roll.wrapping_sub(weight);
@@ -76,6 +82,14 @@ impl Device {
         } else if falls_to(nature.toggles) {
             let on = source.below(2) == 0;
             self.call(oracle, Request::SetReadReceipts(proto::SetReadReceipts { on }));
+        } else if falls_to(nature.removes) {
+            let device = self.any_of_family(source);
+            self.call(oracle, Request::RemoveDevice(proto::RemoveDevice { device }));
+        } else if falls_to(nature.names) {
+            let (device, len) = (self.any_of_family(source), source.pick(&NAME_LENS));
+            let letter = char::from(b'a' + source.number::<u8>(0, 25));
+            let name = std::iter::repeat_n(letter, len).collect();
+            self.call(oracle, Request::NameDevice(proto::NameDevice { device, name }));
         } else {
             if self.fetch {
                 self.over = true;
@@ -84,6 +98,12 @@ impl Device {
             return Some(self.relaunch(oracle, now_us));
         }
         None
+    }
+
+    /// One of its user's devices, itself among them, or one that the user has not.
+    fn any_of_family(&self, source: &mut Source) -> u32 {
+        let strange = u32::from(source.chance(50));
+        1 + source.below(u32::from(self.nature.family) + strange)
     }
 
     /// The application behaves: it persists what has come, and comes back if it had stopped. To be called again and
@@ -141,6 +161,9 @@ impl Device {
     fn relaunch(&mut self, oracle: &mut Oracle, now_us: u64) -> Want {
         oracle.note(self.name(), || format!("begins anew from {}", self.store.borrow().cursor));
         self.lives += 1;
+        if std::mem::take(&mut self.is_removed) {
+            self.begin_anew(oracle);
+        }
         let seed = self.seed ^ self.lives.rotate_left(32);
         let key = self.key();
         self.client = client(key, &self.nature, seed, false, &mut self.store.borrow_mut());
@@ -165,6 +188,19 @@ impl Device {
         }
         self.store.borrow_mut().outbox = outbox;
         Want::Abandon
+    }
+
+    /// It has heard that it was removed: it forgets everything, its key first. What another process of it still has open
+    /// is nobody's store any more.
+    fn begin_anew(&mut self, oracle: &mut Oracle) {
+        let key = self.key();
+        let renewed = self.store.borrow_mut().renewed(key);
+        let Some((store, former)) = renewed else { return };
+        oracle.note(self.name(), || "forgets all that it had".to_owned());
+        self.store.borrow().outbox.iter().for_each(|index| oracle.forgotten(*index));
+        oracle.renewed(key);
+        self.store = Rc::new(RefCell::new(store));
+        self.former = Some(former);
     }
 
     fn persist_some(&mut self, source: &mut Source, oracle: &mut Oracle) {

@@ -9,7 +9,7 @@ use culver_protocol::message::MarkView;
 use culver_protocol::proto;
 
 use super::DeviceKey;
-use super::secrecy::Secrecy;
+use super::secrecy::{Former, Secrecy, key_pair};
 use crate::oracle::MessageIndex;
 use crate::world::BEGIN_MS;
 
@@ -43,6 +43,16 @@ impl Store {
         Self { secrecy, token: Some(token), ..Self::default() }
     }
 
+    /// Of a device that has forgotten all that this one holds, because it was removed: it has another key, and nothing
+    /// that says so. And what this one held.
+    pub(super) fn renewed(&mut self, key: DeviceKey) -> Option<(Self, Former)> {
+        let secrecy = self.secrecy.clone()?;
+        let era = secrecy.era + 1;
+        let next = Secrecy { own: key_pair(key, era), era, ..secrecy.clone() };
+        let store = Self { secrecy: Some(next), server: self.server, clients: self.clients, ..Self::default() };
+        Some((store, Former { key, secrecy, ticket: self.ticket.clone(), token: self.token.clone() }))
+    }
+
     pub(super) fn credential(&self) -> Credential {
         match &self.token {
             _ if !self.ticket.bytes.is_empty() => Credential::Ticket(self.ticket.clone()),
@@ -53,7 +63,7 @@ impl Store {
 
     /// How its next client encrypts.
     pub(super) fn encryption(&mut self, key: DeviceKey, seed: u64) -> Option<Encryption> {
-        let Secrecy { suite, forward_secret, own, root } = self.secrecy.clone()?;
+        let Secrecy { suite, forward_secret, own, root, .. } = self.secrecy.clone()?;
         let roots = root.into();
         self.clients += 1;
         let DeviceKey { user, device } = key;

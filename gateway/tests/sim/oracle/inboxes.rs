@@ -4,9 +4,10 @@ use culver_protocol::id::{ConversationId, DeviceId, UserId};
 use culver_protocol::limits::{DELIVER_ENTRIES_MAX, ENTRY_OVERHEAD};
 use culver_protocol::proto;
 
+use super::devices::Standing;
 use super::messages::MessageIndex;
 use super::receipts::Setting;
-use super::{Bits, Oracle, Who, Witness, side_of, slot};
+use super::{Asked, Bits, Oracle, Who, Witness, side_of, slot};
 
 /// A user, and what is known of the inbox.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ pub(super) struct Linked {
     pub(super) gap: u64,
     /// Connections so far: the app's, and fetching processes'.
     pub(super) connections: [u32; 2],
+    pub(super) standing: Standing,
 }
 
 impl User {
@@ -63,6 +65,7 @@ impl User {
                 claimed: 0,
                 gap: 0,
                 connections: [0; 2],
+                standing: Standing::default(),
             });
             self.devices.len() - 1
         })
@@ -81,13 +84,14 @@ impl Oracle {
         let order = self.next();
         let (user, device) = witness.at;
         let linked_before = self.users[user].devices.iter().any(|linked| linked.evidence.is_some());
+        let is_restless = self.users[user].is_restless();
         let head = self.users[user].places.len() as u64;
         let linked = &mut self.users[user].devices[device];
         linked.connections[usize::from(witness.fetch)] += 1;
         linked.last_evidence = None;
         if linked.tried.is_none() {
             linked.tried = Some(order);
-            linked.not_before = if linked_before { head } else { 0 };
+            linked.not_before = if linked_before && !is_restless { head } else { 0 };
         }
         witness.disconnected();
         witness.connected = true;
@@ -114,18 +118,26 @@ impl Oracle {
 
     /// Something came that only a linked device gets.
     pub(super) fn prove_linked(&mut self, witness: &mut Witness) {
+        self.check_void(witness, witness.began);
         let order = self.next();
-        let (user, device) = witness.at;
-        let user = &mut self.users[user];
-        if user.devices[device].evidence.is_none() {
-            let tried = user.devices.iter().filter(|linked| linked.tried.is_some()).count();
-            let linked = &mut user.devices[device];
-            (linked.evidence, linked.is_first) = (Some(order), tried == 1);
+        let (at, device) = witness.at;
+        let user = &mut self.users[at];
+        if user.devices[device].standing.is_sure_of(witness) {
+            if user.devices[device].evidence.is_none() {
+                let tried = user.devices.iter().filter(|linked| linked.tried.is_some()).count();
+                let is_first = tried == 1 && !user.is_restless();
+                let linked = &mut user.devices[device];
+                (linked.evidence, linked.is_first) = (Some(order), is_first);
+            }
+            user.devices[device].last_evidence.get_or_insert(order);
         }
-        user.devices[device].last_evidence.get_or_insert(order);
         // An older session of this device does nothing any more.
-        for on in witness.lost.drain(..) {
-            user.setting.close(on, order);
+        for lost in witness.lost.drain(..) {
+            match lost {
+                Asked::Receipts { on, .. } => self.users[at].setting.close(on, order),
+                Asked::Removal { device, .. } => self.close_removal(at, device),
+                _ => {}
+            }
         }
     }
 
@@ -136,6 +148,7 @@ impl Oracle {
         let index = self.recognise(entry, None, who);
         let message = &self.messages[index.0 as usize];
         let (from, conversation, place, id) = (message.from, message.conversation, entry.inbox_seq, message.id);
+        self.check_void(witness, message.submitted);
         assert!(
             conversation.direct_peer(witness.key.user).is_some(),
             "nobody gets what is not theirs: {who} got {id} of {conversation:?}"
@@ -162,7 +175,7 @@ impl Oracle {
             "a further device gets what comes from its link on: {who} got {place}, and {} were there before",
             linked.not_before
         );
-        if linked.first == 0 || place < linked.first {
+        if linked.standing.is_sure_of(witness) && (linked.first == 0 || place < linked.first) {
             linked.first = place;
         }
         check_window(witness, place, entry.payload.len(), who);
@@ -171,6 +184,9 @@ impl Oracle {
     /// A login without a cursor is told of no GAP: what has expired before the first entry that it gets is gone for it.
     fn skip_expired(&mut self, witness: &Witness, place: u64, now_us: u64) {
         let (user, device) = witness.at;
+        if self.users[user].devices[device].standing.era() != witness.era {
+            return;
+        }
         for between in witness.position + 1..place {
             let linked = &self.users[user].devices[device];
             let is_had = witness.seen.has(between) || linked.stored.has(between) || between < linked.gap;
@@ -190,7 +206,7 @@ impl Oracle {
     fn check_between(&self, witness: &Witness, place: u64, who: Who) {
         let user = &self.users[witness.at.0];
         let linked = &user.devices[witness.at.1];
-        if linked.first == 0 && !linked.is_first {
+        if linked.first == 0 && !linked.is_first && witness.cursor == 0 {
             return; // where it was linked, only this entry tells
         }
         for between in witness.position + 1..place {
@@ -202,10 +218,15 @@ impl Oracle {
     fn check_has(&self, witness: &Witness, place: u64, when: impl Fn() -> String) {
         let user = &self.users[witness.at.0];
         let linked = &user.devices[witness.at.1];
+        if linked.standing.era() != witness.era {
+            return;
+        }
         let Some(index) = user.at(place) else { return };
         let message = &self.messages[index.0 as usize];
         let is_had = witness.seen.has(place) || linked.stored.has(place) || place < linked.gap;
-        let is_before = !linked.is_first && (linked.first == 0 || place < linked.first);
+        // Whoever has a cursor is told where anything behind it is left out, though it was removed meanwhile.
+        let may_be_before = !linked.is_first && witness.cursor == 0;
+        let is_before = may_be_before && (linked.first == 0 || place < linked.first);
         assert!(
             is_had || is_before || message.from == witness.key,
             "nothing is left out: {}, but never had {} at {place}",
@@ -216,7 +237,11 @@ impl Oracle {
 
     /// An application has an entry in its store.
     pub(crate) fn stored(&mut self, witness: &Witness, place: u64) {
-        self.users[witness.at.0].devices[witness.at.1].stored.set(place);
+        let linked = &mut self.users[witness.at.0].devices[witness.at.1];
+        // What a process stores of a device that has begun anew is in nobody's store any more.
+        if linked.standing.era() == witness.era {
+            linked.stored.set(place);
+        }
     }
 
     /// An application told its client that everything up to here is in its store.
@@ -231,6 +256,9 @@ impl Oracle {
         let Self { users, messages, talks, .. } = self;
         let user = &mut users[witness.at.0];
         let linked = &mut user.devices[witness.at.1];
+        if linked.standing.era() != witness.era {
+            return;
+        }
         for place in linked.claimed + 1..=through {
             let index = user.places.get(slot(place)).copied().flatten();
             let Some(index) = index.filter(|_| linked.stored.has(place)) else { continue };
@@ -251,10 +279,12 @@ impl Oracle {
         self.prove_linked(witness);
         let who = witness.name();
         assert!(!gap.reset, "a cursor that the server gave is good for ever: {who} was told to forget it, {gap:?}");
-        assert!(self.terms.may_gap(), "nothing expires here: {who} was told {gap:?}");
         let (user, device) = witness.at;
+        let standing = &self.users[user].devices[device].standing;
+        let (is_undoubted, is_past) = (standing.is_undoubted(), standing.era() != witness.era);
+        assert!(self.terms.may_gap() || !is_undoubted, "nothing expires here: {who} was told {gap:?}");
         let from = self.users[user].devices[device].claimed + 1;
-        if let (false, Some(expires_after_us)) = (self.terms.may_unlink, self.terms.expires_after_us) {
+        if let (false, Some(expires_after_us)) = (self.terms.may_unlink || !is_undoubted, self.terms.expires_after_us) {
             for place in from..gap.start {
                 let Some(index) = self.users[user].at(place) else { continue };
                 let message = &self.messages[index.0 as usize];
@@ -269,7 +299,7 @@ impl Oracle {
             }
         }
         let linked = &mut self.users[user].devices[device];
-        linked.gap = linked.gap.max(gap.start);
+        linked.gap = linked.gap.max(if is_past { 0 } else { gap.start });
         witness.position = witness.position.max(gap.start.saturating_sub(1));
         // It counts as acknowledged.
         witness.acknowledged(gap.start.saturating_sub(1));

@@ -161,6 +161,7 @@ impl Oracle {
     /// A message was answered: it is on disk.
     pub(crate) fn accepted(&mut self, witness: &Witness, accepted: &Accepted) -> MessageIndex {
         self.next();
+        self.check_void(witness, witness.began);
         let index = self.by_client_id(witness, accepted.client_message_id);
         let message = &mut self.messages[index.0 as usize];
         let (id, who) = (message.id, witness.name());

@@ -201,7 +201,7 @@ impl Oracle {
     /// Whether everything that a user writes in a conversation goes to one device alone, and to all that ever was.
     pub(super) fn has_one_device(&self, conversation: ConversationId, from: UserId) -> bool {
         let peer = conversation.direct_peer(from).and_then(|peer| self.user(peer));
-        !self.terms.may_gap() && peer.is_none_or(|peer| peer.devices.len() <= 1)
+        !self.terms.may_gap() && peer.is_none_or(|peer| peer.devices.len() <= 1 && !peer.is_restless())
     }
 
     /// An application asks for something.
@@ -219,9 +219,8 @@ impl Oracle {
                 }
                 Asked::Receipts { on: set.on, order }
             }
-            Request::RemoveDevice(_) | Request::NameDevice(_) => {
-                unreachable!("no application of this world changes what devices there are: {request:?}")
-            }
+            Request::RemoveDevice(removed) => self.ask_removal(witness, removed.device, order),
+            Request::NameDevice(named) => self.ask_name(witness, named, order),
         };
         assert!(witness.calls.insert(id, asked).is_none(), "a client numbers its requests");
     }

@@ -30,6 +30,9 @@ impl Oracle {
             }
         };
         self.prove_linked(witness);
+        if let Asked::Devices { order } | Asked::Mark { order, .. } | Asked::Removal { order, .. } = asked {
+            self.check_void(witness, order);
+        }
         match (asked, found) {
             (Asked::List, Found::Conversations(page)) => {
                 for item in &page.items {
@@ -54,6 +57,12 @@ impl Oracle {
                 assert!(set.on == on, "what is asked is done: {who} asked for {on} and was answered {}", set.on);
                 self.receipts_set(witness, on, order);
             }
+            (Asked::Removal { device, order, .. }, Found::DeviceRemoved(_)) => {
+                self.removed(witness, device, order, who);
+            }
+            (Asked::Name { device, len, order }, Found::DeviceNamed(_)) => {
+                self.named(witness, (device, len), order, who);
+            }
             (asked, found) => panic!("an answer is to what was asked: {who} asked {asked:?} and got {found:?}"),
         }
         None
@@ -67,7 +76,9 @@ impl Oracle {
         }
         // What expired on its way to the device was not delivered, even if the device acknowledges it later.
         let is_known = matches!(asked, Asked::Mark { acknowledged: true, .. }) && !self.terms.may_gap();
-        let is_fair = is(ErrorCode::Busy)
+        let is_fair_of_devices = self.is_refused_fairly(witness, asked, code);
+        let is_fair = is_fair_of_devices
+            || is(ErrorCode::Busy)
             || is(ErrorCode::Replaced)
             || (is(ErrorCode::ReadBeyondDelivered) && matches!(asked, Asked::Mark { .. }) && !is_known);
         assert!(is_fair, "what is right is not refused: {who} asked {asked:?} and was told {code}");
@@ -76,7 +87,7 @@ impl Oracle {
     /// The connection ended before an answer.
     pub(crate) fn cancelled(&mut self, witness: &mut Witness, id: u64) {
         match witness.calls.remove(&id) {
-            Some(Asked::Receipts { on, .. }) => witness.lost.push(on),
+            Some(asked) if asked.outlives_its_connection() => witness.lost.push(asked),
             Some(_) => {}
             None => panic!("a request ends once: {} was told that {id} is cancelled", witness.name()),
         }
@@ -123,6 +134,7 @@ impl Oracle {
                 known.is_some_and(|linked| linked.tried.is_some()),
                 "only who has logged in is linked: {who} was listed {info:?}"
             );
+            self.check_shown(user, info, asked, who);
         }
         for linked in user.devices.iter().filter(|linked| linked.evidence.is_some_and(|order| order < asked)) {
             assert!(
@@ -137,8 +149,11 @@ impl Oracle {
     /// The server told an error that is about the connection, or about nothing in particular.
     pub(crate) fn server_error(&mut self, witness: &Witness, error: &proto::Error) {
         let who = witness.name();
+        let code = ErrorCode::from_number(error.code);
+        self.tally.logins_busy += u64::from(code == Some(ErrorCode::LoginsBusy));
+        let is_of_removal = code.is_some_and(|code| self.may_be_removed(witness, code));
         let linked = &self.users[witness.at.0].devices[witness.at.1];
-        let is_fair = match ErrorCode::from_number(error.code) {
+        let is_fair = match code {
             Some(
                 ErrorCode::Busy
                 | ErrorCode::RecipientFull
@@ -170,6 +185,7 @@ impl Oracle {
             _ => false,
         };
         let is_of_attack = witness.is_attacked && (!witness.is_greeted || is_of_record(error.code));
+        let is_fair = is_fair || is_of_removal;
         assert!(is_fair || is_of_attack, "a client that keeps to the protocol is told no error: {who} got {error:?}");
     }
 
@@ -182,7 +198,9 @@ impl Oracle {
 
     /// A client does not come back by itself.
     pub(crate) fn stopped(&self, witness: &Witness, code: u32) {
-        let is_fair = [ErrorCode::Replaced, ErrorCode::DevicesFull].map(ErrorCode::number).contains(&code);
+        let of_removal = ErrorCode::DeviceRemoved;
+        let is_fair = [ErrorCode::Replaced, ErrorCode::DevicesFull].map(ErrorCode::number).contains(&code)
+            || (code == of_removal.number() && self.may_be_removed(witness, of_removal));
         let is_sure = !witness.is_attacked || witness.is_greeted;
         assert!(is_fair && is_sure, "nobody but the server stops a client: {} was by {code}", witness.name());
     }

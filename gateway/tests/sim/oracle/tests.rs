@@ -866,3 +866,118 @@ fn what_nobody_remembers_may_be_there_or_not() {
     tale.persist(BOB, 1);
     tale.oracle.check_known(&[], LATER_US);
 }
+
+fn remove_request(device: u32) -> Request {
+    Request::RemoveDevice(proto::RemoveDevice { device })
+}
+
+fn list_of(names: &[(u32, &str)]) -> Found {
+    let device = |(device, name): &(u32, &str)| proto::Device {
+        device: *device,
+        name: (*name).to_owned(),
+        ..Default::default()
+    };
+    Found::Devices(proto::Devices { devices: names.iter().map(device).collect() })
+}
+
+/// Ann's second device is there, and her first has it removed.
+fn removed(tale: &mut Tale) {
+    tale.connect(ANN_TOO, 0, 0);
+    let message = tale.send(BOB);
+    let entry = tale.entry(key(2, 1), message, 1, 1);
+    tale.oracle.delivered(&mut tale.witnesses[ANN_TOO], &entry, LATER_US);
+    let id = tale.ask(ANN, &remove_request(2));
+    tale.answer(ANN, id, Ok(Found::DeviceRemoved(proto::DeviceRemoved {})));
+}
+
+fn list(tale: &mut Tale, names: &[(u32, &str)]) {
+    let id = tale.ask(ANN, &Request::ListDevices(proto::ListDevices {}));
+    tale.answer(ANN, id, Ok(list_of(names)));
+}
+
+fn name(tale: &mut Tale, device: u32, name: &str) {
+    let named = proto::NameDevice { device, name: name.to_owned() };
+    let id = tale.ask(ANN, &Request::NameDevice(named));
+    tale.answer(ANN, id, Ok(Found::DeviceNamed(proto::DeviceNamed {})));
+}
+
+#[test]
+fn who_was_removed_gets_nothing() {
+    let sent_since = |tale: &mut Tale| {
+        let message = tale.send(BOB);
+        let entry = tale.entry(key(2, 1), message, 2, 2);
+        tale.oracle.delivered(&mut tale.witnesses[ANN_TOO], &entry, LATER_US);
+    };
+    lie("who was removed gets nothing", removed, sent_since);
+    lie("who was removed gets nothing", removed, |tale| {
+        tale.connect(ANN_TOO, 0, 0);
+        tale.receipt(ANN_TOO, 3, delivered(0));
+    });
+    lie("who was removed gets nothing", removed, |tale| {
+        let id = tale.ask(ANN_TOO, &Request::ListDevices(proto::ListDevices {}));
+        tale.answer(ANN_TOO, id, Ok(list_of(&[(1, ""), (2, "")])));
+    });
+    lie("who was removed is gone", removed, |tale| list(tale, &[(1, ""), (2, "")]));
+    lie("who was removed is gone", removed, |tale| {
+        let id = tale.ask(ANN, &remove_request(2));
+        tale.answer(ANN, id, Ok(Found::DeviceRemoved(proto::DeviceRemoved {})));
+    });
+    lie("a client that keeps to the protocol is told no error", nothing, |tale| {
+        let error = proto::Error { code: ErrorCode::DeviceRemoved.number(), ..Default::default() };
+        tale.oracle.server_error(&tale.witnesses[ANN], &error);
+    });
+    lie("what is right is not refused", one, |tale| {
+        let id = tale.ask(BOB, &remove_request(1));
+        tale.answer(BOB, id, Err(ErrorCode::DeviceNotFound.number()));
+    });
+    // What was on its way is not taken back; and with a new token it is there again, and its list has a gap.
+    let mut tale = Tale::new(Terms::default());
+    removed(&mut tale);
+    list(&mut tale, &[(1, "")]);
+    let error = proto::Error { code: ErrorCode::DeviceRemoved.number(), ..Default::default() };
+    tale.oracle.server_error(&tale.witnesses[ANN_TOO], &error);
+    tale.oracle.token_issued(key(1, 2));
+    sent_since(&mut tale);
+    list(&mut tale, &[(1, ""), (2, "")]);
+}
+
+#[test]
+fn who_has_begun_anew_has_nothing_of_what_it_had() {
+    lie(
+        "who was removed gets nothing",
+        |tale| {
+            removed(tale);
+            tale.oracle.renewed(key(1, 2));
+            tale.oracle.token_issued(key(1, 2));
+        },
+        |tale| {
+            // By the key that it had.
+            tale.connect(ANN_TOO, 0, 0);
+            tale.receipt(ANN_TOO, 3, delivered(0));
+        },
+    );
+}
+
+#[test]
+fn names() {
+    let named = |tale: &mut Tale| {
+        name(tale, 1, "a");
+        name(tale, 1, "b");
+    };
+    lie("a device has the name that it was given", named, |tale| list(tale, &[(1, "a")]));
+    lie("a device has the name that it was given", named, |tale| list(tale, &[(1, "")]));
+    lie("a device has the name that it was given", removed, |tale| {
+        tale.oracle.token_issued(key(1, 2));
+        list(tale, &[(1, ""), (2, "c")]);
+    });
+    lie("a name has its length", nothing, |tale| name(tale, 1, &"a".repeat(65)));
+    let mut tale = Tale::new(Terms::default());
+    named(&mut tale);
+    list(&mut tale, &[(1, "b")]);
+    // Nobody was told what became of this one.
+    let named = proto::NameDevice { device: 1, name: "c".to_owned() };
+    let id = tale.ask(ANN, &Request::NameDevice(named));
+    tale.oracle.cancelled(&mut tale.witnesses[ANN], id);
+    list(&mut tale, &[(1, "b")]);
+    list(&mut tale, &[(1, "c")]);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use culver_protocol::id::ConversationId;
+use culver_protocol::id::{ConversationId, DeviceId};
 use culver_protocol::message::MarkView;
 
 use super::{Bits, Oracle, Who};
@@ -27,6 +27,24 @@ pub(crate) enum Asked {
         on: bool,
         order: u64,
     },
+    /// `surely`: it was linked, and so often had been asked for that before.
+    Removal {
+        device: DeviceId,
+        order: u64,
+        surely: Option<u32>,
+    },
+    Name {
+        device: DeviceId,
+        len: usize,
+        order: u64,
+    },
+}
+
+impl Asked {
+    /// Whether it may be granted though nobody hears of it, and is to be reckoned with.
+    pub(super) fn outlives_its_connection(&self) -> bool {
+        matches!(self, Self::Receipts { .. } | Self::Removal { .. })
+    }
 }
 
 /// See the module.
@@ -74,8 +92,11 @@ pub(crate) struct Witness {
     /// WELCOME has come.
     pub(super) is_greeted: bool,
 
-    /// Wishes about receipts whose answers were lost with their connection: it may be that they are still granted.
-    pub(super) lost: Vec<bool>,
+    /// Wishes about receipts and devices whose answers were lost with their connection: it may be that they are still
+    /// granted.
+    pub(super) lost: Vec<Asked>,
+    /// Which life of its device with a key it belongs to.
+    pub(super) era: u32,
 }
 
 impl Witness {
@@ -126,12 +147,10 @@ impl Oracle {
     pub(crate) fn launched(&mut self, key: DeviceKey, fetch: bool, before: Option<&Witness>) -> Witness {
         let at = self.device_index(key);
         let mut lost = Vec::new();
+        let era = self.users[at.0].devices[at.1].standing.era();
         if let Some(before) = before {
             lost.clone_from(&before.lost);
-            lost.extend(before.calls.values().filter_map(|asked| match asked {
-                Asked::Receipts { on, .. } => Some(*on),
-                _ => None,
-            }));
+            lost.extend(before.calls.values().filter(|asked| asked.outlives_its_connection()).cloned());
         }
         Witness {
             key,
@@ -161,6 +180,7 @@ impl Oracle {
             is_attacked: false,
             is_greeted: false,
             lost,
+            era,
         }
     }
 }

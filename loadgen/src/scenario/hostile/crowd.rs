@@ -113,7 +113,7 @@ impl Crowd {
     ) -> Result<Self> {
         let halves = match way.sealed {
             Some((sealing, _)) => {
-                let how = || How::Xx { own: Arc::clone(&attacker.own), root: sealing.root };
+                let how = || How::Xx { own: Arc::clone(&attacker.own), roots: sealing.root.into() };
                 (0..HALVES).map(|_| Ok(begun(&how(), sealing, &[])?.bytes)).collect::<Result<_>>()?
             }
             None => {
