@@ -53,7 +53,15 @@ pub enum Proof {
         issued_s: u64,
     },
     /// It showed no key, on a connection that is not encrypted, and a ticket: it must be linked already.
-    PlaintextTicket,
+    PlaintextTicket {
+        /// When the ticket was issued, in seconds since 1970.
+        issued_s: u64,
+    },
+    /// It showed a ticket that names a key, which must be the one it is registered with.
+    Ticket {
+        /// When the ticket was issued, in seconds since 1970.
+        issued_s: u64,
+    },
     /// It showed a key, which must be the one it is registered with.
     Registered,
     /// It showed a key and a token that names both: it is registered with that key from now on.

@@ -38,7 +38,7 @@ pub use culver_storage::command::Fingerprint;
 pub use self::error::KeyError;
 pub use self::root::Root;
 pub use self::server::{CertifiedKey, ServerIdentity, ServerKeys};
-pub use self::ticket::{TICKET_LEN, TICKET_LEN_ENCRYPTED, TicketContents, TicketSealer};
+pub use self::ticket::{OpenedTicket, TICKET_LEN, TICKET_LEN_ENCRYPTED, TicketContents, TicketSealer};
 pub use self::token::{Claims, Confirmation, TokenClaims, TokenVerifier};
 
 /// Who has logged in.
@@ -118,7 +118,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// One of the ticket codes (3xxx).
-    pub fn open_ticket(&self, ticket: &[u8], now_ms: u64) -> Result<TicketContents, ErrorCode> {
+    pub fn open_ticket(&self, ticket: &[u8], now_ms: u64) -> Result<OpenedTicket, ErrorCode> {
         self.keyring().tickets.open(ticket, now_ms)
     }
 

@@ -4,13 +4,14 @@
 //!  0         1        2            14                                                        45 or 93
 //!  ┌─────────┬────────┬────────────┬─────────────────────────────────────────────────────────┬─────────┐
 //!  │ version │ key id │ nonce      │ sealed: kind u8 ‖ user u64 ‖ device u16 ‖ generation    │ tag     │
-//!  │ 2       │        │ 12 random  │  u32 ‖ incarnation u64 ‖ expiry u64 (ms since 1970)     │ 16      │
+//!  │ 3       │        │ 12 random  │  u32 ‖ incarnation u64 ‖ issued u64 (ms since 1970)     │ 16      │
 //!  │         │        │            │  kind 1: ‖ fingerprint 16 ‖ secret 32                   │         │
 //!  └─────────┴────────┴────────────┴─────────────────────────────────────────────────────────┴─────────┘
 //!    bound in as associated data     AES-256-GCM; integers big-endian
 //! ```
 //!
-//! Kind 0 is a plaintext session's, kind 1 an encrypted one's: neither is of use for the other. Random nonces keep one
+//! Kind 0 is a plaintext session's, kind 1 an encrypted one's: neither is of use for the other. When it was issued says
+//! when its life is over, and whether a device of its user was removed since: then it is void. Random nonces keep one
 //! key good for 2³² tickets (NIST SP 800-38D, 8.3). Never reads storage and checks no signature.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -26,7 +27,7 @@ use super::ticket_keys::{NumberedKey, TicketKey, TicketKeys};
 use super::{Fingerprint, Identity, Ticket};
 use crate::config;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const PREFIX_LEN: usize = 2;
 const PLAINTEXT: u8 = 0;
 const ENCRYPTED: u8 = 1;
@@ -63,6 +64,15 @@ impl TicketContents {
     pub fn encrypted(identity: Identity, fingerprint: Fingerprint, secret: Secret) -> Self {
         Self { identity, fingerprint: Some(fingerprint), secret: Some(secret) }
     }
+}
+
+/// What is read from a good ticket.
+#[derive(Clone, Debug)]
+pub struct OpenedTicket {
+    /// What it says.
+    pub contents: TicketContents,
+    /// When it was issued, in seconds since 1970.
+    pub issued_s: u64,
 }
 
 /// Seals and opens tickets.
@@ -132,7 +142,7 @@ impl TicketSealer {
         let expires_ms = now_ms.saturating_add(self.life_ms);
         let nonce = (self.nonces)();
         let mut sealed = Zeroizing::new(Vec::with_capacity(FIELDS_LEN_MAX));
-        self.put_fields(&mut sealed, contents, expires_ms);
+        self.put_fields(&mut sealed, contents, now_ms);
         let (id, key) = self.keys.last().expect("there is a key");
         let prefix = [VERSION, *id];
         let tag = key
@@ -143,14 +153,14 @@ impl TicketSealer {
         Ticket { bytes: Bytes::from(bytes), expires_ms }
     }
 
-    fn put_fields(&self, out: &mut Vec<u8>, contents: &TicketContents, expires_ms: u64) {
+    fn put_fields(&self, out: &mut Vec<u8>, contents: &TicketContents, issued_ms: u64) {
         let TicketContents { identity, fingerprint, secret } = contents;
         out.push(if secret.is_some() { ENCRYPTED } else { PLAINTEXT });
         out.extend_from_slice(&identity.user.0.to_be_bytes());
         out.extend_from_slice(&identity.device.0.to_be_bytes());
         out.extend_from_slice(&self.generation.to_be_bytes());
         out.extend_from_slice(&self.incarnation.0.to_be_bytes());
-        out.extend_from_slice(&expires_ms.to_be_bytes());
+        out.extend_from_slice(&issued_ms.to_be_bytes());
         match (fingerprint, secret) {
             (Some(fingerprint), Some(secret)) => {
                 out.extend_from_slice(fingerprint);
@@ -166,16 +176,16 @@ impl TicketSealer {
     /// # Errors
     /// `TicketInvalid`: not sealed with a key of these. `TicketStale`: of another incarnation or a lower generation.
     /// `TicketExpired`: its life is over.
-    pub fn open(&self, ticket: &[u8], now_ms: u64) -> Result<TicketContents, ErrorCode> {
+    pub fn open(&self, ticket: &[u8], now_ms: u64) -> Result<OpenedTicket, ErrorCode> {
         let fields = self.unseal(ticket).ok_or(ErrorCode::TicketInvalid)?;
         let is_old = fields.generation < self.generation && !planted::is(Bug::StaleTicketAccepted);
         if fields.incarnation != self.incarnation || is_old {
             return Err(ErrorCode::TicketStale);
         }
-        if fields.expires_ms <= now_ms {
+        if fields.issued_ms.saturating_add(self.life_ms) <= now_ms {
             return Err(ErrorCode::TicketExpired);
         }
-        Ok(fields.contents)
+        Ok(OpenedTicket { contents: fields.contents, issued_s: fields.issued_ms / 1000 })
     }
 
     fn unseal(&self, ticket: &[u8]) -> Option<Fields> {
@@ -200,7 +210,7 @@ struct Fields {
     contents: TicketContents,
     generation: u32,
     incarnation: Incarnation,
-    expires_ms: u64,
+    issued_ms: u64,
 }
 
 impl Fields {
@@ -210,7 +220,7 @@ impl Fields {
         let (device, bytes) = bytes.split_first_chunk()?;
         let (generation, bytes) = bytes.split_first_chunk()?;
         let (incarnation, bytes) = bytes.split_first_chunk()?;
-        let (expires_ms, bytes) = bytes.split_first_chunk()?;
+        let (issued_ms, bytes) = bytes.split_first_chunk()?;
         let identity =
             Identity { user: UserId(u64::from_be_bytes(*user)), device: DeviceId(u16::from_be_bytes(*device)) };
         let contents = match (*kind, bytes.len()) {
@@ -225,7 +235,7 @@ impl Fields {
             contents,
             generation: u32::from_be_bytes(*generation),
             incarnation: Incarnation(u64::from_be_bytes(*incarnation)),
-            expires_ms: u64::from_be_bytes(*expires_ms),
+            issued_ms: u64::from_be_bytes(*issued_ms),
         })
     }
 }

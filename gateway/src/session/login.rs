@@ -17,7 +17,7 @@ use prost::Message;
 
 use super::handshakes::{Admission, Shown};
 use super::{Context, Known, Offer, Phase, Session, Step};
-use crate::auth::{Identity, TicketContents};
+use crate::auth::{Identity, OpenedTicket, TicketContents};
 use crate::hub::command::{Command, Proof};
 
 /// The first letters tell whether it makes sense to wait for the rest.
@@ -163,12 +163,12 @@ impl Session {
                 (claims.identity, Proof::PlaintextToken { issued_s: claims.issued_s })
             }
             Some(Credential::Ticket(ticket)) => {
-                let contents = context.authenticator.open_ticket(ticket, context.now_ms)?;
+                let OpenedTicket { contents, issued_s } = context.authenticator.open_ticket(ticket, context.now_ms)?;
                 // What was said under its secret is not said in plaintext.
                 if contents.fingerprint.is_some() {
                     return Err(ErrorCode::TicketInvalid);
                 }
-                (contents.identity, Proof::PlaintextTicket)
+                (contents.identity, Proof::PlaintextTicket { issued_s })
             }
             None => return Err(ErrorCode::TokenMalformed),
         };
@@ -188,7 +188,7 @@ impl Session {
             return Err(ErrorCode::TicketStale);
         }
         let (ticket, rest) = server::split_ticket(message).map_err(handshake_error)?;
-        let contents = context.authenticator.open_ticket(ticket, context.now_ms)?;
+        let OpenedTicket { contents, issued_s } = context.authenticator.open_ticket(ticket, context.now_ms)?;
         let (Some(secret), Some(fingerprint)) = (&contents.secret, contents.fingerprint) else {
             return Err(ErrorCode::TicketInvalid);
         };
@@ -201,7 +201,7 @@ impl Session {
             server::accept_ticket((kind, suite), preamble, resumed, rest, entropy).map_err(handshake_error)?;
         let login = proto::Login::decode(accepted.login.as_slice()).map_err(|_| ErrorCode::BadHandshake)?;
         let secret = self.seal_from_now_on(suite, accepted, context);
-        let shown = Shown { fingerprint: Some(fingerprint), proof: Proof::Registered };
+        let shown = Shown { fingerprint: Some(fingerprint), proof: Proof::Ticket { issued_s } };
         self.log_in(&login, Caller { identity: contents.identity, shown, secret: Some(secret) }, context);
         Ok(true)
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use culver::auth::keys::TicketKey;
 use culver::auth::ticket_keys::TicketKeys;
-use culver::auth::{Identity, TICKET_LEN, TICKET_LEN_ENCRYPTED, TicketContents, TicketSealer};
+use culver::auth::{Identity, OpenedTicket, TICKET_LEN, TICKET_LEN_ENCRYPTED, TicketContents, TicketSealer};
 use culver::config;
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{DeviceId, Incarnation, UserId};
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use super::{DAY_MS, Home, NOW_MS, SEVEN, World, encrypted, plaintext, sealer, secret};
 
 /// Why a ticket is refused, or that it is not.
-fn code(outcome: Result<TicketContents, ErrorCode>) -> Option<ErrorCode> {
+fn code(outcome: Result<OpenedTicket, ErrorCode>) -> Option<ErrorCode> {
     outcome.err()
 }
 
@@ -34,12 +34,13 @@ fn a_ticket_says_what_was_sealed_in_it() {
         assert!(len <= TICKET_LEN_MAX);
         assert_eq!(ticket.expires_ms, NOW_MS + config::Ticket::default().life_s * 1000);
         let opened = authenticator.open_ticket(&ticket.bytes, NOW_MS + 1).expect("its own");
-        assert!(are_same(&opened, &contents), "{opened:?}");
+        assert_eq!(opened.issued_s, NOW_MS / 1000);
+        assert!(are_same(&opened.contents, &contents), "{opened:?}");
     }
     let identity = Identity { user: UserId(u64::MAX), device: DeviceId(u16::MAX) };
     let contents = TicketContents::encrypted(identity, [0xFF; 16], secret(0xFF));
     let opened = authenticator.open_ticket(&authenticator.issue_ticket(&contents, 0).bytes, 0).expect("its own");
-    assert!(are_same(&opened, &contents), "{opened:?}");
+    assert!(are_same(&opened.contents, &contents), "{opened:?}");
 }
 
 #[test]
@@ -47,9 +48,9 @@ fn a_ticket_tells_whose_session_it_was() {
     let authenticator = World::new().authenticator;
     let open = |contents| authenticator.open_ticket(&authenticator.issue_ticket(&contents, NOW_MS).bytes, NOW_MS);
     let opened = open(plaintext()).expect("its own");
-    assert!(opened.fingerprint.is_none() && opened.secret.is_none());
+    assert!(opened.contents.fingerprint.is_none() && opened.contents.secret.is_none());
     let opened = open(encrypted()).expect("its own");
-    assert!(opened.fingerprint.is_some() && opened.secret.is_some());
+    assert!(opened.contents.fingerprint.is_some() && opened.contents.secret.is_some());
 }
 
 #[test]

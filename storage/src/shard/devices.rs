@@ -27,12 +27,19 @@ impl User {
         let has_key = |row: &DeviceRow| row.fingerprint.is_some_and(is_same);
         match proof {
             Proof::PlaintextToken { issued_s } => self.check_issued(issued_s).map(|()| None),
-            Proof::PlaintextTicket if self.device(device).is_some() => Ok(None),
+            Proof::PlaintextTicket { issued_s } if self.device(device).is_some() => self.check_ticket(issued_s),
+            Proof::Ticket { issued_s } if self.device(device).is_some_and(has_key) => self.check_ticket(issued_s),
             Proof::Registered if self.device(device).is_some_and(has_key) => Ok(None),
-            Proof::Registered if planted::is(Bug::RemovedTicketAccepted) && self.row.tokens_from_s > 0 => Ok(None),
+            Proof::Registered | Proof::Ticket { .. }
+                if planted::is(Bug::RemovedTicketAccepted) && self.row.tokens_from_s > 0 =>
+            {
+                Ok(None)
+            }
             Proof::Token { issued_s } if fingerprint.is_some() => self.check_issued(issued_s).map(|()| fingerprint),
             // The same for users and devices that are not there, so that nobody learns which are.
-            Proof::PlaintextTicket | Proof::Registered | Proof::Token { .. } => Err(ErrorCode::DeviceUnknown),
+            Proof::PlaintextTicket { .. } | Proof::Registered | Proof::Ticket { .. } | Proof::Token { .. } => {
+                Err(ErrorCode::DeviceUnknown)
+            }
         }
     }
 
@@ -40,6 +47,13 @@ impl User {
     fn check_issued(&self, issued_s: u64) -> Result<(), ErrorCode> {
         let is_void = issued_s < self.row.tokens_from_s && !planted::is(Bug::RemovedTokenAccepted);
         if is_void { Err(ErrorCode::TokenExpired) } else { Ok(()) }
+    }
+
+    /// The same of a ticket: a device that was removed may be registered again with the key that it had, and must not
+    /// bring back what was stolen from it. To its user's other devices it only means that they show their keys once.
+    fn check_ticket(&self, issued_s: u64) -> Result<Option<Fingerprint>, ErrorCode> {
+        let is_void = issued_s < self.row.tokens_from_s && !planted::is(Bug::RemovedTicketAccepted);
+        if is_void { Err(ErrorCode::TicketStale) } else { Ok(None) }
     }
 
     fn link(&self, user: UserId, device: DeviceId, day: u32, fingerprint: Option<Fingerprint>) -> Decision {
@@ -69,7 +83,7 @@ fn seen(user: UserId, row: &DeviceRow, day: u32) -> Decision {
 impl Shards {
     /// Decides the login of a device that showed the key with this fingerprint: links it and registers the key, if its
     /// proof may do that, or notes the day. A ninth device is `DevicesFull`, a token from before a removal
-    /// `TokenExpired`; without one, whoever is not linked, or has not the key that the device is registered with, is
+    /// `TokenExpired`, a ticket from before one `TicketStale`; without a token, whoever is not linked, or has not the key that the device is registered with, is
     /// `DeviceUnknown`, whether or not there is such a device or user.
     ///
     /// # Errors

@@ -273,6 +273,8 @@ impl Oracle {
                 let is_old = is_strange || (witness.fetch && user.is_restless());
                 is_old || others.any(|other| other.open > 0 || standing.token < other.doubted)
             }
+            // A ticket from before one: its hub says so, once it has seen what the ticket names.
+            ErrorCode::TicketStale => witness.is_greeted && user.devices.iter().any(|linked| linked.standing.asks > 0),
             // What another of its keys began, or what is left of its own.
             ErrorCode::DeviceUnknown | ErrorCode::Replaced => is_strange,
             _ => false,

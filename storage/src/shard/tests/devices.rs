@@ -195,6 +195,8 @@ fn load_names(shards: &mut Shards, engine: &MemoryEngine, user: u64) {
     shards.loaded(Loaded::read(engine, SHARD_COUNT, Load::Names(UserId(user))).expect("memory reads"));
 }
 
+/// A ticket from after all that happens.
+const PLAIN_TICKET: Proof = Proof::PlaintextTicket { issued_s: u64::MAX };
 const UNKNOWN: Decision = Decision::Reject(ErrorCode::DeviceUnknown);
 
 #[test]
@@ -244,7 +246,7 @@ fn who_shows_no_key_touches_none() {
     let engine = MemoryEngine::new();
     let mut shards = recover(&engine, 0);
     log_in(&mut shards, &engine, (1, 1), Some(KEY), token(0));
-    for (key, plain) in [(None, plaintext(0)), (Some(OTHER), plaintext(0)), (None, Proof::PlaintextTicket)] {
+    for (key, plain) in [(None, plaintext(0)), (Some(OTHER), plaintext(0)), (None, PLAIN_TICKET)] {
         assert_eq!(log_in(&mut shards, &engine, (1, 1), key, plain), Decision::Unchanged);
         assert_eq!(log_in(&mut shards, &engine, (1, 1), Some(KEY), Proof::Registered), Decision::Unchanged);
     }
@@ -277,6 +279,11 @@ fn a_removed_device_is_unknown_and_earlier_tokens_register_nothing() {
             assert_eq!(log_in(&mut shards, &engine, (1, 2), Some(OTHER), token(issued_s)), expired, "nor another");
         }
         assert_eq!(log_in(&mut shards, &engine, (1, 2), Some(KEY), Proof::Registered), Decision::Unchanged);
+        for (issued_s, expected) in [(5, Decision::Reject(ErrorCode::TicketStale)), (6, Decision::Unchanged)] {
+            let decision = log_in(&mut shards, &engine, (1, 2), Some(KEY), Proof::Ticket { issued_s });
+            assert_eq!(decision, expected, "what the user's other devices have had is void, and no more than that");
+            assert_eq!(log_in(&mut shards, &engine, (1, 1), Some(KEY), Proof::Ticket { issued_s }), UNKNOWN);
+        }
         assert_eq!(log_in(&mut shards, &engine, (2, 1), Some(KEY), token(0)), Decision::Unchanged, "another user");
         if !shards.is_batch_empty() {
             commit(&mut shards, &engine);
@@ -288,6 +295,10 @@ fn a_removed_device_is_unknown_and_earlier_tokens_register_nothing() {
     assert_eq!(log_in(&mut shards, &engine, (1, 2), Some(KEY), token(5)), expired);
     let linked = log_in(&mut shards, &engine, (1, 2), Some(KEY), token(6));
     assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { fingerprint: Some(KEY), .. })), "{linked:?}");
+    // The key that it had is good again, for it has a new token. The tickets that it had are not.
+    for (issued_s, expected) in [(5, Decision::Reject(ErrorCode::TicketStale)), (6, Decision::Unchanged)] {
+        assert_eq!(log_in(&mut shards, &engine, (1, 2), Some(KEY), Proof::Ticket { issued_s }), expected);
+    }
     assert!(!view(&mut shards, &engine, 1, 2).siblings);
 }
 
@@ -295,7 +306,7 @@ fn a_removed_device_is_unknown_and_earlier_tokens_register_nothing() {
 fn a_removed_device_is_not_linked_in_plaintext_by_what_it_had() {
     let engine = MemoryEngine::new();
     let mut shards = recover(&engine, 0);
-    assert_eq!(log_in(&mut shards, &engine, (1, 1), None, Proof::PlaintextTicket), UNKNOWN, "nobody is there");
+    assert_eq!(log_in(&mut shards, &engine, (1, 1), None, PLAIN_TICKET), UNKNOWN, "nobody is there");
     for of in [(1, 1), (1, 2)] {
         let linked = log_in(&mut shards, &engine, of, None, plaintext(0));
         assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { fingerprint: None, .. })), "{linked:?}");
@@ -310,9 +321,11 @@ fn a_removed_device_is_not_linked_in_plaintext_by_what_it_had() {
         }
         // The same for a device that was removed, one that never was, and a user who is not there.
         for of in [(1, 1), (1, 3), (2, 1)] {
-            assert_eq!(log_in(&mut shards, &engine, of, None, Proof::PlaintextTicket), UNKNOWN, "{of:?}");
+            assert_eq!(log_in(&mut shards, &engine, of, None, PLAIN_TICKET), UNKNOWN, "{of:?}");
         }
-        assert_eq!(log_in(&mut shards, &engine, (1, 2), None, Proof::PlaintextTicket), Decision::Unchanged);
+        assert_eq!(log_in(&mut shards, &engine, (1, 2), None, PLAIN_TICKET), Decision::Unchanged);
+        let earlier = log_in(&mut shards, &engine, (1, 2), None, Proof::PlaintextTicket { issued_s: 5 });
+        assert_eq!(earlier, Decision::Reject(ErrorCode::TicketStale));
         if !shards.is_batch_empty() {
             commit(&mut shards, &engine);
         }
@@ -320,7 +333,7 @@ fn a_removed_device_is_not_linked_in_plaintext_by_what_it_had() {
     }
     let linked = log_in(&mut shards, &engine, (1, 1), None, plaintext(6));
     assert!(matches!(linked, Decision::Apply(Record::DeviceLinked { .. })), "{linked:?}");
-    assert_eq!(log_in(&mut shards, &engine, (1, 1), None, Proof::PlaintextTicket), Decision::Unchanged);
+    assert_eq!(log_in(&mut shards, &engine, (1, 1), None, PLAIN_TICKET), Decision::Unchanged);
 }
 
 #[test]

@@ -139,10 +139,14 @@ impl Model {
         match proof {
             Proof::PlaintextToken { issued_s } if issued_s < from_s => Err(ErrorCode::TokenExpired),
             Proof::PlaintextToken { .. } => Ok(None),
-            Proof::PlaintextTicket if self.cursors.contains_key(&(user, device)) => Ok(None),
-            Proof::PlaintextTicket => Err(ErrorCode::DeviceUnknown),
+            Proof::PlaintextTicket { .. } if !self.cursors.contains_key(&(user, device)) => {
+                Err(ErrorCode::DeviceUnknown)
+            }
+            Proof::PlaintextTicket { issued_s } if issued_s < from_s => Err(ErrorCode::TicketStale),
+            Proof::PlaintextTicket { .. } => Ok(None),
             _ if fingerprint.is_none() => Err(ErrorCode::DeviceUnknown),
-            Proof::Registered => {
+            Proof::Ticket { issued_s } if known == fingerprint && issued_s < from_s => Err(ErrorCode::TicketStale),
+            Proof::Registered | Proof::Ticket { .. } => {
                 if known == fingerprint {
                     Ok(None)
                 } else {
@@ -322,9 +326,10 @@ impl Life {
         let (user, device) = (self.any_user(), DeviceId(self.random.random_range(1..3)));
         let fingerprint = self.random.random_bool(0.8).then(|| [self.random.random_range(0..3); 16]);
         let issued_s = self.now_ms / 1000 + self.random.random_range(0..3) - 1;
-        let proof = match self.random.random_range(0..6) {
+        let proof = match self.random.random_range(0..7) {
             0 => Proof::PlaintextToken { issued_s },
-            1 => Proof::PlaintextTicket,
+            1 => Proof::PlaintextTicket { issued_s },
+            6 => Proof::Ticket { issued_s },
             2..4 => Proof::Registered,
             _ => Proof::Token { issued_s },
         };

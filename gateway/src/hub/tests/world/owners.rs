@@ -81,7 +81,9 @@ impl World {
                 let user = if self.random.random_bool(0.3) { NOBODY } else { device.user };
                 self.installs += 1;
                 let key = Some(key_of(self.installs)).filter(|_| self.random.random_bool(0.9));
-                let wrong = Credential { fingerprint: key, proof: Proof::Registered, install: FOREIGN };
+                let issued_s = now_s - self.random.random_range(0..3);
+                let proof = if self.random.random_bool(0.5) { Proof::Registered } else { Proof::Ticket { issued_s } };
+                let wrong = Credential { fingerprint: key, proof, install: FOREIGN };
                 self.connect_whole(Device { user, ..device }, entries, fetch, (InboxSeq(0), 0), wrong);
             }
             7 => {
@@ -91,7 +93,11 @@ impl World {
                 if !self.clients.iter().any(is_other) {
                     let issued_s = now_s - self.random.random_range(0..3);
                     let is_by_token = self.random.random_bool(0.5);
-                    let proof = if is_by_token { Proof::PlaintextToken { issued_s } } else { Proof::PlaintextTicket };
+                    let proof = if is_by_token {
+                        Proof::PlaintextToken { issued_s }
+                    } else {
+                        Proof::PlaintextTicket { issued_s }
+                    };
                     self.connect_as(device, entries, fetch, Credential { install, proof, ..Credential::NONE });
                 }
             }

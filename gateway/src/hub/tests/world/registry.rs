@@ -94,17 +94,23 @@ impl Registry {
         let before = known.devices.get(&device);
         let (never, surely) = known.tokens_from_s;
         let unknown = Err(ErrorCode::DeviceUnknown);
+        let is_registered = before.is_some_and(|of| key.is_some() && of.key == key);
+        let unless_void = |issued_s, code| match issued_s {
+            issued_s if issued_s < never => Err(code),
+            issued_s if issued_s < surely && result.is_err() => Err(code),
+            _ => Ok(()),
+        };
         let expected = match proof {
-            Proof::PlaintextTicket => before.map(|_| ()).ok_or(ErrorCode::DeviceUnknown),
-            Proof::Registered => {
-                before.filter(|of| key.is_some() && of.key == key).map(|_| ()).ok_or(ErrorCode::DeviceUnknown)
-            }
+            Proof::PlaintextTicket { .. } if before.is_none() => unknown,
+            Proof::Registered | Proof::Ticket { .. } if !is_registered => unknown,
             Proof::Token { .. } if key.is_none() => unknown,
-            Proof::Token { issued_s } | Proof::PlaintextToken { issued_s } => match issued_s {
-                issued_s if issued_s < never => Err(ErrorCode::TokenExpired),
-                issued_s if issued_s < surely && result.is_err() => Err(ErrorCode::TokenExpired),
-                _ => Ok(()),
-            },
+            Proof::Registered => Ok(()),
+            Proof::PlaintextTicket { issued_s } | Proof::Ticket { issued_s } => {
+                unless_void(issued_s, ErrorCode::TicketStale)
+            }
+            Proof::Token { issued_s } | Proof::PlaintextToken { issued_s } => {
+                unless_void(issued_s, ErrorCode::TokenExpired)
+            }
         };
         assert_eq!(result, expected, "user {user} device {device} with {key:?} and {proof:?}: {known:?}");
         if result.is_err() {
@@ -207,7 +213,7 @@ fn check(known: &Known, found: &Known, asked: &[&Asked], now_ms: u64) -> Vec<Dev
                 Asked::Name { device: of, name } => named |= *of == device && after.is_some_and(|it| it.name == *name),
                 Asked::Login { device: of, key, proof } if *of == device => match proof {
                     Proof::PlaintextToken { .. } => linked = true,
-                    Proof::PlaintextTicket | Proof::Registered => {}
+                    Proof::PlaintextTicket { .. } | Proof::Ticket { .. } | Proof::Registered => {}
                     Proof::Token { .. } => {
                         linked = true;
                         keys.push(*key);
