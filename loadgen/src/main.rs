@@ -90,7 +90,7 @@ enum Scenario {
     Handshake(Box<scenario::handshake::HandshakeOptions>),
     /// Attackers of every kind beside honest pairs
     #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s\n  \
-                          culver-loadgen hostile --silent 0 --crowd 50000 --crowd-cpu 50 --attack 30s --p99-ratio-max 2")]
+                          culver-loadgen hostile --silent 0 --crowd 50000 --crowd-cpu 33 --attack 30s --p99-ratio-max 2")]
     Hostile(Box<scenario::hostile::HostileOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]

@@ -57,7 +57,8 @@ const ENTERING_PACE_US: u64 = 1_000;
 /// A reactor that was full takes connections again when this part of its room is free.
 const ROOM_AGAIN: usize = 64;
 /// Longest wait: the timer wheel's tick.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_micros(TICK_US);
+const TICK_US: u64 = 1_000_000;
 /// Longest wait while the server leaves.
 const LEAVING_TICK: Duration = Duration::from_millis(20);
 
@@ -243,7 +244,7 @@ impl<S: Socket> Reactor<S> {
         self.mono_us = now.mono_us;
         self.wall_ms = now.wall_ms;
         let started_us = *self.started_us.get_or_insert(now.mono_us);
-        self.now = u32::try_from((now.mono_us - started_us) / 1_000_000).expect("136 years of seconds fit");
+        self.now = u32::try_from((now.mono_us - started_us) / TICK_US).expect("136 years of seconds fit");
         self.handshakes.begin_turn(now.mono_us);
         self.counters().turns.add(1);
     }

@@ -7,7 +7,7 @@ use culver_storage::planted::{self, Bug};
 use super::buffers::NO_BUFFER;
 use super::connection::{Connection, Life, ReadOutcome};
 use super::socket::Socket;
-use super::{DUE_PACE_US, ENDING_S, OPENING_LEN_MAX, Reactor};
+use super::{DUE_PACE_US, ENDING_S, OPENING_LEN_MAX, Reactor, TICK_US};
 use crate::hub::command::Address;
 use crate::session::records::Records;
 use crate::session::{Context, Outcome, Session};
@@ -264,7 +264,7 @@ impl<S: Socket> Reactor<S> {
             return;
         }
         self.looked_at_due_us = self.mono_us;
-        for _ in 0..self.around.bounds.due_a_turn {
+        for _ in 0..self.due_now() {
             let Some(slot) = self.due.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(slot) else { continue };
             if connection.timer.due > now {
@@ -285,6 +285,14 @@ impl<S: Socket> Reactor<S> {
                 }
             }
         }
+    }
+
+    /// How many of those whose time has come are looked at now: they all came with the same tick, and are spread over
+    /// the time until the next, so that those who are busy do not wait for a thousand who leave.
+    fn due_now(&self) -> usize {
+        let since_tick_us = (self.mono_us - self.started_us.unwrap_or(self.mono_us)) % TICK_US;
+        let looks_left = usize::try_from((TICK_US - since_tick_us).div_ceil(DUE_PACE_US)).expect("a thousand at most");
+        self.due.len().div_ceil(looks_left).min(self.around.bounds.due_a_turn)
     }
 
     pub(super) fn time_out(&mut self, slot: u32, code: ErrorCode) {

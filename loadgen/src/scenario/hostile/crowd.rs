@@ -25,12 +25,14 @@ use crate::sys;
 
 /// Connections of one thread, at most: its table of descriptors is its own.
 const THREAD_MAX: usize = 15_000;
-/// Connections opened between two looks at what has come.
-const A_TURN: usize = 16;
+/// Connections opened between two looks at what has come, and how many of those are looked at: a crowd that came in waves
+/// would keep the machine from the honest for longer than its share.
+const A_TURN: usize = 2;
+const EVENTS_A_TURN: usize = 8;
 /// Longest wait for something to come.
 const POLL_WAIT: Duration = Duration::from_millis(5);
 /// Longest pause of a thread that has used more than its share.
-const PAUSE_MAX: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Halves of handshakes that are made once and then sent again and again: an attacker saves their cost.
 const HALVES: usize = 64;
 /// A source address has some 28,000 ports, and those of connections just ended are not free at once.
@@ -53,7 +55,19 @@ enum Member {
     Replay,
 }
 
-const MEMBERS: [Member; 5] = [Member::Silent, Member::Garbage, Member::GarbledHandshake, Member::Half, Member::Replay];
+/// Eight of ten stay for as long as they are let.
+const MEMBERS: [Member; 10] = [
+    Member::Silent,
+    Member::Half,
+    Member::Replay,
+    Member::Garbage,
+    Member::Silent,
+    Member::Half,
+    Member::Replay,
+    Member::GarbledHandshake,
+    Member::Silent,
+    Member::Half,
+];
 
 /// A crowd to be.
 #[derive(Debug)]
@@ -208,7 +222,7 @@ impl<'a> CrowdThread<'a> {
 
     fn attack(&mut self, stop: &AtomicBool) -> Result<()> {
         let began = Instant::now();
-        let mut events = Events::with_capacity(256);
+        let mut events = Events::with_capacity(EVENTS_A_TURN);
         while !stop.load(Ordering::Relaxed) {
             for _ in 0..A_TURN {
                 self.open_one()?;

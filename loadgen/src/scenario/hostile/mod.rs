@@ -93,7 +93,7 @@ pub(crate) struct HostileOptions {
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=200_000))]
     crowd: u32,
     /// What the crowd may use of one core, for it shares the machine with the server
-    #[arg(long, default_value_t = 50.0, value_name = "PER_CENT", value_parser = rate)]
+    #[arg(long, default_value_t = 33.0, value_name = "PER_CENT", value_parser = rate)]
     crowd_cpu: f64,
     /// How long the server waits for a login
     #[arg(long, default_value = "10s")]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use culver_protocol::crypto::KeyPair;
 use culver_protocol::error::ErrorCode;
 use culver_protocol::handshake::client::How;
@@ -178,6 +178,8 @@ impl Recorded {
     pub(super) fn ticket(way: &Way, victim: &Who, sealing: Sealing) -> Result<Self> {
         let mut first = Raw::connect(way.target)?;
         first.login(way, &victim.own, &victim.token)?;
+        // The ticket is good once the device is registered: what is answered after READY is answered after that.
+        ensure!(first.is_alive()?, "a device with a good token was not let in");
         let (ticket, secret) = first.ticket().context("a welcome without a ticket")?;
         drop(first);
         let how =
