@@ -179,6 +179,8 @@ pub struct Reactor<S> {
     unwritten: Unwritten,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
     to_read: VecDeque<u32>,
+    /// Connections whose handshakes wait for a later turn.
+    to_admit: VecDeque<u32>,
     /// Connections whose time has come.
     due: VecDeque<u32>,
     looked_at_due_us: u64,
@@ -225,6 +227,7 @@ impl<S: Socket> Reactor<S> {
             newly_blocked: Vec::new(),
             unwritten: Unwritten::default(),
             to_read: VecDeque::new(),
+            to_admit: VecDeque::new(),
             due: VecDeque::new(),
             looked_at_due_us: 0,
             stalled: false,
@@ -247,6 +250,7 @@ impl<S: Socket> Reactor<S> {
         self.now = u32::try_from((now.mono_us - started_us) / TICK_US).expect("136 years of seconds fit");
         self.handshakes.begin_turn(now.mono_us);
         self.counters().turns.add(1);
+        self.admit_next();
     }
 
     /// Takes a connection: its slot, under which its socket is to be watched; what is there already counts as news.
@@ -352,7 +356,8 @@ impl<S: Socket> Reactor<S> {
 
     /// How long to sleep. To be asked when the bell was announced: it looks a last time.
     pub fn plan_wait(&mut self) -> Wait {
-        let busy = (!self.to_read.is_empty() && !self.stalled)
+        let busy = !self.to_admit.is_empty()
+            || (!self.to_read.is_empty() && !self.stalled)
             || self.hubs.have_effects()
             || (self.stalled && self.hubs.wait_for_room())
             || self.hubs.wait_for_posting();
@@ -410,6 +415,7 @@ impl<S: Socket> Reactor<S> {
         self.to_flush.is_empty()
             && self.to_flush_soon.is_empty()
             && self.to_read.is_empty()
+            && self.to_admit.is_empty()
             && self.commands.is_empty()
             && self.entering.due_us().is_none()
             && !self.hubs.have_waiting()

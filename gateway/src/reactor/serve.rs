@@ -115,7 +115,7 @@ impl<S: Socket> Reactor<S> {
                 false
             }
             Outcome::Later => {
-                self.read_later(slot);
+                self.admit_later(slot);
                 false
             }
             Outcome::Entering => {
@@ -161,6 +161,24 @@ impl<S: Socket> Reactor<S> {
         assert!(wrote || had_outgoing || connection.outgoing == NO_BUFFER, "an idle connection holds no buffer");
         keep_rest(connection, &mut self.buffers, bytes.get(taken..).expect("takes no more than there is"));
         (outcome, wrote)
+    }
+
+    fn admit_later(&mut self, slot: u32) {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        if !std::mem::replace(&mut connection.to_read, true) {
+            self.to_admit.push_back(slot);
+        }
+    }
+
+    /// Handshakes that had to wait for this turn, as many as it may have, before those that come with it: each has its
+    /// turn, and however many wait, only these are looked at again.
+    pub(super) fn admit_next(&mut self) {
+        while self.handshakes.has_turn() {
+            let Some(slot) = self.to_admit.pop_front() else { return };
+            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            connection.to_read = false;
+            self.read_on(slot);
+        }
     }
 
     /// Connections that had to wait are read again.

@@ -110,6 +110,12 @@ impl Handshakes {
         self.this_turn = 0;
     }
 
+    /// Whether one more with Diffie-Hellman may be answered in this turn, if there is time for it.
+    #[must_use]
+    pub fn has_turn(&self) -> bool {
+        self.this_turn < A_TURN
+    }
+
     /// Whether a handshake of this kind may be answered now; then its time is taken.
     pub fn admit(&mut self, kind: Kind) -> Admission {
         let cost_us = match kind {
@@ -122,7 +128,7 @@ impl Handshakes {
         if self.level_us < cost_us {
             return Admission::Busy;
         }
-        if self.this_turn >= A_TURN {
+        if !self.has_turn() {
             return Admission::Later;
         }
         self.this_turn += 1;

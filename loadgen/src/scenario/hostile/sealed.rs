@@ -189,7 +189,9 @@ pub(crate) const SEALED: &[SealedAttack] = &[
         |scene| {
             let plain = Way { sealed: None, ..scene.way };
             let mut raw = Raw::connect(scene.way.target)?;
-            let flight = plain.flight(&scene.material.own, &login_with_token(&scene.material.token).encode_to_vec())?;
+            // A token that names a key is of no use without it, and in plaintext nobody shows one.
+            let login = login_with_token(&scene.material.token_without_key);
+            let flight = plain.flight(&scene.material.own, &login.encode_to_vec())?;
             raw.open(None, flight)?;
             raw.write_records(&message(RecordType::Ready, &Ready {}))?;
             if !raw.is_welcomed()? {
