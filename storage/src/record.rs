@@ -248,7 +248,7 @@ pub enum Record {
         /// What became of it.
         item: Arrival,
     },
-    /// A device acknowledged everything up to `cursor`, or stepped over its own.
+    /// A device acknowledged everything up to `cursor`, or stepped over its own, or over what it will not get again.
     CursorMoved {
         /// The user.
         user: UserId,

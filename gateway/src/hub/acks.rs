@@ -75,6 +75,17 @@ impl Hub {
         Ok(self.follow_cursor(decision, now_ms))
     }
 
+    /// A device that was just linked starts behind what it says that it has.
+    pub(super) fn return_cursor(
+        &mut self,
+        device: Device,
+        claim: InboxSeq,
+        now_ms: u64,
+    ) -> Result<Option<Load>, EngineError> {
+        let decision = self.shards.decide_return(&*self.engine, device.user, device.device, claim)?;
+        Ok(self.follow_cursor(decision, now_ms))
+    }
+
     fn follow_cursor(&mut self, decision: Decision, now_ms: u64) -> Option<Load> {
         match decision {
             Decision::Apply(record) => {

@@ -55,8 +55,7 @@ impl Hub {
             View::Waits(load) => return Ok(Tried::Waits(load)),
         };
         self.replace(device, is_fetch);
-        let is_stranger = *incarnation != Incarnation(0) && *incarnation != self.incarnation;
-        let joint = joint(*claim, is_stranger, &known);
+        let joint = joint(*claim, self.is_strange(*incarnation), &known);
         let index = self.directory.insert(device, session, known.cursor, is_fetch);
         let online = self.directory.get_mut(index).expect("just inserted");
         online.credit_entries = credit.entries;
@@ -89,7 +88,7 @@ impl Hub {
 
     /// Links and registers the device, as far as its login may: whether it is new, or why it is refused.
     fn let_in(&mut self, login: &Command, now_ms: u64) -> Result<View<Result<bool, ErrorCode>>, EngineError> {
-        let Command::Login { session, device, fetch, fingerprint, proof, .. } = login else {
+        let Command::Login { session, device, cursor, incarnation, fetch, fingerprint, proof, .. } = login else {
             unreachable!("the caller has looked");
         };
         let (user, number) = (device.user, device.device);
@@ -109,7 +108,17 @@ impl Hub {
             // What another key began is over, the sessions that fetch too.
             self.end_sessions(*device, &EffectKind::Replaced);
         }
-        Ok(View::Known(Ok(matches!(record, Record::DeviceLinked { .. }))))
+        let is_new = matches!(record, Record::DeviceLinked { .. });
+        if is_new && !self.is_strange(*incarnation) {
+            let waits = self.return_cursor(*device, *cursor, now_ms)?;
+            assert!(waits.is_none(), "whoever was just linked is in memory");
+        }
+        Ok(View::Known(Ok(is_new)))
+    }
+
+    /// Whether a client's cursor is of other data than this.
+    fn is_strange(&self, incarnation: Incarnation) -> bool {
+        incarnation != Incarnation(0) && incarnation != self.incarnation
     }
 
     /// Whether a session that began later is there already: reactors are heard in turn, and not in the order in which

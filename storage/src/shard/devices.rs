@@ -216,6 +216,28 @@ impl Shards {
         }
     }
 
+    /// Decides that a device that was just linked starts behind `claim`, its login's cursor: it was removed, and comes
+    /// back to a user who has no device left. What precedes its cursor it would drop and acknowledge all the same, and
+    /// may never have had: what was there before it was first linked, only others were to fetch. What follows all
+    /// cursors that there were, it has if it says so, and nobody was told: that is sent again.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn decide_return(
+        &mut self,
+        engine: &dyn Engine,
+        user: UserId,
+        device: DeviceId,
+        claim: InboxSeq,
+    ) -> Result<Decision, EngineError> {
+        let through = |state: &User| if claim > state.head { InboxSeq(0) } else { claim.min(state.row.had) };
+        match known!(self.look(engine, user, through)?) {
+            // It claims nothing, or what cannot be, or nobody was ever removed: this login leaves nothing in memory.
+            InboxSeq(0) => Ok(Decision::Unchanged),
+            through => self.decide_step(engine, user, device, through),
+        }
+    }
+
     /// Of what a device acknowledged, what no device had before.
     fn delivered_first(
         &mut self,

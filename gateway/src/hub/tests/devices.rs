@@ -268,3 +268,65 @@ fn a_removed_device_comes_back_by_a_newer_token_only() {
     assert_eq!(refusal(&shows(&mut world, 1, KEY, Proof::Registered)), ErrorCode::DeviceUnknown);
     logged_in(&shows(&mut world, 1, OTHER, Proof::Registered));
 }
+
+/// The second device of user 1 was linked behind what user 2 had sent, which the first never acknowledged. Both are
+/// removed, and the second comes back with its cursor.
+#[test]
+fn who_comes_back_tells_of_nothing_that_only_another_was_to_fetch() {
+    let mut world = calm(1, 2);
+    let [one, from_two, from_three] = [1, 2, 3].map(|user| world.log_in_with(World::device(user), 5));
+    world.settle();
+    world.send_to(from_two, 1, 1);
+    world.settle();
+    let second = world.log_in_with(World::device_of(1, 2), 5);
+    world.settle();
+    world.send_to(from_three, 1, 2);
+    world.settle();
+    world.acknowledge(second, 1);
+    world.settle();
+    for device in [2, 1] {
+        assert_eq!(answer(&mut world, one, remove(device)), Ok(Answer::DeviceRemoved));
+    }
+    world.send_to(from_three, 1, 3);
+    world.take_commands();
+    told(&mut world);
+    let session = Address { reactor: 0, slot: 7, generation: 1, epoch: 1 << 20 };
+    let (device, credit) = (World::device_of(1, 2), Credit { entries: 5, bytes: 1000 });
+    let login = Command::Login {
+        session,
+        device,
+        cursor: InboxSeq(2),
+        incarnation: INCARNATION,
+        credit,
+        fetch: false,
+        receipts: 0,
+        fingerprint: None,
+        proof: Proof::PlaintextToken { issued_s: u64::MAX },
+    };
+    let let_in = told_after(&mut world, login);
+    let acknowledged = told_after(&mut world, Command::Ack { session, device, through: InboxSeq(3), credit });
+    let marks = acknowledged.iter().flat_map(|(slot, kind)| match kind {
+        EffectKind::Receipt { marks, .. } => marks.iter().map(|mark| (*slot, mark.delivered.0)).collect(),
+        _ => Vec::new(),
+    });
+    assert_eq!(marks.collect::<Vec<_>>(), [(from_three, 2)], "nobody ever had what user 2 sent");
+    let welcome = let_in.iter().find(|(_, kind)| matches!(kind, EffectKind::LoggedIn { .. }));
+    assert_eq!(logged_in(&welcome.expect("it is let in").1), (2, false, false, false));
+    let entries = let_in.iter().flat_map(|(_, kind)| match kind {
+        EffectKind::DeliverPage { entries, .. } => entries.iter().map(|entry| entry.inbox_seq.0).collect(),
+        _ => Vec::new(),
+    });
+    assert_eq!(entries.collect::<Vec<_>>(), [3]);
+}
+
+/// Everything that comes of a command, what waits for cursors to be written too.
+fn told_after(world: &mut World, command: Command) -> Vec<(u32, EffectKind)> {
+    world.nodes[0].hub.handle_command(command, world.now_ms).expect("readable");
+    for _ in 0..4 {
+        world.pass(100);
+        world.take_commands();
+        world.read_all();
+    }
+    world.take_commands();
+    told(world)
+}

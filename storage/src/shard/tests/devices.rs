@@ -353,9 +353,9 @@ fn a_user_whose_last_device_is_removed_is_as_one_without_devices() {
         shards = recover(&engine, 5);
     }
     // The first device has all that is kept: nothing was dropped, for nobody was there.
-    link(&mut shards, &engine, 2, 7, 5);
+    log_in(&mut shards, &engine, (2, 7), None, plaintext(6));
     let first = view(&mut shards, &engine, 2, 7);
-    assert_eq!((first.cursor, first.head, first.siblings), (InboxSeq(0), InboxSeq(7), false));
+    assert_eq!((first.cursor, first.head, first.linked, first.siblings), (InboxSeq(0), InboxSeq(7), true, false));
 }
 
 /// What was told of it was true, and is not told again by who comes after it, nor taken back.
@@ -384,6 +384,67 @@ fn what_a_removed_device_had_is_told_once() {
         let report = crate::verify::verify_engine(&engine, SHARD_COUNT).expect("memory reads");
         assert_eq!(report.findings, Vec::<String>::new());
     }
+}
+
+/// A device that was just linked says what it has: what was decided is applied.
+fn come_back(shards: &mut Shards, engine: &MemoryEngine, (user, device): (u64, u16), claim: u64) -> Decision {
+    let decision = shards.decide_return(engine, UserId(user), DeviceId(device), InboxSeq(claim)).expect("memory reads");
+    apply(shards, &decision);
+    decision
+}
+
+/// Both devices of user 2 were removed. The second was linked behind the first entry, which only the first was to fetch
+/// and never did, and acknowledged the second; a third came after that. All is durable.
+fn both_removed() -> (MemoryEngine, Shards) {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 0);
+    link(&mut shards, &engine, 2, 1, 5);
+    accept(&mut shards, &engine, &send(1, 2, 0), 5);
+    link(&mut shards, &engine, 2, 2, 5);
+    (1..3).for_each(|id| drop(accept(&mut shards, &engine, &send(3, 2, id), 5)));
+    ack(&mut shards, &engine, (2, 2), 2, &[(talk(2, 3), 1)]);
+    commit(&mut shards, &engine);
+    remove(&mut shards, &engine, (2, 2), 5);
+    remove(&mut shards, &engine, (2, 1), 5);
+    commit(&mut shards, &engine);
+    (engine, shards)
+}
+
+/// It drops what precedes its cursor, and acknowledges it: nobody is to be told that it has that.
+#[test]
+fn who_comes_back_to_a_user_without_devices_starts_behind_its_cursor() {
+    for restarts in [false, true] {
+        // The last of what it claims it had no time to acknowledge: nobody was told, and it comes again.
+        for (claim, expected) in [(0, 0), (1, 1), (2, 2), (3, 2), (4, 0)] {
+            let (engine, mut shards) = both_removed();
+            if restarts {
+                shards = recover(&engine, 5);
+            }
+            log_in(&mut shards, &engine, (2, 2), None, plaintext(6));
+            come_back(&mut shards, &engine, (2, 2), claim);
+            assert_eq!(view(&mut shards, &engine, 2, 2).cursor, InboxSeq(expected), "it claims {claim}");
+            assert_eq!(commit(&mut shards, &engine), [], "nothing is told of that");
+            let mut shards = recover(&engine, 6);
+            assert_eq!(view(&mut shards, &engine, 2, 2).cursor, InboxSeq(expected), "it claims {claim}");
+            // Whoever comes next has its sibling's past.
+            log_in(&mut shards, &engine, (2, 1), None, plaintext(6));
+            assert_eq!(come_back(&mut shards, &engine, (2, 1), 2), Decision::Unchanged);
+            assert_eq!(view(&mut shards, &engine, 2, 1).cursor, InboxSeq(3));
+            let decision = ack(&mut shards, &engine, (2, 2), 3, &[(talk(2, 3), 2)]);
+            let Decision::Apply(Record::CursorMoved { delivered, .. }) = decision else { panic!("{decision:?}") };
+            assert_eq!(delivered.iter().map(|acked| acked.seq.0).collect::<Vec<_>>(), [2]);
+        }
+    }
+}
+
+#[test]
+fn a_cursor_that_a_first_login_claims_means_nothing_where_nobody_was_removed() {
+    let engine = MemoryEngine::new();
+    let mut shards = recover(&engine, 0);
+    accept(&mut shards, &engine, &send(1, 2, 0), 5);
+    link(&mut shards, &engine, 2, 1, 5);
+    assert_eq!(come_back(&mut shards, &engine, (2, 1), 1), Decision::Unchanged);
+    assert_eq!(view(&mut shards, &engine, 2, 1).cursor, InboxSeq(0));
 }
 
 #[test]
