@@ -11,6 +11,7 @@ use super::{Bounds, Wait};
 use crate::hub::command::{Address, Command};
 use crate::hub::effect::EffectKind;
 
+mod handshakes;
 mod refusals;
 mod world;
 

@@ -29,7 +29,7 @@ pub(super) const MAIL: mailbox::Bounds = mailbox::Bounds { commands: 8, kept: 2,
 /// Both ends of a connection.
 #[derive(Default)]
 pub(super) struct Pipe {
-    to_server: Vec<u8>,
+    pub(super) to_server: Vec<u8>,
     client_is_done: bool,
     to_client: Vec<u8>,
     /// Bytes that the server can write now.

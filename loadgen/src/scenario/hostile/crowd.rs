@@ -327,3 +327,33 @@ fn has_ended(mut socket: &TcpStream) -> bool {
 fn interrupted(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use culver_protocol::crypto::KeyPair;
+
+    use super::*;
+
+    #[test]
+    fn who_is_ended_comes_again_and_all_are_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let target = listener.local_addr().expect("bound");
+        let attacker = Who { own: Arc::new(KeyPair::new(&[1; 32])), token: "a token".to_owned() };
+        let way = Way { target, sealed: None };
+        let crowd = Crowd::new(way, (20, 100.0), Duration::MAX, 7, &attacker, vec![b"recorded".to_vec()]);
+        let (crowd, stop) = (crowd.expect("plaintext needs no handshake"), AtomicBool::new(false));
+        let figures = std::thread::scope(|scope| {
+            let running = scope.spawn(|| crowd.run(&stop));
+            for _ in 0..100 {
+                drop(listener.accept().expect("they come again and again"));
+            }
+            stop.store(true, Ordering::Relaxed);
+            running.join().expect("no panic").expect("it attacks")
+        });
+        assert!(figures.at_once_max <= 20 && figures.at_once_max > 0, "{figures:?}");
+        assert!(figures.opened >= 100 && figures.ended >= 80 && figures.outlived == 0, "{figures:?}");
+        assert_eq!(crowd.open(), 0, "none is left");
+    }
+}
