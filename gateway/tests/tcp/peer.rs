@@ -191,6 +191,20 @@ impl Peer {
         result
     }
 
+    /// Sends to a user, one message after the other, until one is refused, which must come to pass before more than so
+    /// many are accepted: its number, and why.
+    pub(crate) fn send_until_refused(&mut self, to: u64, accepted_max: u64) -> (u64, proto::Error) {
+        let mut number = 0;
+        loop {
+            number += 1;
+            self.send(to, number, b"more");
+            match self.outcome(number).error {
+                Some(error) => return (number, error),
+                None => assert!(number <= accepted_max, "{number} were accepted"),
+            }
+        }
+    }
+
     /// The next DELIVER, which must join on.
     pub(crate) fn deliver(&mut self) -> Vec<proto::Entry> {
         let Got::Deliver(deliver) = self.wait_for(|got| matches!(got, Got::Deliver(_))) else {
