@@ -51,6 +51,8 @@ const REST: Duration = Duration::from_secs(2);
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// Messages a second of the honest pairs where nothing else is asked for.
 const RATE_DEFAULT: f64 = 1000.0;
+/// How often the server is asked for its memory during an attack: the question costs it something, too.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// The sessions whose first flights a crowd replays.
 const REPLAYED_BY_CROWD: &str = "session whose first flight a crowd replays";
 /// The attackers' users: one per kind of attack, apart from the honest ones by this.
@@ -199,8 +201,12 @@ pub(crate) fn run(mut options: HostileOptions) -> Result<Document> {
         }
         let attackers = Attackers::start(&options, (&culver, way), load.first_user + ATTACKER_OFFSET, seed, round)?;
         run.shared().set_slot(ATTACKED);
+        let mut next_sample = Instant::now();
         progress.wait(options.attack.0, || {
-            memory.attacked_bytes = memory.attacked_bytes.max(culver.sample()?.plain_bytes());
+            if Instant::now() >= next_sample {
+                next_sample += SAMPLE_EVERY;
+                memory.attacked_bytes = memory.attacked_bytes.max(culver.sample()?.plain_bytes());
+            }
             let open = attackers.crowd.as_ref().map_or(0, |(crowd, _)| crowd.open());
             progress.tell(format!("round {round}, attack, a crowd of {open}: {}", run.shared().counters()));
             run.check_alive()
