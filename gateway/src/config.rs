@@ -12,10 +12,12 @@ use culver_storage::topology::HUBS_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::peers::Peers;
 pub use self::sends::Sends;
 use crate::hub::rates::Limits;
 use crate::session::Offer;
 
+mod peers;
 mod sends;
 
 /// What `culver init` writes to `DIR/culver.toml`: every setting, commented, with its default.
@@ -123,6 +125,8 @@ pub struct Config {
     pub disk: Disk,
     /// How fast devices and users may send.
     pub sends: Sends,
+    /// Clients that take nothing.
+    pub peers: Peers,
     /// Keep-alives.
     pub keep_alive: KeepAlive,
     /// Encryption.
@@ -309,6 +313,7 @@ impl Config {
         within("inbox.quota_bytes", quota_bytes, QUOTA_BYTES_MIN, QUOTA_MAX)?;
         within("disk.reserve_mib", self.disk.reserve_mib, 0, RESERVE_MIB_MAX)?;
         self.sends.validate()?;
+        self.peers.validate()?;
         within("connections_max", self.connections_max.into(), 0, CONNECTIONS_MAX.into())?;
         within("login_timeout_s", self.login_timeout_s, 1, LOGIN_TIMEOUT_S_MAX)?;
         within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
@@ -435,6 +440,7 @@ impl Default for Config {
             inbox: Inbox::default(),
             disk: Disk::default(),
             sends: Sends::default(),
+            peers: Peers::default(),
             keep_alive: KeepAlive::default(),
             security: Security::default(),
             ticket: Ticket::default(),

@@ -57,6 +57,14 @@ counters! {
     wakeups,
     /// Turns of an event loop.
     turns,
+    /// Connections whose sockets have not taken all there is for them: set by each reactor.
+    connections_blocked,
+    /// Bytes that they have not taken: set by each reactor.
+    unsent_bytes,
+    /// Connections ended because they do not read.
+    slow_readers,
+    /// Connections ended because nothing was heard of them.
+    keep_alive_timeouts,
     /// RECEIPTs written to clients.
     receipts_written,
     /// RPCs answered.

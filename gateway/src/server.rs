@@ -116,7 +116,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         epochs: Arc::default(),
         offer: Arc::new(config.offer()),
         entropy: Arc::new(crypto::random),
-        bounds: Bounds::default(),
+        bounds: Bounds { unsent_all_len: config.peers.unsent_len_of_each(capacity.reactors), ..Bounds::default() },
     };
     visible.bells.get_or_init(|| reactors.bells());
     let links = Links::between(&inboxes, reactors.bells());
@@ -301,6 +301,10 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             acks: totals.acks,
             batches: totals.batches,
             errors_sent: totals.errors_sent,
+            connections_blocked: totals.connections_blocked,
+            unsent_bytes: totals.unsent_bytes,
+            slow_readers: totals.slow_readers,
+            keep_alive_timeouts: totals.keep_alive_timeouts,
             log_reads: totals.log_reads,
             wakeups: totals.wakeups,
             turns: totals.turns,

@@ -83,11 +83,13 @@ pub enum Bug {
     RemovedStaysConnected,
     /// A name is not written.
     NameForgotten,
+    /// What there is no room for of a slow client's bytes is dropped, and the client stays.
+    UnsentDropped,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -127,6 +129,7 @@ impl Bug {
         Self::RemovalNotDurable,
         Self::RemovedStaysConnected,
         Self::NameForgotten,
+        Self::UnsentDropped,
     ];
 }
 

@@ -80,6 +80,9 @@ fn values_out_of_bounds_are_named() {
     assert!(
         refused(|config| config.disk.reserve_mib = 1 << 31).contains("disk.reserve_mib = 2147483648 is not possible")
     );
+    assert!(refused(|config| config.peers.user_timeout_s = 4).contains("peers.user_timeout_s = 4 is not possible"));
+    assert!(refused(|config| config.peers.notsent_kib = 3).contains("peers.notsent_kib = 3"));
+    assert!(refused(|config| config.peers.unsent_mib = 0).contains("peers.unsent_mib = 0"));
     assert!(refused(|config| config.keep_alive.max_s = 1).contains("keep_alive.max_s = 1"));
     assert!(refused(|config| config.ticket.life_s = 0).contains("ticket.life_s"));
     assert!(refused(|config| config.token.audience.clear()).contains("token.audience"));

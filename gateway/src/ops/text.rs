@@ -49,6 +49,10 @@ snapshot! {
     counter "culver_messages_rejected" messages_rejected "Messages not accepted";
     counter "culver_sends_limited" sends_limited "Messages not accepted because their device or user sends too fast";
     counter "culver_errors_sent" errors_sent "Connections ended with an error";
+    gauge "culver_connections_blocked" connections_blocked "Connections whose sockets have not taken all there is for them";
+    gauge "culver_unsent_bytes" unsent_bytes "Bytes that sockets have not taken";
+    counter "culver_slow_readers" slow_readers "Connections ended because they do not read";
+    counter "culver_keep_alive_timeouts" keep_alive_timeouts "Connections ended because nothing was heard of them";
     counter "culver_log_reads" log_reads "Pages read from the log for delivery";
     counter "culver_turns" turns "Turns of the event loops";
     counter "culver_wakeups" wakeups "Times a sleeping thread was woken by another";
@@ -140,6 +144,10 @@ mod tests {
             "culver_messages_rejected_total 0",
             "culver_sends_limited_total 0",
             "culver_errors_sent_total 0",
+            "culver_connections_blocked 0",
+            "culver_unsent_bytes 0",
+            "culver_slow_readers_total 0",
+            "culver_keep_alive_timeouts_total 0",
             "culver_log_reads_total 0",
             "culver_turns_total 0",
             "culver_parked_commands 0",

@@ -130,6 +130,7 @@ impl<S> Connection<S> {
     pub fn close(&mut self, buffers: &mut Buffers) {
         self.socket = None;
         self.life = Life::Closed;
+        self.blocked = false;
         buffers.release(&mut self.partial);
         buffers.release(&mut self.outgoing);
     }

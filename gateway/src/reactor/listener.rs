@@ -6,14 +6,16 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Poll, Token};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use crate::config::Peers;
 use crate::sys::{defer_accept, epoll_of};
 
 /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
@@ -34,6 +36,26 @@ const PEER_GONE: [Errno; 8] = [
     Errno::HOSTDOWN,
     Errno::HOSTUNREACH,
 ];
+
+/// Sets all options of a socket that listens, or is to: those that it has for itself, and those that the sockets which
+/// it accepts begin with, for on Linux they are copies of it.
+///
+/// - `TCP_NODELAY`: small records leave at once.
+/// - `TCP_DEFER_ACCEPT`: who says nothing costs a reactor nothing.
+/// - `TCP_USER_TIMEOUT`: a peer that acknowledges nothing is dead, and one whose window stays shut is as good as that. The
+///   kernel's own patience is a quarter of an hour, and with a shut window without end.
+/// - `TCP_NOTSENT_LOWAT`: the kernel takes little ahead of what the peer lets it send, and not the megabytes that a send
+///   buffer may grow to. What it does not take is in the inbox, or counts as unsent.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_options(listener: &impl AsFd, peers: &Peers) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(peers.user_timeout_s.into())))?;
+    socket.set_tcp_notsent_lowat(peers.notsent_kib.saturating_mul(1024))?;
+    defer_accept(listener.as_fd(), SILENT_S)
+}
 
 /// How many listeners of an address listen.
 #[derive(Debug, Default)]
@@ -64,20 +86,18 @@ pub struct Listener {
 
 impl Listener {
     /// Opens a listening socket; several can share `address`, which names a port (a socket that steps back keeps only a
-    /// port that it had asked for).
+    /// port that it had asked for). What it accepts treats its peer as `peers` says.
     ///
     /// # Errors
     /// Those of socket(2), bind(2) and listen(2).
-    pub fn open(address: SocketAddr, group: Arc<Group>) -> io::Result<Self> {
+    pub fn open(address: SocketAddr, group: Arc<Group>, peers: &Peers) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
-        // Accepted sockets inherit it: small records leave at once.
-        socket.set_tcp_nodelay(true)?;
+        set_options(&socket, peers)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        defer_accept(socket.as_fd(), SILENT_S)?;
         group.join();
         Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true, is_watched: false })
     }
@@ -174,6 +194,8 @@ mod tests {
     use super::*;
 
     const TOKEN: Token = Token(7);
+    /// Nothing that any socket begins with.
+    const PEERS: Peers = Peers { user_timeout_s: 77, notsent_kib: 48, unsent_mib: 1 };
 
     /// A client that has said something: one that has not, the kernel keeps to itself.
     fn speak(address: SocketAddr) -> io::Result<Client> {
@@ -194,7 +216,7 @@ mod tests {
         hold.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
         let address = hold.local_addr().expect("bound").as_socket().expect("an IP address");
         let group = Arc::new(Group::default());
-        let open = || Listener::open(address, Arc::clone(&group)).expect("the port is shared");
+        let open = || Listener::open(address, Arc::clone(&group), &PEERS).expect("the port is shared");
         (address, open(), open())
     }
 
@@ -211,6 +233,26 @@ mod tests {
         let (of_first, of_second) = (accepted(&first), accepted(&second));
         assert_eq!(of_first + of_second, 64);
         assert!(of_first > 0 && of_second > 0, "{of_first} and {of_second}: the kernel spreads 64 over both");
+    }
+
+    #[test]
+    fn what_is_accepted_has_the_listeners_options() {
+        let (poll, (address, mut first, mut second)) = (Poll::new().expect("a poll"), two());
+        second.step_back(&poll).expect("shutdown works");
+        let options = |socket: &mio::net::TcpStream| {
+            let socket = SockRef::from(socket);
+            let patience = socket.tcp_user_timeout().expect("an option");
+            (socket.tcp_nodelay().expect("an option"), patience, socket.tcp_notsent_lowat().expect("an option"))
+        };
+        let expected = (true, Some(Duration::from_secs(77)), 48 * 1024);
+        let _one = speak(address).expect("the first listens");
+        let accepted = first.accept().expect("accept4 works").expect("it has spoken");
+        assert_eq!(options(&accepted), expected);
+        // And when it listens again.
+        second.step_forward(&poll, TOKEN).expect("listen works");
+        first.step_back(&poll).expect("shutdown works");
+        let _other = speak(address).expect("the second listens");
+        assert_eq!(options(&second.accept().expect("accept4 works").expect("it has spoken")), expected);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod socket;
 pub mod thread;
 pub mod threads;
 pub mod timer;
+pub mod unsent;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use self::entering::Entering;
 use self::hubs::{Hubs, ToHub};
 use self::socket::Socket;
 use self::timer::Wheel;
+use self::unsent::Unsent;
 use crate::auth::Authenticator;
 use crate::clock::Now;
 use crate::config::{Config, KeepAlive};
@@ -79,6 +81,8 @@ pub struct Bounds {
     /// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to
     /// say.
     pub unsent_len: usize,
+    /// Bytes that sockets have not taken, of all connections together: beyond it those with the most are ended.
+    pub unsent_all_len: usize,
     /// Longest wait of a receipt, in microseconds, for what else goes to its session.
     pub receipt_wait_us: u64,
     /// What handshakes may take at once, in microseconds, of what they have not taken before.
@@ -96,6 +100,7 @@ impl Default for Bounds {
             pages_a_turn: 16,
             due_a_turn: 16,
             unsent_len: 256 * 1024,
+            unsent_all_len: 64 << 20,
             receipt_wait_us: 15_000,
             handshake_burst_us: BURST_US,
         }
@@ -175,6 +180,8 @@ pub struct Reactor<S> {
     to_flush_soon: VecDeque<(u64, u32, u32)>,
     /// Connections whose sockets took not everything in this turn: somebody must say when they take more.
     newly_blocked: Vec<u32>,
+    /// Those sockets, and what they have left.
+    unsent: Unsent,
     /// Nothing in ordinary builds.
     unwritten: Unwritten,
     /// Connections to be read again: their commands found no room, or they had their share of the turn.
@@ -225,6 +232,7 @@ impl<S: Socket> Reactor<S> {
             to_flush: Vec::new(),
             to_flush_soon: VecDeque::new(),
             newly_blocked: Vec::new(),
+            unsent: Unsent::default(),
             unwritten: Unwritten::default(),
             to_read: VecDeque::new(),
             to_admit: VecDeque::new(),
@@ -343,6 +351,7 @@ impl<S: Socket> Reactor<S> {
         self.post_pending();
         self.flush_due();
         self.flush_all();
+        self.bound_unsent();
         let (posted, woken) = self.hubs.ring();
         self.had_commands |= posted;
         self.counters().wakeups.add(woken);
@@ -402,6 +411,26 @@ impl<S: Socket> Reactor<S> {
         self.buffers.taken()
     }
 
+    /// Connections whose sockets have not taken all that there is for them, and what they have left.
+    #[must_use]
+    pub fn unsent(&self) -> &Unsent {
+        &self.unsent
+    }
+
+    /// What is counted of unsent bytes is what there is, and no more than there may be. For checks, between turns.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn check_unsent(&self) {
+        let all = self.connections.indexes().filter_map(|slot| self.connections.get(slot));
+        let blocked = all.filter(|connection| connection.blocked);
+        let lens: Vec<usize> = blocked.map(|connection| self.buffers.get(connection.outgoing).len()).collect();
+        let counted = (self.unsent.count(), self.unsent.total_len());
+        assert_eq!(counted, (lens.len(), lens.iter().sum()), "blocked connections and their unsent bytes are counted");
+        let len_max = self.around.bounds.unsent_all_len;
+        assert!(counted.1 <= len_max || counted.0 < 2, "{counted:?} unsent, and {len_max} bytes may be");
+    }
+
     /// Connections whose time will come, or has come and they have not been looked at. Counted one by one: for checks.
     #[must_use]
     pub fn timers(&self) -> usize {
@@ -430,6 +459,7 @@ impl<S: Socket> Reactor<S> {
         let mut cipher = self.ciphers.take(slot);
         let written = write(&mut connection.session, &mut Records::new(&mut out, &mut cipher));
         self.ciphers.put(slot, cipher);
+        note_unsent(&mut self.unsent, connection, slot, out.len(), self.mono_us);
         self.buffers.put(&mut connection.outgoing, out);
         written
     }
@@ -466,6 +496,13 @@ impl<S: Socket> Reactor<S> {
         // Those too are told, and no sooner than always.
         let unrefused = self.entering.due_us().is_some();
         self.has_left = overdue || (!owed && !unsent && !unrefused);
+    }
+}
+
+/// A session has written: what its socket has left of it all, if it leaves any.
+fn note_unsent<S>(unsent: &mut Unsent, connection: &Connection<S>, slot: u32, len: usize, now_us: u64) {
+    if connection.blocked {
+        unsent.note(slot, len, now_us);
     }
 }
 

@@ -157,6 +157,7 @@ impl<S: Socket> Reactor<S> {
         let (taken, outcome) = connection.session.handle_bytes(bytes, &mut context);
         let wrote = out.len() > before;
         self.ciphers.put(slot, cipher);
+        super::note_unsent(&mut self.unsent, connection, slot, out.len(), self.mono_us);
         self.buffers.put(&mut connection.outgoing, out);
         assert!(wrote || had_outgoing || connection.outgoing == NO_BUFFER, "an idle connection holds no buffer");
         keep_rest(connection, &mut self.buffers, bytes.get(taken..).expect("takes no more than there is"));
@@ -257,8 +258,13 @@ impl<S: Socket> Reactor<S> {
         if !connection.flush(&mut self.buffers) {
             return self.gone(slot);
         }
-        if connection.blocked && !was_blocked {
-            self.newly_blocked.push(slot);
+        if connection.blocked {
+            self.unsent.note(slot, self.buffers.get(connection.outgoing).len(), self.mono_us);
+            if !was_blocked {
+                self.newly_blocked.push(slot);
+            }
+        } else if was_blocked {
+            self.unsent.forget(slot);
         }
         if connection.outgoing == NO_BUFFER {
             self.unwritten.written(slot);
@@ -267,6 +273,26 @@ impl<S: Socket> Reactor<S> {
             }
             self.post_later(slot);
         }
+    }
+
+    /// Everything that sockets have not taken is within its bound again: those with the most of it are ended. They are
+    /// not told why: they do not read, and what they would have to read before that word is what there is no room for.
+    pub(super) fn bound_unsent(&mut self) {
+        while let Some(slot) = self.unsent.worst_beyond(self.around.bounds.unsent_all_len) {
+            // Planted: what there is no room for goes, and the client stays.
+            if planted::is(Bug::UnsentDropped) {
+                let connection = self.connections.get_mut(slot).expect("only what is there is blocked");
+                self.buffers.release(&mut connection.outgoing);
+                connection.blocked = false;
+                self.unsent.forget(slot);
+                continue;
+            }
+            self.counters().slow_readers.add(1);
+            self.gone(slot);
+        }
+        let counters = self.counters();
+        counters.connections_blocked.set(self.unsent.count() as u64);
+        counters.unsent_bytes.set(self.unsent.total_len() as u64);
     }
 
     /// Time passes: connections whose deadline has come are looked at.
@@ -316,7 +342,10 @@ impl<S: Socket> Reactor<S> {
     pub(super) fn time_out(&mut self, slot: u32, code: ErrorCode) {
         self.forget_opening(slot);
         self.write(slot, |session, out| session.end(code, out));
-        self.counters().errors_sent.add(1);
+        let counters = self.counters();
+        counters.errors_sent.add(1);
+        counters.slow_readers.add(u64::from(code == ErrorCode::SlowReader));
+        counters.keep_alive_timeouts.add(u64::from(code == ErrorCode::KeepAliveTimeout));
         self.flush_later(slot);
         self.end(slot);
     }
@@ -361,6 +390,7 @@ impl<S: Socket> Reactor<S> {
         }
         let connection = self.connections.get_mut(slot).expect("looked at above");
         connection.close(&mut self.buffers);
+        self.unsent.forget(slot);
         self.ciphers.forget(slot);
         self.handshakes.forget(slot);
         self.entering.end(slot);

@@ -6,8 +6,9 @@ use culver_protocol::limits::PAYLOAD_LEN_MAX;
 use culver_protocol::record::RecordType;
 use culver_storage::topology::HubId;
 
-use self::world::{MAIL, World, conversation_at, opening, ping, send, sync_start};
-use super::{Bounds, Wait};
+use self::world::{MAIL, Peer, World, conversation_at, opening, ping, send, sync_start};
+use super::{Bounds, ENDING_S, Wait};
+use crate::config::Config;
 use crate::hub::command::{Address, Command};
 use crate::hub::effect::EffectKind;
 
@@ -248,6 +249,79 @@ fn those_whose_time_has_come_are_looked_at_a_few_at_a_time() {
         }
         assert_eq!(world.reactor.plan_wait(), Wait::For(Duration::from_secs(1)));
     }
+}
+
+/// What a peer's socket has not taken.
+fn unsent_len(world: &World, peer: &Peer) -> usize {
+    world.reactor.buffers.get(world.reactor.connections.get(peer.slot).expect("there").outgoing).len()
+}
+
+#[test]
+fn beyond_the_bound_of_all_those_with_the_most_unsent_are_ended() {
+    let bounds = Bounds { unsent_all_len: 1000, ..Bounds::default() };
+    let mut world = World::with(|around| around.bounds = bounds);
+    let sessions: Vec<(Peer, Address)> = (1..=4).map(|user| world.log_in(user)).collect();
+    let [one, two, three, four] = [0, 1, 2, 3].map(|at: usize| &sessions[at].0);
+    for peer in [one, two, three, four] {
+        peer.take();
+        peer.pipe.borrow_mut().room = 0;
+    }
+    let pings = |count| -> Vec<u8> { std::iter::repeat_with(ping).take(count).flatten().collect() };
+    world.give(one, &pings(10));
+    world.now_us += 5_000_000;
+    world.give(two, &pings(30));
+    let told = |world: &World| {
+        let counters = world.metrics.reactor(0);
+        (counters.connections_blocked.get(), counters.unsent_bytes.get(), counters.slow_readers.get())
+    };
+    let before = unsent_len(&world, one) + unsent_len(&world, two);
+    assert_eq!(told(&world), (2, before as u64, 0));
+    // Together too much: the second has the most, and what is left is within the bound.
+    world.give(three, &pings(29));
+    assert!(two.is_closed() && !one.is_closed() && !three.is_closed());
+    assert_eq!(told(&world).2, 1);
+    world.give(four, &pings(2));
+    // Those who are left read, and lack nothing; then nobody is blocked.
+    for (peer, count) in [(one, 10), (three, 29), (four, 2)] {
+        world.make_room(peer, usize::MAX);
+        assert_eq!(peer.take(), vec![RecordType::Pong; count]);
+    }
+    assert_eq!(told(&world), (0, 0, 1));
+    // One alone may have more than all may have together.
+    one.pipe.borrow_mut().room = 0;
+    world.give(one, &pings(100));
+    assert!(!one.is_closed() && unsent_len(&world, one) > 1000);
+    world.hang_up(one, &[]);
+    assert_eq!(told(&world), (0, 0, 1));
+    for (peer, session) in &sessions {
+        if !peer.is_closed() {
+            world.hang_up(peer, &[]);
+        }
+        let hub = world.topology.hub_of_user(peer.user);
+        world.close(hub, *session);
+    }
+    world.assert_empty();
+}
+
+#[test]
+fn who_reads_nothing_and_is_not_heard_of_is_ended_in_time() {
+    let mut world = World::new();
+    let (peer, session) = world.log_in(1);
+    peer.take();
+    peer.pipe.borrow_mut().room = 0;
+    world.give(&peer, &ping());
+    assert_eq!(world.reactor.unsent().count(), 1);
+    let patience_s = u64::from(Config::default().keep_alive.default_s) * 3 / 2;
+    world.pass(patience_s);
+    assert!(!peer.is_closed(), "it may still come");
+    // The tick that has begun, the next, and the time in which it could read why.
+    world.pass(2 + u64::from(ENDING_S) + 1);
+    assert!(peer.is_closed());
+    assert_eq!(world.metrics.reactor(0).keep_alive_timeouts.get(), 1);
+    assert_eq!(world.reactor.unsent().count(), 0);
+    let hub = world.topology.hub_of_user(peer.user);
+    world.close(hub, session);
+    world.assert_empty();
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
         tell(&told, Ok(()))?;
         let Ok((work, bell)) = to_do.recv() else { return Ok(()) };
         let Work { listen, group, hubs, around, stage, running } = work;
-        let listening = Listener::open(listen, group).and_then(|listener| {
+        let listening = Listener::open(listen, group, &around.config.peers).and_then(|listener| {
             ReactorThread::new(Parts { number, poll, alarm, bell, listener, hubs, around, stage })
         });
         match listening {

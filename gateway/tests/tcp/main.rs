@@ -21,6 +21,8 @@ mod login;
 #[cfg(test)]
 mod peer;
 #[cfg(test)]
+mod peers;
+#[cfg(test)]
 mod rates;
 #[cfg(test)]
 mod receipts;

@@ -147,6 +147,7 @@ impl World {
         self.reactor.begin_turn(Now { wall_ms: WALL_MS, mono_us: self.now_us });
         let said = sockets(&mut self.reactor);
         self.reactor.end_turn();
+        self.reactor.check_unsent();
         said
     }
 

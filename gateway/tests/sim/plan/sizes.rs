@@ -19,6 +19,7 @@ pub(crate) struct Sizes {
     /// Of a reactor.
     pub read_len: usize,
     pub unsent_len_max: usize,
+    pub unsent_all_len: usize,
     pub effects_a_turn: usize,
     pub pages_a_turn: usize,
     pub reads_a_turn: usize,
@@ -52,6 +53,7 @@ impl Sizes {
             effects_a_turn: self.effects_a_turn,
             pages_a_turn: self.pages_a_turn,
             unsent_len: self.unsent_len_max,
+            unsent_all_len: self.unsent_all_len,
             ..reactor::Bounds::default()
         }
     }
@@ -101,6 +103,7 @@ impl Sizes {
             mail: 256,
             read_len: 8192,
             unsent_len_max: 256 * 1024,
+            unsent_all_len: 64 << 20,
             effects_a_turn: 8192,
             pages_a_turn: 16,
             reads_a_turn: 4,
@@ -145,6 +148,7 @@ impl Sizes {
             lag: source.pick(&[64, 3, 1]),
             lookups_first: source.pick(&[16, 1, 0]),
             fold_delay_ms: source.pick(&[1000, 50]),
+            unsent_all_len: source.pick(&[64 << 20, 5000, 600]),
         }
     }
 }

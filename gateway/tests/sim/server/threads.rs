@@ -149,6 +149,7 @@ impl ReactorThread {
             reactor.leave();
         }
         reactor.end_turn();
+        reactor.check_unsent();
         drop(reactor.take_newly_blocked()); // a wire always says when it takes bytes again
         if reactor.has_left() {
             self.reactor = None;
