@@ -34,12 +34,13 @@ use crate::hub::driver::ReactorPort;
 use crate::hub::thread::Sleeper;
 use crate::mailbox::{self, Doorbell};
 use crate::metrics::Metrics;
-use crate::ops::{Ops, OpsSetup, Phase, Readiness, Refusal, Snapshot, TakeBackup, TakeSnapshot};
+use crate::ops::{FindWorst, Ops, OpsSetup, Phase, Readiness, Refusal, Snapshot, TakeBackup, TakeSnapshot};
 use crate::preflight::{Capacity, Ports};
 use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::Group;
 use crate::reactor::thread::Stage;
 use crate::reactor::threads::{ReactorThreads, Work};
+use crate::reactor::worst::Asker;
 use crate::reactor::{Bounds, Surroundings};
 use crate::sys::{allocated_bytes, return_free_memory};
 
@@ -77,6 +78,7 @@ struct Visible {
     bells: OnceLock<Vec<Arc<Doorbell>>>,
     disks: OnceLock<Arc<Disks>>,
     backups: OnceLock<Backups>,
+    asker: OnceLock<Asker>,
     stage: Arc<Stage>,
     readiness: Readiness,
 }
@@ -118,6 +120,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         entropy: Arc::new(crypto::random),
         bounds: Bounds { unsent_all_len: config.peers.unsent_len_of_each(capacity.reactors), ..Bounds::default() },
     };
+    visible.asker.get_or_init(|| reactors.asker());
     visible.bells.get_or_init(|| reactors.bells());
     let links = Links::between(&inboxes, reactors.bells());
     let hubs = hubs.into_iter().zip(sleepers).collect();
@@ -176,6 +179,7 @@ fn spawn_ops(
     };
     let snapshot = snapshot_of(visible, metrics, threads);
     let backup = backup_of(visible);
+    let worst = worst_of(visible);
     let visible = Arc::clone(visible);
     let shutdown = Box::new(move || {
         visible.readiness.set(Phase::Draining);
@@ -184,7 +188,7 @@ fn spawn_ops(
             bell.ring();
         }
     });
-    Ops::spawn(OpsSetup { socket, readiness, snapshot, backup, shutdown })
+    Ops::spawn(OpsSetup { socket, readiness, snapshot, backup, worst, shutdown })
 }
 
 /// The queues between reactors and hubs, from either side.
@@ -268,6 +272,12 @@ fn backup_of(visible: &Arc<Visible>) -> TakeBackup {
         Some(backups) => backups.take(&to, is_unwanted),
         None => Err(Refusal::unavailable("the server is starting")),
     })
+}
+
+/// There is nobody to ask before the reactors have their work.
+fn worst_of(visible: &Arc<Visible>) -> FindWorst {
+    let visible = Arc::clone(visible);
+    Arc::new(move |count, patience| visible.asker.get().map(|asker| asker.ask(count, patience)))
 }
 
 /// `threads` says how many there are of what never changes.

@@ -92,6 +92,18 @@ pub fn defer_accept(listener: BorrowedFd<'_>, seconds: libc::c_int) -> io::Resul
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Bytes that a TCP socket has taken and its peer's kernel has not acknowledged (tcp(7), SIOCOUTQ).
+///
+/// # Errors
+/// Those of ioctl(2).
+#[expect(unsafe_code, reason = "no safe wrapper knows SIOCOUTQ")]
+pub fn unacknowledged_len(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut len: libc::c_int = 0;
+    // SAFETY: the call writes one int, to one that lives, and the descriptor is open while it is borrowed.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut len) };
+    if result == 0 { u32::try_from(len).map_err(io::Error::other) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The epoll instance of a poll, for what mio does not do: watching a socket level-triggered.
 #[expect(unsafe_code, reason = "mio tells the number of its epoll instance, and lends nothing")]
 #[must_use]
@@ -125,6 +137,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc;
     use std::thread;
@@ -164,6 +177,17 @@ mod tests {
             let again = File::open(&path).expect("it is there");
             flock(&again, FlockOperation::NonBlockingLockExclusive).expect("no copy of the descriptor was left behind");
         });
+    }
+
+    #[test]
+    fn what_nobody_reads_and_no_window_takes_is_unacknowledged() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut writer = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        let (_reader, _) = listener.accept().expect("it came");
+        assert_eq!(unacknowledged_len(writer.as_fd()).expect("a TCP socket"), 0);
+        writer.set_nonblocking(true).expect("a socket");
+        while writer.write(&[0; 65536]).is_ok() {}
+        assert!(unacknowledged_len(writer.as_fd()).expect("a TCP socket") > 0);
     }
 
     #[test]

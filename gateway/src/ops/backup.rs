@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Phase, Shared};
 
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// Takes a backup to this directory, and gives up soon once the flag is set. Says what there is then, in JSON. Called on
 /// a thread that may block.
@@ -55,7 +55,7 @@ impl Refusal {
         &self.error
     }
 
-    fn with(status: StatusCode, error: &str) -> Self {
+    pub(super) fn with(status: StatusCode, error: &str) -> Self {
         Self { status, error: error.to_owned() }
     }
 }
@@ -132,7 +132,7 @@ pub(super) async fn handle(
 
 /// Whether a host was named by its address, or as what every machine calls itself. A web page whose own name leads to
 /// this machine is of the same origin as this port, and needs nobody's leave.
-fn is_of_this_machine(host: &HeaderValue) -> bool {
+pub(super) fn is_of_this_machine(host: &HeaderValue) -> bool {
     let host = host.to_str().unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);

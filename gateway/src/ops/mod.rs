@@ -1,11 +1,12 @@
-//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/backup`, and the signals that end the process.
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/connections/worst`, `/backup`, and the signals that end the process.
 //!
 //! Owns one thread with a single-threaded runtime, away from the data path. Never touches a session or storage:
-//! it sees them through a [`Snapshot`], and asks for a backup or the end through callbacks.
+//! it sees them through a [`Snapshot`], and asks for the worst connections, a backup or the end through callbacks.
 
 mod backup;
 mod process;
 mod text;
+mod worst;
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use self::backup::Busy;
 pub use self::backup::{Refusal, TakeBackup};
 pub use self::process::{cpu_seconds, resident_bytes};
 pub use self::text::Snapshot;
+pub use self::worst::FindWorst;
 
 /// The queue of connections that wait to be accepted on the operators' port.
 const BACKLOG: i32 = 128;
@@ -77,6 +79,8 @@ pub struct OpsSetup {
     pub snapshot: TakeSnapshot,
     /// Called for `/backup`.
     pub backup: TakeBackup,
+    /// Called for `/connections/worst`.
+    pub worst: FindWorst,
     /// Called once, on this thread, at the first SIGTERM or SIGINT. Must return soon and not block.
     pub shutdown: Box<dyn FnOnce() + Send>,
 }
@@ -94,7 +98,7 @@ impl Ops {
     /// # Errors
     /// The socket cannot listen, or the thread or its runtime cannot start.
     pub fn spawn(setup: OpsSetup) -> io::Result<Self> {
-        let OpsSetup { socket, readiness, snapshot, backup, shutdown } = setup;
+        let OpsSetup { socket, readiness, snapshot, backup, worst, shutdown } = setup;
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
         let listener = std::net::TcpListener::from(socket);
@@ -106,7 +110,7 @@ impl Ops {
             [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
         };
         let (stop, stopped) = oneshot::channel();
-        let router = router(Shared { readiness, snapshot, backup, busy: Busy::default() });
+        let router = router(Shared { readiness, snapshot, backup, worst, busy: Busy::default() });
         let thread = thread::Builder::new().name("ops".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::spawn(await_signal(signals, shutdown));
@@ -161,6 +165,7 @@ struct Shared {
     readiness: Readiness,
     snapshot: TakeSnapshot,
     backup: TakeBackup,
+    worst: FindWorst,
     busy: Busy,
 }
 
@@ -169,6 +174,7 @@ fn router(shared: Shared) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
+        .route("/connections/worst", get(worst::handle))
         .route("/backup", post(backup::handle))
         .with_state(shared)
 }
@@ -189,6 +195,7 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reactor::worst::Worst;
 
     #[test]
     fn readiness_follows_the_phase() {
@@ -198,8 +205,9 @@ mod tests {
         let readiness = Readiness::default();
         let snapshot: TakeSnapshot = Arc::new(|| Snapshot { sessions: 42, ..Snapshot::default() });
         let backup: TakeBackup = Arc::new(|_, _| unreachable!("nobody asks for one"));
+        let worst: FindWorst = Arc::new(|count, _| (count == 7).then(Worst::default));
         let (socket, shutdown) = (ports.ops, Box::new(|| ()));
-        let setup = OpsSetup { socket, readiness: readiness.clone(), snapshot, backup, shutdown };
+        let setup = OpsSetup { socket, readiness: readiness.clone(), snapshot, backup, worst, shutdown };
         let ops = Ops::spawn(setup).expect("a thread");
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let get = |path: &str| {
@@ -213,6 +221,12 @@ mod tests {
         assert_eq!(get("/readyz"), (503, "shutting down\n".to_owned()));
         assert_eq!(get("/healthz").0, 200);
         assert_eq!(get("/backup").0, 405);
+        assert_eq!(get("/connections/worst?count=7"), (200, "{\"connections\":[],\"unanswered\":[]}\n".to_owned()));
+        assert_eq!(get("/connections/worst").0, 503, "there are no reactors yet");
+        for query in ["count=0", "count=1001", "count=", "count=x", "coumt=1", "count=1&count=2", "1"] {
+            let (status, said) = get(&format!("/connections/worst?{query}"));
+            assert!(status == 400 && said.contains("?count=1 to 1000"), "{query}: {status} {said}");
+        }
         assert!(get("/metrics").1.contains("\nculver_sessions 42\n"));
         let address = ops.address();
         drop(ops);
@@ -233,8 +247,9 @@ mod tests {
             began.send(to).expect("the test waits for it");
             ends.lock().expect("one at a time").recv().expect("the test says when")
         });
+        let worst: FindWorst = Arc::new(|_, _| None);
         let shutdown = Box::new(|| ());
-        let setup = OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, backup, shutdown };
+        let setup = OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, backup, worst, shutdown };
         let ops = Ops::spawn(setup).expect("a thread");
         let url = format!("http://{}/backup", ops.address());
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();

@@ -19,6 +19,7 @@ pub mod thread;
 pub mod threads;
 pub mod timer;
 pub mod unsent;
+pub mod worst;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ use self::entering::Entering;
 use self::hubs::{Hubs, ToHub};
 use self::socket::Socket;
 use self::timer::Wheel;
-use self::unsent::Unsent;
+use self::unsent::{Blocked, Unsent};
+use self::worst::Offender;
 use crate::auth::Authenticator;
 use crate::clock::Now;
 use crate::config::{Config, KeepAlive};
@@ -415,6 +417,34 @@ impl<S: Socket> Reactor<S> {
     #[must_use]
     pub fn unsent(&self) -> &Unsent {
         &self.unsent
+    }
+
+    /// Which of the reactors it is.
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// So many of the connections with the most unsent bytes, the worst first, with their slots: what only the kernel
+    /// knows of their sockets is left out.
+    #[must_use]
+    pub fn worst(&self, count: usize) -> Vec<(u32, Offender)> {
+        let offender = |blocked: &Blocked| {
+            let connection = self.connections.get(blocked.slot)?;
+            let device = connection.session.is_logged_in().then(|| connection.session.device());
+            let offender = Offender {
+                user: device.map(|device| device.user.0),
+                device: device.map(|device| device.device.0),
+                reactor: self.number,
+                peer: None,
+                unsent_bytes: blocked.len,
+                kernel_unsent_bytes: None,
+                silent_s: self.now - connection.heard,
+                blocked_s: (self.mono_us - blocked.since_us.0) / 1_000_000,
+            };
+            Some((blocked.slot, offender))
+        };
+        self.unsent.worst().filter_map(offender).take(count).collect()
     }
 
     /// What is counted of unsent bytes is what there is, and no more than there may be. For checks, between turns.

@@ -276,6 +276,11 @@ fn beyond_the_bound_of_all_those_with_the_most_unsent_are_ended() {
     };
     let before = unsent_len(&world, one) + unsent_len(&world, two);
     assert_eq!(told(&world), (2, before as u64, 0));
+    let worst = world.reactor.worst(9);
+    let worst: Vec<_> =
+        worst.iter().map(|(_, one)| (one.user, one.unsent_bytes, one.blocked_s, one.silent_s)).collect();
+    let (of_one, of_two) = (unsent_len(&world, one), unsent_len(&world, two));
+    assert_eq!(worst, [(Some(2), of_two, 0, 0), (Some(1), of_one, 5, 5)]);
     // Together too much: the second has the most, and what is left is within the bound.
     world.give(three, &pings(29));
     assert!(two.is_closed() && !one.is_closed() && !three.is_closed());

@@ -2,19 +2,23 @@
 //! [`Reactor`] of them; never looks into a connection. It may have a table of descriptors to itself ([`super::threads`]).
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use crossbeam::channel::Receiver;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use super::alarm::Alarm;
 use super::hubs::ToHub;
 use super::listener::Listener;
+use super::worst::Question;
 use super::{Reactor, Surroundings, Wait};
 use crate::clock::{Clock, SystemClock};
 use crate::mailbox::Doorbell;
+use crate::sys::unacknowledged_len;
 
 /// Events taken from the kernel at once: however dear each may be (a login with a token costs as much as ten messages),
 /// what is ready to be written waits no longer than for these.
@@ -70,6 +74,8 @@ pub struct ReactorThread {
     accepted_all_in: u64,
     /// The kernel has more events than were taken.
     more_events: bool,
+    /// What operators want to know: which connections are the worst.
+    questions: Receiver<Question>,
     reactor: Reactor<TcpStream>,
 }
 
@@ -91,6 +97,8 @@ pub struct Parts {
     pub around: Surroundings,
     /// What the server is doing.
     pub stage: Arc<Stage>,
+    /// What operators want to know.
+    pub questions: Receiver<Question>,
 }
 
 impl ReactorThread {
@@ -99,7 +107,7 @@ impl ReactorThread {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn new(parts: Parts) -> io::Result<Self> {
-        let Parts { number, poll, alarm, bell, mut listener, hubs, around, stage } = parts;
+        let Parts { number, poll, alarm, bell, mut listener, hubs, around, stage, questions } = parts;
         alarm.watch(poll.registry(), ALARM)?;
         listener.step_forward(&poll, LISTENER)?;
         let reactor = Reactor::new(number, hubs, around);
@@ -115,6 +123,7 @@ impl ReactorThread {
             turns: 0,
             accepted_all_in: 0,
             more_events: false,
+            questions,
             reactor,
         })
     }
@@ -155,6 +164,7 @@ impl ReactorThread {
             }
             self.reactor.end_turn();
             self.watch_blocked();
+            self.answer_question();
             self.look_at_listener();
             if self.reactor.has_left() {
                 return Ok(());
@@ -165,7 +175,7 @@ impl ReactorThread {
     /// Waits for events; not at all where there is something to do already.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.bell.announce();
-        let wait = if self.more_events { Wait::Not } else { self.reactor.plan_wait() };
+        let wait = if self.more_events || !self.questions.is_empty() { Wait::Not } else { self.reactor.plan_wait() };
         let wait = if self.stage.is_leaving() && self.listener.is_some() { Wait::Not } else { wait };
         let timeout = match wait {
             Wait::Not => Duration::ZERO,
@@ -196,6 +206,21 @@ impl ReactorThread {
                 tracing::error!(%error, "a connection that is blocked cannot be watched: it ends by its keep-alive");
             }
         }
+    }
+
+    /// One a turn: they have time.
+    fn answer_question(&mut self) {
+        let Ok(question) = self.questions.try_recv() else { return };
+        let worst = self.reactor.worst(question.count);
+        let worst = worst.into_iter().map(|(slot, mut offender)| {
+            if let Some(stream) = self.reactor.socket_mut(slot) {
+                offender.peer = stream.peer_addr().ok();
+                offender.kernel_unsent_bytes = unacknowledged_len(stream.as_fd()).ok();
+            }
+            offender
+        });
+        let worst = worst.collect();
+        question.answer(self.reactor.number(), worst);
     }
 
     fn accept(&mut self) {

@@ -20,6 +20,7 @@ use super::alarm::Alarm;
 use super::hubs::ToHub;
 use super::listener::{Group, Listener};
 use super::thread::{Parts, ReactorThread, Stage};
+use super::worst::{self, Asker, Question};
 use crate::mailbox::Doorbell;
 use crate::sys::leave_signals_to_others;
 
@@ -47,6 +48,8 @@ struct Begun {
     go: Sender<()>,
     /// Says once that it has its descriptors, and once that it listens.
     steps: Receiver<io::Result<()>>,
+    /// What operators want to know of it.
+    questions: Sender<Question>,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -68,6 +71,12 @@ impl ReactorThreads {
     #[must_use]
     pub fn bells(&self) -> Vec<Arc<Doorbell>> {
         self.0.iter().map(|begun| Arc::clone(&begun.bell)).collect()
+    }
+
+    /// Who asks them all which connections are the worst.
+    #[must_use]
+    pub fn asker(&self) -> Asker {
+        Asker::new(self.0.iter().map(|begun| (begun.questions.clone(), Arc::clone(&begun.bell))).collect())
     }
 
     /// Gives each its work, by number; returns when all listen. Before that none serves.
@@ -101,6 +110,7 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
     let (work, to_do) = channel::bounded(1);
     let (go, may_go) = channel::bounded(1);
     let (told, steps) = channel::bounded(2);
+    let (asked, questions) = worst::questions();
     let to_set_off = Arc::clone(&alarm);
     let bell = Arc::new(Doorbell::new(move || to_set_off.set_off()));
     let name = format!("reactor-{number}");
@@ -114,7 +124,7 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
         let Ok((work, bell)) = to_do.recv() else { return Ok(()) };
         let Work { listen, group, hubs, around, stage, running } = work;
         let listening = Listener::open(listen, group, &around.config.peers).and_then(|listener| {
-            ReactorThread::new(Parts { number, poll, alarm, bell, listener, hubs, around, stage })
+            ReactorThread::new(Parts { number, poll, alarm, bell, listener, hubs, around, stage, questions })
         });
         match listening {
             Ok(reactor) => {
@@ -126,7 +136,7 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
             Err(error) => tell(&told, Err(error)),
         }
     })?;
-    let begun = Begun { bell, work, go, steps, thread };
+    let begun = Begun { bell, work, go, steps, questions: asked, thread };
     begun.wait_for_step()?;
     Ok(begun)
 }

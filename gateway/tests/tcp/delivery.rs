@@ -227,7 +227,7 @@ const TURNS: u32 = 12;
 
 /// Pings, whose answers are not read, until the server reads no more either. How many there were, and what is left to
 /// be written of the last.
-fn stuff(home: &Home, server: &Server, peer: &mut Peer) -> (u64, Vec<u8>) {
+pub(crate) fn stuff(home: &Home, server: &Server, peer: &mut Peer) -> (u64, Vec<u8>) {
     peer.stream.set_nonblocking(true).expect("a socket");
     let ping = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX });
     let (mut pings, mut rest) = (0, Vec::new());

@@ -4,8 +4,10 @@ use std::io::{ErrorKind, Write};
 
 use culver_protocol::proto;
 use culver_protocol::record::RecordType;
+use serde_json::Value;
 
-use crate::home::{Home, Layout, on_every_layout, serve_on};
+use crate::delivery::stuff;
+use crate::home::{Home, Layout, Server, on_every_layout, serve_on};
 use crate::peer::{Peer, record, with};
 
 on_every_layout! {
@@ -34,6 +36,13 @@ fn pour(peer: &mut Peer, other: &mut Peer) {
     }
 }
 
+/// What the operators' port says of the worst connections.
+fn worst(server: &Server, count: usize) -> Value {
+    let url = format!("http://{}/connections/worst?count={count}", server.ops);
+    let text = ureq::get(&url).call().expect("it answers").body_mut().read_to_string().expect("text");
+    serde_json::from_str(&text).expect("JSON")
+}
+
 #[test]
 fn those_with_the_most_unsent_are_ended_and_lose_nothing() {
     let home = Home::new();
@@ -54,11 +63,31 @@ fn those_with_the_most_unsent_are_ended_and_lose_nothing() {
     assert!(server.metric("culver_unsent_bytes") <= 1 << 20);
     let blocked = server.metric("culver_connections_blocked");
     assert!((1..=5).contains(&blocked), "{blocked} are left");
+    assert_eq!(worst(&server, 20)["connections"].as_array().expect("a list").len() as u64, blocked);
     calm.ping();
     for user in users {
         let entries = Peer::online(&home, &server, user).entries(1);
         assert_eq!(entries.first().expect("one").payload, b"it is on disk"[..]);
     }
+}
+
+#[test]
+fn the_worst_connections_are_told() {
+    let home = Home::on(Layout::FourHubs);
+    let server = home.start();
+    assert_eq!(worst(&server, 20), serde_json::json!({ "connections": [], "unanswered": [] }));
+    let mut two = Peer::connect_narrow(server.listen, 4096);
+    two.log_in(2, &with(home.token(2)));
+    stuff(&home, &server, &mut two);
+    let told = worst(&server, 20);
+    let connections = told["connections"].as_array().expect("a list");
+    let one = connections.first().expect("it reads nothing");
+    let address = two.stream.local_addr().expect("connected").to_string();
+    assert_eq!((&one["user"], &one["device"], &one["peer"]), (&2.into(), &1.into(), &address.into()), "{told}");
+    assert!(one["unsent_bytes"].as_u64() > Some(256 * 1024), "{told}");
+    assert!(one["kernel_unsent_bytes"].as_u64() > Some(0), "{told}");
+    assert!(one["reactor"].is_u64() && one["blocked_s"].is_u64() && one["silent_s"].is_u64(), "{told}");
+    assert_eq!((connections.len(), &told["unanswered"]), (1, &serde_json::json!([])));
 }
 
 fn what_lies_in_a_kernel_counts_for_nothing(layout: Layout) {
