@@ -52,6 +52,8 @@ struct Link {
     is_blocked: bool,
     /// Offline until it is told to come back.
     is_away: bool,
+    /// Nothing is read, and the client keeps no time.
+    is_deaf: bool,
     /// The deadline in the timer heap, or `u64::MAX`.
     timer_us: u64,
     source: Option<IpAddr>,
@@ -70,6 +72,8 @@ pub(crate) struct Links {
     timers: BinaryHeap<Reverse<(u64, LinkIndex)>>,
     counts: LinkCounts,
     buffer: Vec<u8>,
+    /// Bytes that the kernel keeps of each connection for who does not read; `None`: as many as it likes.
+    receive_len: Option<usize>,
 }
 
 impl Links {
@@ -83,7 +87,13 @@ impl Links {
             timers: BinaryHeap::new(),
             counts: LinkCounts::default(),
             buffer: vec![0; READ_LEN],
+            receive_len: None,
         }
+    }
+
+    /// Connections made from now on have receive buffers of so many bytes.
+    pub(crate) fn set_receive_len(&mut self, bytes: Option<usize>) {
+        self.receive_len = bytes;
     }
 
     /// Adds a client; it connects with the next turn, from `source` if one is given.
@@ -98,6 +108,7 @@ impl Links {
             is_dirty: false,
             is_blocked: false,
             is_away: false,
+            is_deaf: false,
             timer_us: u64::MAX,
             source,
             tap: None,
@@ -168,6 +179,17 @@ impl Links {
         }
     }
 
+    /// While a connection is deaf its socket is not read, whatever comes or goes, and its client does nothing: as an
+    /// application that hangs. What has come meanwhile is read when it hears again.
+    pub(crate) fn set_deaf(&mut self, index: LinkIndex, is_deaf: bool, now_us: u64) {
+        let was_deaf = std::mem::replace(&mut self.link(index).is_deaf, is_deaf);
+        if was_deaf && !is_deaf {
+            self.unread.push(index);
+            self.mark_dirty(index);
+            self.schedule(index, now_us);
+        }
+    }
+
     /// Puts another client in the place of one, which ends without another word.
     pub(crate) fn replace(&mut self, index: LinkIndex, mut config: ClientConfig, now_us: u64) {
         refresh(&mut config);
@@ -214,6 +236,9 @@ impl Links {
                 continue; // a later entry has taken its place
             }
             link.timer_us = u64::MAX;
+            if link.is_deaf {
+                continue; // it is set again when it hears
+            }
             if link.client.poll_timeout().is_some_and(|at_us| at_us <= now_us) {
                 self.client(index).handle_timeout(now_us);
             }
@@ -288,11 +313,13 @@ impl Links {
         self.counts.connects += 1;
         let target = self.target;
         let source = self.link(index).source;
-        let opened = sys::connect_nonblocking(target, source).map(TcpStream::from_std).and_then(|mut socket| {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.registry.register(&mut socket, Token(index.0), interest)?;
-            Ok(socket)
-        });
+        let opened = sys::connect_narrow_nonblocking(target, source, self.receive_len)
+            .map(TcpStream::from_std)
+            .and_then(|mut socket| {
+                let interest = Interest::READABLE | Interest::WRITABLE;
+                self.registry.register(&mut socket, Token(index.0), interest)?;
+                Ok(socket)
+            });
         match opened {
             Ok(socket) => {
                 let link = self.link(index);
@@ -339,4 +366,50 @@ pub(crate) fn raise_descriptor_limit(connections: usize) -> io::Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use mio::{Events, Poll};
+
+    use super::*;
+
+    /// Longest wait for what happens at once or never.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Waits for the one socket, and has it read and written. Whether there was anything.
+    fn look(links: &mut Links, poll: &mut Poll, patience: Duration) -> bool {
+        let mut events = Events::with_capacity(4);
+        poll.poll(&mut events, Some(patience)).expect("a poll works");
+        events.iter().for_each(|event| links.handle_ready(LinkIndex(0), Readiness::of(event), 1));
+        !events.is_empty()
+    }
+
+    #[test]
+    fn who_is_deaf_reads_nothing_and_hears_it_all_later() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut poll = Poll::new().expect("a poll");
+        let registry = poll.registry().try_clone().expect("a poll");
+        let mut links = Links::new(listener.local_addr().expect("bound"), registry);
+        links.set_receive_len(Some(4096));
+        let index = links.add(ClientConfig::default(), None, 0);
+        assert!(links.next_event(index, 0).is_none(), "it connects, and there is nothing to tell");
+        let (mut server, _) = listener.accept().expect("it comes");
+        assert!(look(&mut links, &mut poll, PATIENCE), "it is connected");
+        links.set_deaf(index, true, 1);
+        server.write_all(&[0; 8]).expect("there is room");
+        drop(server);
+        assert!(look(&mut links, &mut poll, PATIENCE), "it has come");
+        links.handle_timers(u64::MAX);
+        assert!(links.next_event(index, 1).is_none() && !links.has_unread(), "neither words, nor the end, nor time");
+        links.set_deaf(index, false, 2);
+        for index in links.take_unread() {
+            links.handle_ready(index, Readiness::UNREAD, 2);
+        }
+        assert!(links.next_event(index, 2).is_some(), "now it hears that it makes no sense");
+    }
 }

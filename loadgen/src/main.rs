@@ -92,6 +92,13 @@ enum Scenario {
     #[command(after_help = "Examples:\n  culver-loadgen hostile --rounds 3 --calm 10s --attack 18s\n  \
                           culver-loadgen hostile --silent 0 --crowd 50000 --crowd-cpu 33 --attack 30s --p99-ratio-max 2")]
     Hostile(Box<scenario::hostile::HostileOptions>),
+    /// Thousands of clients that log in and never read, beside honest pairs; then they read again
+    #[command(after_help = "Examples:\n  culver-loadgen slow --clients 10000 --messages 1000 --json slow.json\n  \
+                          culver-loadgen slow --clients 1000 --messages 100 --receive-buffer 4096 --rate 20000\n  \
+                          culver-loadgen slow --one --rounds 5 --one-cost-max 0.02\n\n\
+                          A client that does not read is a socket that is not read: nothing of it is acknowledged. With --one \
+                          there is a single\none beside pairs at full speed, and in every other run that one reads.")]
+    Slow(Box<scenario::slow::SlowOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]
     Report(scenario::report::ReportOptions),
@@ -166,6 +173,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Hostile(options) => {
             let to = options.json_to();
             publish(&scenario::hostile::run(*options)?, &to)
+        }
+        Scenario::Slow(options) => {
+            let to = options.json_to();
+            publish(&scenario::slow::run(*options)?, &to)
         }
         Scenario::Report(options) => {
             print!("{}", scenario::report::run(&options)?);

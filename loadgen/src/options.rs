@@ -17,7 +17,7 @@ use crate::report::machine::cores;
 use crate::report::progress::Progress;
 use crate::scenario::pairs::{Pace, PairLoad};
 use crate::target::credentials::Credentials;
-use crate::target::culver::Culver;
+use crate::target::culver::{Culver, Ops};
 use crate::target::sealing::SuiteOption;
 use crate::units::{Span, SpanRange};
 use crate::verify::SEATS_MAX;
@@ -95,6 +95,11 @@ impl TargetOptions {
     /// The same server, spoken to in plaintext.
     pub(crate) fn find_in_plaintext(&self) -> Result<Culver> {
         Culver::find(self.target, self.ops, &self.credentials, SuiteOption::None)
+    }
+
+    /// The server's operations port.
+    pub(crate) fn ops(&self) -> Ops {
+        Ops::new(self.ops)
     }
 
     /// How connections are to be sealed.

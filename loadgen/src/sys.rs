@@ -16,8 +16,20 @@ pub(crate) const DESCRIPTORS_BESIDE: u64 = 64;
 
 /// Begins to connect; the socket becomes writable when it is decided.
 pub(crate) fn connect_nonblocking(target: SocketAddr, source: Option<IpAddr>) -> io::Result<std::net::TcpStream> {
+    connect_narrow_nonblocking(target, source, None)
+}
+
+/// The same, where the kernel keeps no more than so many bytes of what nobody reads.
+pub(crate) fn connect_narrow_nonblocking(
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    receive_len: Option<usize>,
+) -> io::Result<std::net::TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(bytes) = receive_len {
+        socket.set_recv_buffer_size(bytes)?; // before it connects: the window that is offered depends on it
+    }
     if let Some(source) = source {
         bind_address_no_port(&socket)?;
         socket.bind(&SocketAddr::new(source, 0).into())?;

@@ -65,7 +65,7 @@ impl SenderPlan {
 }
 
 /// The payload of one message.
-pub(super) fn payload(run: RunId, message: MessageIndex, now_us: u64) -> Bytes {
+pub(crate) fn payload(run: RunId, message: MessageIndex, now_us: u64) -> Bytes {
     let mut payload = BytesMut::with_capacity(PAYLOAD_LEN);
     payload.put_u64(run.0);
     payload.put_u64(message.0);
@@ -77,7 +77,7 @@ pub(super) fn payload(run: RunId, message: MessageIndex, now_us: u64) -> Bytes {
 }
 
 /// Whether a payload that says it is this message has its length, and its number to the end.
-pub(super) fn is_whole(payload: &[u8], message: MessageIndex) -> bool {
+pub(crate) fn is_whole(payload: &[u8], message: MessageIndex) -> bool {
     let filler = payload.get(HEAD_LEN..).unwrap_or_default();
     payload.len() == PAYLOAD_LEN && filler.chunks(8).all(|chunk| chunk == message.0.to_be_bytes())
 }

@@ -36,6 +36,9 @@ impl Links {
     }
 
     fn handle_readable(&mut self, index: LinkIndex, read_closed: bool, now_us: u64) {
+        if self.link(index).is_deaf {
+            return;
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..READS_MAX {
             let link = self.link(index);

@@ -14,3 +14,4 @@ pub(crate) mod pairs;
 pub(crate) mod powercut;
 pub(crate) mod report;
 pub(crate) mod restarts;
+pub(crate) mod slow;
