@@ -96,6 +96,15 @@ pub(crate) fn raise_descriptor_limit(wanted: u64) -> io::Result<u64> {
     Ok(wanted.min(hard))
 }
 
+/// Lets the calling thread stand back for others, by so much of nice(2). On Linux that is a thread's own; to stand
+/// forward again needs a privilege.
+pub(crate) fn stand_back(nice: i32) -> io::Result<()> {
+    if nice == 0 {
+        return Ok(());
+    }
+    Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
 /// The first SIGINT or SIGTERM is noted, so that a run closes its connections; the second ends it.
 static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

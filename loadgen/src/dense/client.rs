@@ -1,7 +1,7 @@
 //! One idle client: the few bytes that are kept of it, and what it makes of each record of the server. Sans-io.
 //!
 //! It is far smaller than the protocol's own client and can do far less: log in, keep alive, take messages and
-//! acknowledge them. It never reconnects, never sends a message, and remembers no inbox.
+//! acknowledge them. It never sends a message and remembers no inbox; whether and when it comes back, its worker knows.
 
 use std::os::fd::OwnedFd;
 
@@ -73,7 +73,8 @@ pub(super) enum Heard {
     Pong,
     /// The server closes the connection after some of these.
     Error(proto::Error),
-    Goaway,
+    /// It is to leave.
+    Goaway(proto::Goaway),
     /// Nothing that an idle client cares for.
     Other,
 }
@@ -128,7 +129,7 @@ impl Client {
             }
             RecordType::Pong => decode::<proto::Pong>(kind, body).map(|_| Heard::Pong),
             RecordType::Error => decode(kind, body).map(Heard::Error),
-            RecordType::Goaway => decode::<proto::Goaway>(kind, body).map(|_| Heard::Goaway),
+            RecordType::Goaway => decode(kind, body).map(Heard::Goaway),
             RecordType::Gap | RecordType::SyncStart | RecordType::SyncDone | RecordType::Receipt => Ok(Heard::Other),
             RecordType::Rekey if cipher.overhead() > 0 => {
                 cipher.follow_key();

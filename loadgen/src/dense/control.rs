@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use culver_protocol::handshake::client::ServerKey;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::returned::Returned;
+
 /// Faults kept in words: the first tell what the others are.
 const FAULTS_MAX: usize = 8;
 
@@ -19,6 +21,10 @@ pub(super) struct Shared {
     /// Of the server's data, once a WELCOME has told it; 0: not yet.
     pub(super) incarnation: AtomicU64,
     pub(super) pace: Pace,
+    /// How often all were to be dropped.
+    drops: AtomicU64,
+    /// When that is to be, the last time.
+    drop_us: AtomicU64,
     server_key: Mutex<Option<ServerKey>>,
     errors: Mutex<BTreeMap<u32, u64>>,
     faults: Mutex<Vec<String>>,
@@ -33,6 +39,18 @@ impl Shared {
     /// Whoever has learned the server's key tells all others; `None`: it is good no more.
     pub(super) fn set_server_key(&self, key: Option<ServerKey>) {
         *lock(&self.server_key) = key;
+    }
+
+    /// All are to be dropped at this time; rung for by the caller.
+    pub(super) fn drop_at(&self, drop_us: u64) {
+        self.drop_us.store(drop_us, Ordering::Relaxed);
+        self.drops.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often all were to be dropped, and when that is to be.
+    pub(super) fn drops(&self) -> (u64, u64) {
+        let drops = self.drops.load(Ordering::Acquire);
+        (drops, self.drop_us.load(Ordering::Relaxed))
     }
 
     /// Counts an error that the server told.
@@ -76,13 +94,30 @@ pub(super) struct Post {
     /// It shall close them and end.
     pub(super) is_stopped: AtomicBool,
     pub(super) tally: Tally,
+    /// Clients that are logged in now.
+    pub(super) live: AtomicU64,
+    /// How those came back who were gone, once somebody wants to know; locked by its worker alone but for a moment now
+    /// and then.
+    returned: Mutex<Option<Returned>>,
     pub(super) bell: OwnedFd,
 }
 
 impl Post {
     pub(super) fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { wanted: AtomicU64::new(0), is_stopped: AtomicBool::new(false), tally: Tally::default(), bell })
+        Ok(Self {
+            wanted: AtomicU64::new(0),
+            is_stopped: AtomicBool::new(false),
+            tally: Tally::default(),
+            live: AtomicU64::new(0),
+            returned: Mutex::default(),
+            bell,
+        })
+    }
+
+    /// How those came back who were gone.
+    pub(super) fn returned(&self) -> std::sync::MutexGuard<'_, Option<Returned>> {
+        lock(&self.returned)
     }
 
     /// Wakes the worker, which then looks at its wishes.
@@ -129,6 +164,26 @@ tally! {
     disconnects;
     /// Of them, those given up because nothing came for too long.
     silent;
+    /// Connections begun, where clients come back.
+    attempts;
+    /// Attempts that were told that the server has no room.
+    full;
+    /// Attempts that nobody listened to.
+    refused;
+    /// Attempts that were reset before WELCOME.
+    reset;
+    /// Attempts that ended before WELCOME without a word.
+    cut;
+    /// Attempts that were given up, for nothing came.
+    unanswered;
+    /// Attempts that failed on this side.
+    unopened;
+    /// Connections left because all were dropped.
+    dropped;
+    /// Clients that were asked to leave, and come back.
+    goaways;
+    /// Clients that were gone and are back.
+    returns;
     /// Messages of this run that came, each counted once.
     delivered;
     /// Messages that came again.
@@ -152,6 +207,11 @@ tally! {
 /// Adds to a count of one's own: nobody else changes it meanwhile. What the wire says may be any number.
 pub(super) fn bump(count: &AtomicU64, by: u64) {
     count.store(count.load(Ordering::Relaxed).saturating_add(by), Ordering::Relaxed);
+}
+
+/// Takes from a count of one's own.
+pub(super) fn lower(count: &AtomicU64, by: u64) {
+    count.store(count.load(Ordering::Relaxed).saturating_sub(by), Ordering::Relaxed);
 }
 
 /// How fast connections may be opened, over all workers.

@@ -8,6 +8,8 @@ mod control;
 mod handshake;
 mod keep_alive;
 mod partials;
+mod returned;
+mod returns;
 pub(crate) mod senders;
 pub(crate) mod sources;
 mod tickets;
@@ -30,9 +32,11 @@ pub(crate) use self::control::Counts;
 use self::control::{Post, Shared};
 pub(crate) use self::handshake::{CrowdSealing, HandshakeOption};
 pub(crate) use self::keep_alive::STEP_US;
+pub(crate) use self::returned::Returned;
+pub(crate) use self::returns::{DropWay, Returns};
 use self::sources::Sources;
 use self::worker::{Place, Start, Worker};
-use crate::clock::Clock;
+use crate::clock::{Clock, micros};
 use crate::plan::RunId;
 use crate::preflight;
 use crate::report::histogram::{Latencies, Percentiles};
@@ -49,6 +53,8 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 /// Failures up to this number, and one in so many connections, are told in the end; more end the run.
 const FAILURES_MAX: u64 = 16;
 const FAILURES_ONE_IN: u64 = 1000;
+/// All workers hear of a drop within this.
+const DROP_AHEAD: Duration = Duration::from_millis(50);
 /// A worker's stack: it never goes deep.
 const STACK_LEN: usize = 256 * 1024;
 
@@ -96,12 +102,20 @@ pub(crate) struct CrowdLoad {
     pub(crate) sends_ready: bool,
     /// Whether the time from sending to delivery is recorded.
     pub(crate) measures_delivery: bool,
+    /// How clients come back; `None`: whoever is gone stays away.
+    pub(crate) returns: Option<Returns>,
 }
 
 impl CrowdLoad {
+    /// Descriptors that the crowd may have open: connections that were left without a word are closed later.
+    pub(crate) fn descriptors(&self) -> u64 {
+        let is_silent = self.returns.is_some_and(|returns| returns.drop == DropWay::Silent);
+        if is_silent { self.connections.saturating_mul(2) } else { self.connections }
+    }
+
     /// How many threads that makes.
     pub(crate) fn worker_count(&self) -> u64 {
-        let wanted = self.workers.unwrap_or_else(|| preflight::workers_needed(self.connections));
+        let wanted = self.workers.unwrap_or_else(|| preflight::workers_needed(self.descriptors()));
         wanted.clamp(1, self.connections.max(1))
     }
 }
@@ -135,7 +149,8 @@ impl Crowd {
         shared.set_server_key(login.sealing().and_then(|sealing| sealing.server));
         let count = load.worker_count();
         let share = load.connections.div_ceil(count);
-        sys::raise_descriptor_limit(share + sys::DESCRIPTORS_BESIDE).context("the limit of descriptors")?;
+        let descriptors = load.descriptors().div_ceil(count);
+        sys::raise_descriptor_limit(descriptors + sys::DESCRIPTORS_BESIDE).context("the limit of descriptors")?;
         let pending_max = PENDING_MAX / usize::try_from(count).map_or(AT_ONCE_MAX, |count| count.min(AT_ONCE_MAX));
         let load = Arc::new(load);
         let mut crowd = Self { shared, posts: Vec::new(), workers: Vec::new(), clock };
@@ -228,6 +243,39 @@ impl Crowd {
             opening += usize::from(counts.logins + counts.login_failures < share);
         }
         true
+    }
+
+    /// Drops all who are logged in, all at the same moment, and counts anew how they come back. Returns when that is.
+    pub(crate) fn drop_all(&self) -> u64 {
+        let drop_us = self.clock.now_us() + micros(DROP_AHEAD);
+        self.watch_returns(drop_us);
+        self.shared.drop_at(drop_us);
+        self.ring_all();
+        drop_us
+    }
+
+    /// Counts anew, from this time on, how those come back who are gone.
+    pub(crate) fn watch_returns(&self, began_us: u64) {
+        for (post, _) in &self.posts {
+            *post.returned() = Some(Returned::since(began_us));
+        }
+    }
+
+    /// How those came back who were gone, since it is watched.
+    pub(crate) fn returned(&self) -> Option<Returned> {
+        self.posts.iter().fold(None, |sum, (post, _)| match (sum, &*post.returned()) {
+            (None, own) => own.clone(),
+            (Some(mut sum), Some(own)) => {
+                sum.merge(own);
+                Some(sum)
+            }
+            (sum, None) => sum,
+        })
+    }
+
+    /// Clients that are logged in now.
+    pub(crate) fn live(&self) -> u64 {
+        self.posts.iter().map(|(post, _)| post.live.load(Ordering::Relaxed)).sum()
     }
 
     /// No keep-alive goes out until it is released: then they follow, a little faster until they have caught up.

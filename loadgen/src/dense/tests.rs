@@ -194,6 +194,7 @@ fn load(target: SocketAddr, connections: u64, workers: u64) -> CrowdLoad {
         run: RunId(1),
         sends_ready: true,
         measures_delivery: true,
+        returns: None,
     }
 }
 
@@ -242,4 +243,5 @@ fn a_crowd_that_nobody_answers_says_why() {
     assert!(error.contains("failed or ended") && error.contains("refused"), "{error}");
 }
 
+mod returning;
 mod sealed;

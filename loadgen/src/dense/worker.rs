@@ -5,6 +5,7 @@
 //! that was too early. Decides nothing about the run.
 
 mod opening;
+mod returning;
 mod sealing;
 
 use std::io;
@@ -18,8 +19,9 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
 use self::opening::Opening;
+use self::returning::Returning;
 use super::client::{self, Client, Expected, Heard, Phase, Verdict};
-use super::control::{Post, Shared, bump};
+use super::control::{Post, Shared, bump, lower};
 use super::keep_alive::{KeepAlive, STEP_US};
 use super::partials::{Partials, next_record};
 use super::{CrowdLoad, LoginWith};
@@ -70,6 +72,8 @@ pub(super) struct Worker {
     ciphers: Vec<Cipher>,
     partials: Partials,
     opening: Opening,
+    /// Where clients come back.
+    returning: Option<Returning>,
     keep_alive: Option<KeepAlive>,
     buffer: Vec<u8>,
     out: Vec<u8>,
@@ -90,6 +94,7 @@ impl Worker {
             ciphers: Vec::with_capacity(if start.login.sealing().is_some() { slots } else { 0 }),
             partials: Partials::default(),
             opening: Opening::new(&start)?,
+            returning: Returning::new(&start),
             keep_alive: None,
             buffer: vec![0; READ_LEN],
             out: Vec::new(),
@@ -97,6 +102,9 @@ impl Worker {
             now_us: start.clock.now_us(),
             start,
         };
+        if let Some(returning) = &worker.returning {
+            sys::stand_back(returning.nice())?;
+        }
         let mut events = Vec::with_capacity(EVENTS_MAX);
         while !worker.start.post.is_stopped.load(Ordering::Relaxed) {
             worker.turn(&mut events)?;
@@ -108,9 +116,10 @@ impl Worker {
 
     fn turn(&mut self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
         self.now_us = self.start.clock.now_us();
+        let returning_us = self.step_returning();
         let open_us = self.open()?;
         let keep_alive_us = self.step_keep_alive();
-        let due_us = [open_us, keep_alive_us].into_iter().flatten().min();
+        let due_us = [returning_us, open_us, keep_alive_us].into_iter().flatten().min();
         let wait = due_us.map(|due_us| {
             let wait_us = due_us.saturating_sub(self.now_us);
             Timespec {
@@ -181,7 +190,7 @@ impl Worker {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
-                Err(error) => return self.end(slot, &io::Error::from(error).to_string()),
+                Err(error) => return self.end_by(slot, &io::Error::from(error).to_string(), Some(error)),
             }
         }
         self.end(slot, "the server sends without end");
@@ -228,7 +237,11 @@ impl Worker {
 
     fn handle_heard(&mut self, slot: usize, heard: Heard) -> Result<(), String> {
         match heard {
-            Heard::Welcome(welcome) => self.opening.handle_welcome(&self.start, slot, &welcome),
+            Heard::Welcome(welcome) => {
+                let (away, kept) = self.opening.handle_welcome(&self.start, slot, &welcome);
+                self.note_return(slot, away);
+                kept
+            }
             Heard::Entries(deliver) => {
                 self.handle_entries(slot, &deliver.entries);
                 Ok(())
@@ -238,7 +251,7 @@ impl Worker {
                 Ok(())
             }
             Heard::Error(error) => self.handle_error(slot, &error),
-            Heard::Goaway => Err("the server asked to leave".to_owned()),
+            Heard::Goaway(goaway) => self.handle_goaway(slot, &goaway),
             Heard::Other => Ok(()),
         }
     }
@@ -323,6 +336,11 @@ impl Worker {
 
     /// The connection is over.
     fn end(&mut self, slot: usize, why: &str) {
+        self.end_by(slot, why, None);
+    }
+
+    /// The same, where the kernel said so.
+    fn end_by(&mut self, slot: usize, why: &str, error: Option<Errno>) {
         let Start { place, load, post, shared, .. } = &self.start;
         let Some(client) = self.clients.get_mut(slot) else { return };
         if client.socket.take().is_none() {
@@ -331,6 +349,12 @@ impl Worker {
         let partial = client.partial.take();
         self.partials.release(partial);
         let was_live = client.phase == Phase::Live;
+        if was_live {
+            lower(&post.live, 1);
+        }
+        if self.returning.is_some() {
+            return self.come_back_later(slot, was_live, why, error);
+        }
         if !was_live && self.opening.handle_ended(slot, self.now_us) {
             client.phase = Phase::Absent; // it comes again
             return;

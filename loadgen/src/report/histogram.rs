@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest latency told apart: two minutes.
 const LATENCY_US_MAX: u64 = 120_000_000;
+/// Longest wait told apart: an hour.
+const WAIT_US_MAX: u64 = 3600 * 1_000_000;
 
 /// Latencies in microseconds.
 #[derive(Clone, Debug)]
@@ -18,6 +20,12 @@ impl Latencies {
         Self { histogram }
     }
 
+    /// For what may take far longer than any answer: merged only with its like.
+    pub(crate) fn of_waits() -> Self {
+        let histogram = Histogram::new_with_bounds(1, WAIT_US_MAX, 3).expect("bounds and digits are within range");
+        Self { histogram }
+    }
+
     /// Records one latency; what is beyond the range counts as its end.
     pub(crate) fn record(&mut self, us: u64) {
         self.histogram.saturating_record(us.max(1));
@@ -25,7 +33,7 @@ impl Latencies {
 
     /// Adds what another worker recorded.
     pub(crate) fn merge(&mut self, other: &Self) {
-        self.histogram.add(&other.histogram).expect("all histograms have the same bounds");
+        self.histogram.add(&other.histogram).expect("those that are merged have the same bounds");
     }
 
     /// Forgets everything.
@@ -97,6 +105,9 @@ mod tests {
         assert!(latencies.percentiles().max >= LATENCY_US_MAX);
         latencies.clear();
         assert_eq!(latencies.percentiles(), Percentiles::default());
+        let mut waits = Latencies::of_waits();
+        waits.record(10 * LATENCY_US_MAX);
+        assert!(waits.percentiles().max >= 10 * LATENCY_US_MAX, "a wait may be longer");
     }
 
     #[test]

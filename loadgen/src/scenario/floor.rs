@@ -106,6 +106,7 @@ fn measure_idle(options: &FloorOptions, seed: u64, progress: &Progress) -> Resul
         run: RunId(0),
         sends_ready: false,
         measures_delivery: false,
+        returns: None,
     };
     let mut guard = Guard::new(0);
     let bare = BareFigures::measure(&load, (connections / 5).max(1), HOLD, &mut guard, progress)?;

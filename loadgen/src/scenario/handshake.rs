@@ -161,6 +161,7 @@ impl Server<'_> {
             run: RunId(unix_ms()),
             sends_ready: true,
             measures_delivery: false,
+            returns: None,
         })
     }
 

@@ -18,6 +18,7 @@ use super::super::LoginWith;
 use super::super::client::{self, Client, Phase};
 use super::super::control::bump;
 use super::super::handshake::{Comer, CrowdSealing, begin_login};
+use super::super::returns::Away;
 use super::super::tickets::{Ticket, Tickets};
 use super::{Start, Worker, seconds};
 use crate::plan::DEVICE;
@@ -26,7 +27,7 @@ use crate::target::credentials::Credentials;
 use crate::target::floor;
 
 /// Connections opened before those that are there are looked at again.
-const OPENS_PER_TURN_MAX: usize = 32;
+pub(super) const OPENS_PER_TURN_MAX: usize = 32;
 /// Logins for each in the window until there is room for one more.
 const WIDEN_AFTER: usize = 4;
 /// Whoever was told that the server is busy comes again after so long.
@@ -72,28 +73,40 @@ impl Window {
 }
 
 /// A login under way.
-struct Attempt {
-    is_by_token: bool,
+pub(super) struct Attempt {
+    pub(super) is_by_token: bool,
+    /// Since when, where unanswered logins are given up.
+    pub(super) begun_us: u64,
+    /// What is known of who comes.
+    pub(super) away: Away,
     /// What follows, where the server will not have it so.
     next: Option<Next>,
     /// What could not be written yet.
     unsent: Vec<u8>,
     /// Where the connection is to be sealed, until the server has answered.
-    handshake: Option<Waiting>,
+    pub(super) handshake: Option<Waiting>,
     /// The secret of the next ticket, once it has.
     resumption: Option<Secret>,
 }
 
 impl Attempt {
     fn new(is_by_token: bool, handshake: Option<Waiting>) -> Self {
-        Self { is_by_token, next: None, unsent: Vec::new(), handshake, resumption: None }
+        Self {
+            is_by_token,
+            begun_us: 0,
+            away: Away::default(),
+            next: None,
+            unsent: Vec::new(),
+            handshake,
+            resumption: None,
+        }
     }
 }
 
 /// The logins of one worker.
 pub(super) struct Opening {
     tickets: Option<Tickets>,
-    pending: HashMap<usize, Attempt>,
+    pub(super) pending: HashMap<usize, Attempt>,
     /// Whose ticket was refused.
     again: VecDeque<usize>,
     /// Who is to come again, and when, the first in front; and whether with a token.
@@ -114,13 +127,13 @@ impl Opening {
         })
     }
 
-    /// A client is logged in.
+    /// A client is logged in: what was known of it, and what became of its ticket.
     pub(super) fn handle_welcome(
         &mut self,
         start: &Start,
         slot: usize,
         welcome: &proto::Welcome,
-    ) -> Result<(), String> {
+    ) -> (Option<Away>, Result<(), String>) {
         let tally = &start.post.tally;
         bump(&tally.logins, 1);
         self.window.widen();
@@ -128,12 +141,13 @@ impl Opening {
         if attempt.as_ref().is_some_and(|attempt| attempt.is_by_token) {
             bump(&tally.token_logins, 1);
         }
+        let away = attempt.as_ref().map(|attempt| attempt.away);
         let secret = attempt.and_then(|attempt| attempt.resumption);
         start.shared.incarnation.store(welcome.incarnation, Ordering::Relaxed);
-        let Some(tickets) = &mut self.tickets else { return Ok(()) };
+        let Some(tickets) = &mut self.tickets else { return (away, Ok(())) };
         let index = start.place.first + slot as u64;
         let kept = tickets.put(index, welcome.incarnation, &welcome.ticket, secret.as_ref());
-        kept.map_err(|error| format!("the ticket file: {error}"))
+        (away, kept.map_err(|error| format!("the ticket file: {error}")))
     }
 
     /// Writes what was kept of tickets.
@@ -234,7 +248,10 @@ fn begin_sealed(
 impl Worker {
     /// Opens what is wanted, as fast as is allowed; returns when to look again, if not at the next event.
     pub(super) fn open(&mut self) -> io::Result<Option<u64>> {
-        let wanted = self.start.post.wanted.load(Ordering::Relaxed).min(self.start.place.slots);
+        let wanted = self.wanted();
+        if self.returning.is_some() {
+            return self.open_returning(wanted);
+        }
         for _ in 0..OPENS_PER_TURN_MAX {
             let later_us = self.opening.later.front().map(|(due_us, ..)| *due_us);
             let is_due = !self.opening.again.is_empty() || later_us.is_some_and(|due_us| due_us <= self.now_us);
@@ -251,13 +268,14 @@ impl Worker {
                 return Ok(Some(due_us));
             }
             let (slot, with_token) = self.opening.next_again(self.now_us).unwrap_or((self.clients.len(), false));
-            self.connect(slot, with_token)?;
+            self.connect(slot, Away { with_token, ..Away::default() })?;
         }
         Ok(Some(self.now_us))
     }
 
-    fn connect(&mut self, slot: usize, with_token: bool) -> io::Result<()> {
-        let (flight, attempt) = self.opening.begin_login(&self.start, slot, with_token)?;
+    pub(super) fn connect(&mut self, slot: usize, away: Away) -> io::Result<()> {
+        let (flight, attempt) = self.opening.begin_login(&self.start, slot, away.with_token)?;
+        let attempt = Attempt { away, begun_us: self.now_us, ..attempt };
         let Start { place, load, .. } = &self.start;
         if slot == self.clients.len() {
             self.clients.push(Client::default());
@@ -266,12 +284,20 @@ impl Worker {
             self.ciphers.resize_with(self.clients.len(), Cipher::default);
             *self.ciphers.get_mut(slot).expect("there is one for each client") = Cipher::Plaintext;
         }
+        if self.returning.is_some() {
+            bump(&self.start.post.tally.attempts, 1);
+        }
         let source = load.sources.pick(place.number, place.workers, slot as u64);
         let opened = sys::connect_nonblocking(load.target, source).map(OwnedFd::from);
         let opened = opened.and_then(|socket| self.begin(slot, socket, flight, attempt));
         if let Err(error) = opened {
             self.opening.pending.remove(&slot);
-            self.note_failure(slot, &error);
+            if self.returning.is_some() {
+                let errno = Errno::from_io_error(&error);
+                self.decide(slot, away, true, &error.to_string(), errno);
+            } else {
+                self.note_failure(slot, &error);
+            }
         }
         Ok(())
     }
@@ -302,12 +328,15 @@ impl Worker {
                 (attempt.unsent, client.phase) = (Vec::new(), Phase::LoggingIn);
             }
             Err(Errno::AGAIN) => {}
-            other => self.end(slot, &format!("writing the login: {other:?}")),
+            other => self.end_by(slot, &format!("writing the login: {other:?}"), other.err()),
         }
     }
 
     /// The server told an error. A refused ticket is none as long as there is a token.
     pub(super) fn handle_error(&mut self, slot: usize, error: &proto::Error) -> Result<(), String> {
+        if self.returning.is_some() {
+            return self.note_told(slot, error);
+        }
         let Start { place, load, shared, post, login, .. } = &self.start;
         if let Some(attempt) = self.opening.pending.get_mut(&slot)
             && let Some((next, why)) = next(attempt, matches!(login, LoginWith::Tokens(..)), error.code)

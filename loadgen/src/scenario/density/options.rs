@@ -168,6 +168,7 @@ impl CrowdOptions {
             run: RunId(unix_ms().wrapping_mul(1 << 16) ^ u64::from(std::process::id())),
             sends_ready: true,
             measures_delivery: false,
+            returns: None,
         })
     }
 
@@ -182,19 +183,19 @@ impl CrowdOptions {
     /// Whether this machine and the server have room: said before the first connection.
     /// `others` connect beside the crowd.
     pub(crate) fn preflight(&self, load: &CrowdLoad, culver: &Culver, others: u64) -> Result<()> {
+        let connections = load.descriptors();
         preflight::check(&Demand {
-            connections: load.connections,
+            connections,
             workers: load.worker_count(),
             source_addresses: load.sources.count().max(1),
             server_here: load.target.ip().is_loopback() || self.server_pid().is_some(),
             server_bytes_per_connection: SERVER_BYTES,
         })?;
         match culver.connections_max()? {
-            Some(max) if max < load.connections + others => bail!(
-                "the server takes {max} connections at most, not {} and {others} that send: start it with \
+            Some(max) if max < connections + others => bail!(
+                "the server takes {max} connections at most, not {connections} and {others} that send: start it with \
                  --connections-max {} or more, and with descriptors for them",
-                load.connections,
-                load.connections + others
+                connections + others
             ),
             _ => Ok(()),
         }
