@@ -99,6 +99,11 @@ enum Scenario {
                           A client that does not read is a socket that is not read: nothing of it is acknowledged. With --one \
                           there is a single\none beside pairs at full speed, and in every other run that one reads.")]
     Slow(Box<scenario::slow::SlowOptions>),
+    /// All of a crowd lose their connections at once and come back, beside pairs that talk
+    #[command(
+        after_help = "Examples:\n  culver-loadgen storm --connections 5000 --rounds 1\n  culver-loadgen storm --connections 500000 --tickets tickets --rounds 1 --back-within 10m --hold 60s --leave 60s \\\n    --logins-per-s-min 5000 --rss-ratio-max 1.2 --json storm.json\n  culver-loadgen storm --drop silent --reconnect-within 1s\n\nA client that is told when to come again comes then, or up to a tenth of that later; one that is told nothing waits as\nthe protocol says. `attempted late` is how late the crowd itself was, `sent late` how late the pairs were: where they\nare large, this generator was the bottleneck."
+    )]
+    Storm(Box<scenario::storm::StormOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]
     Report(scenario::report::ReportOptions),
@@ -177,6 +182,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Slow(options) => {
             let to = options.json_to();
             publish(&scenario::slow::run(*options)?, &to)
+        }
+        Scenario::Storm(options) => {
+            let to = options.json_to();
+            publish(&scenario::storm::run(*options)?, &to)
         }
         Scenario::Report(options) => {
             print!("{}", scenario::report::run(&options)?);

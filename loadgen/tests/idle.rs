@@ -32,6 +32,12 @@ fn what_cannot_be_is_said_before_the_first_connection() {
     assert!(code == Some(2) && told.contains("a quarter of --keep-alive"), "{code:?} {told}");
     let (code, told) = run(&["density", "--source-ips", "10.0.0.0/33"]);
     assert!(code == Some(2) && told.contains("8 to 30 bits"), "{code:?} {told}");
+    let (code, told) = run(&["storm", "--keep-alive", "1s"]);
+    assert!(code == Some(2) && told.contains("--keep-alive is from 5s"), "{code:?} {told}");
+    let (code, told) = run(&["storm", "--rss-ratio-max", "1.2"]);
+    assert!(code == Some(2) && told.contains("--leave"), "{code:?} {told}");
+    let (code, told) = run(&["storm", "--drop", "slowly"]);
+    assert!(code == Some(2) && told.contains("rst, fin, silent"), "{code:?} {told}");
     let (code, told) = run(&["idle-burst", "--rounds", "0"]);
     assert!(code == Some(2) && told.contains("--rounds"), "{code:?} {told}");
 }

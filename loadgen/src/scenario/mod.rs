@@ -15,3 +15,4 @@ pub(crate) mod powercut;
 pub(crate) mod report;
 pub(crate) mod restarts;
 pub(crate) mod slow;
+pub(crate) mod storm;

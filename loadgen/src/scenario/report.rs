@@ -50,7 +50,7 @@ const LATENCIES: [Figure; 6] = [
     ("/receipt_us/p50", "receipt p50", Shown::Duration),
     ("/receipt_us/p99", "receipt p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 48] = [
+const FIGURES: [Figure; 57] = [
     ("/rounds", "rounds", Shown::Count),
     ("/disk/cuts", "power cuts", Shown::Count),
     ("/busy", "answers busy", Shown::Count),
@@ -99,6 +99,15 @@ const FIGURES: [Figure; 48] = [
     ("/expectations_met", "attacks answered as expected", Shown::Count),
     ("/expectations_unmet", "attacks answered otherwise", Shown::Count),
     ("/memory_kept_bytes", "memory kept in bytes", Shown::Count),
+    ("/last_login_s", "seconds from the loss to the last login", Shown::Fraction),
+    ("/steady_logins_per_s", "logins per second without first and last", Shown::Fraction),
+    ("/max_wait_ratio", "longest wait, x the ideal", Shown::Fraction),
+    ("/attempts/attempts", "attempts to come back", Shown::Count),
+    ("/attempts/busy", "of them told that the server is busy", Shown::Count),
+    ("/attempts/refused", "of them refused", Shown::Count),
+    ("/pairs/ack_p99_ratio", "pairs' acknowledgement p99, x the calm one", Shown::Fraction),
+    ("/pairs/delivery_p99_ratio", "pairs' delivery p99, x the calm one", Shown::Fraction),
+    ("/rss_ratio", "memory when all have left, x that before", Shown::Fraction),
 ];
 
 /// Renders all files.
