@@ -104,6 +104,11 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen storm --connections 5000 --rounds 1\n  culver-loadgen storm --connections 500000 --tickets tickets --rounds 1 --back-within 10m --hold 60s --leave 60s \\\n    --logins-per-s-min 5000 --rss-ratio-max 1.2 --json storm.json\n  culver-loadgen storm --drop silent --reconnect-within 1s\n\nA client that is told when to come again comes then, or up to a tenth of that later; one that is told nothing waits as\nthe protocol says. `attempted late` is how late the crowd itself was, `sent late` how late the pairs were: where they\nare large, this generator was the bottleneck."
     )]
     Storm(Box<scenario::storm::StormOptions>),
+    /// A server is asked to end and started again at once, with a crowd on it
+    #[command(
+        after_help = "Examples:\n  culver-loadgen restart --culver target/release/culver --users 10000 --connections 1000\n  culver-loadgen restart --culver ./culver --users 1000000 --connections 100000 --json restart.json -- --config restart.toml\n  culver-loadgen restart --culver ./culver --listeners own\n\nThis program opens the listening sockets, one for each reactor, and hands them to each server (LISTEN_FDS): so nobody\nfinds the door closed. In restart.toml, how long clients are given to leave: [shutdown] spread_s = 10."
+    )]
+    Restart(Box<scenario::restart::RestartOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]
     Report(scenario::report::ReportOptions),
@@ -186,6 +191,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Storm(options) => {
             let to = options.json_to();
             publish(&scenario::storm::run(*options)?, &to)
+        }
+        Scenario::Restart(options) => {
+            let to = options.json_to();
+            publish(&scenario::restart::run(*options)?, &to)
         }
         Scenario::Report(options) => {
             print!("{}", scenario::report::run(&options)?);

@@ -1,9 +1,11 @@
 //! What the operating system is asked beyond the standard library: sockets from a given source address, limits,
-//! CPU time, precise waking, sockets without a record, being asked to end. The only file that may hold unsafe code.
+//! CPU time, precise waking, sockets without a record, sockets for other processes, being asked to end. The only file that may hold unsafe code.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::epoll;
@@ -94,6 +96,45 @@ pub(crate) fn raise_descriptor_limit(wanted: u64) -> io::Result<u64> {
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(wanted.min(hard)), maximum: limit.maximum })?;
     Ok(wanted.min(hard))
+}
+
+/// The first descriptor that a process is handed, as LISTEN_FDS counts them.
+const HANDED_FROM: RawFd = 3;
+/// Connections that may wait at a socket that others accept from.
+const QUEUE_LEN: libc::c_int = 4096;
+
+/// A socket that listens beside others on the same address, for processes that are started later: at most `count` of
+/// them are handed over together, so its number is beyond theirs.
+pub(crate) fn listen_for_others(address: SocketAddr, count: u8) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(QUEUE_LEN)?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(&socket, HANDED_FROM + RawFd::from(count))?)
+}
+
+/// What the command starts has these descriptors under the numbers from 3 on.
+///
+/// # Panics
+/// If one has a number among those.
+#[expect(unsafe_code, reason = "no safe wrapper gives a child other descriptors than its standard streams")]
+pub(crate) fn hand_over(command: &mut Command, descriptors: &[OwnedFd]) {
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let end = HANDED_FROM + RawFd::try_from(numbers.len()).expect("a few");
+    assert!(numbers.iter().all(|number| *number >= end), "none is in the way of another");
+    let place = move || {
+        for (number, place) in numbers.iter().zip(HANDED_FROM..) {
+            // SAFETY: two numbers. The first is open, for whoever starts the command keeps it; what the second was in the
+            // child, which is about to become another program, nothing in that relies on.
+            if unsafe { libc::dup2(*number, place) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it calls nothing but dup2(2), which is safe there, and allocates nothing.
+    unsafe { command.pre_exec(place) };
 }
 
 /// Lets the calling thread stand back for others, by so much of nice(2). On Linux that is a thread's own; to stand
@@ -394,6 +435,27 @@ mod tests {
             assert_eq!(poll(&mut polled, Some(&PATIENCE)), Ok(1), "the other table still holds the writing end");
             assert!(polled[0].revents().contains(PollFlags::HUP));
         });
+    }
+
+    #[test]
+    fn what_is_handed_over_has_the_first_numbers_there_and_stays_open_here() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = listen_for_others(any, 2).expect("a free port");
+        let address = std::net::TcpListener::from(first.try_clone().expect("open")).local_addr().expect("bound");
+        let listeners = [first, listen_for_others(address, 2).expect("beside the other")];
+        let told = |listeners: &[OwnedFd]| {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg("readlink /proc/self/fd/3 /proc/self/fd/4");
+            hand_over(&mut command, listeners);
+            String::from_utf8(command.output().expect("there is a shell").stdout).expect("names")
+        };
+        let name = |listener: &OwnedFd| {
+            let link = format!("/proc/self/fd/{}", listener.as_raw_fd());
+            fs::read_link(link).expect("open").to_string_lossy().into_owned()
+        };
+        let [one, two] = listeners.each_ref().map(name);
+        assert_eq!(told(&listeners), format!("{one}\n{two}\n"));
+        drop(TcpStream::connect(address).expect("it listens when the child has ended, too"));
     }
 
     #[test]

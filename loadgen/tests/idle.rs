@@ -38,6 +38,8 @@ fn what_cannot_be_is_said_before_the_first_connection() {
     assert!(code == Some(2) && told.contains("--leave"), "{code:?} {told}");
     let (code, told) = run(&["storm", "--drop", "slowly"]);
     assert!(code == Some(2) && told.contains("rst, fin, silent"), "{code:?} {told}");
+    let (code, told) = run(&["restart", "--culver", "x", "--users", "5", "--connections", "6"]);
+    assert!(code == Some(2) && told.contains("--connections 6 is more than --users 5"), "{code:?} {told}");
     let (code, told) = run(&["idle-burst", "--rounds", "0"]);
     assert!(code == Some(2) && told.contains("--rounds"), "{code:?} {told}");
 }

@@ -13,6 +13,7 @@ pub(crate) mod idle_burst;
 pub(crate) mod pairs;
 pub(crate) mod powercut;
 pub(crate) mod report;
+pub(crate) mod restart;
 pub(crate) mod restarts;
 pub(crate) mod slow;
 pub(crate) mod storm;

@@ -50,7 +50,7 @@ const LATENCIES: [Figure; 6] = [
     ("/receipt_us/p50", "receipt p50", Shown::Duration),
     ("/receipt_us/p99", "receipt p99", Shown::Duration),
 ];
-const FIGURES: [Figure; 57] = [
+const FIGURES: [Figure; 61] = [
     ("/rounds", "rounds", Shown::Count),
     ("/disk/cuts", "power cuts", Shown::Count),
     ("/busy", "answers busy", Shown::Count),
@@ -108,6 +108,10 @@ const FIGURES: [Figure; 57] = [
     ("/pairs/ack_p99_ratio", "pairs' acknowledgement p99, x the calm one", Shown::Fraction),
     ("/pairs/delivery_p99_ratio", "pairs' delivery p99, x the calm one", Shown::Fraction),
     ("/rss_ratio", "memory when all have left, x that before", Shown::Fraction),
+    ("/restarts/0/not_ready_us", "from SIGTERM until not ready", Shown::Duration),
+    ("/restarts/0/exit_us", "until the old server had ended", Shown::Duration),
+    ("/restarts/0/first_login_us", "from its end to the first login", Shown::Duration),
+    ("/restarts/0/back_us", "until all were back", Shown::Duration),
 ];
 
 /// Renders all files.

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-pub(crate) use self::options::StormOptions;
+pub(crate) use self::options::{ReturnOptions, StormOptions, pair_load};
 use self::result::{Leaving, StormResult};
+pub(crate) use self::round::Attempts;
 use self::round::{CALM, Meter, SLOTS, StormRound};
 use super::idle::per_second;
 use super::pairs::PairRun;

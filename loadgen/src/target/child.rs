@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -11,8 +12,8 @@ use rand::Rng;
 
 use super::culver::{Culver, Ops};
 use super::sealing::SuiteOption;
-use crate::plan;
 use crate::report::Broken;
+use crate::{plan, sys};
 
 /// How often a starting server is asked whether it is ready.
 const READY_STEP: Duration = Duration::from_millis(5);
@@ -23,6 +24,8 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const LAST_LINES: usize = 10;
 /// The variable that tells a server with crash points where to kill itself.
 const FAIL_POINTS: &str = "FAILPOINTS";
+/// Says whom the descriptors of LISTEN_FDS are for, and becomes it: a process knows its number only when it is there.
+const AS_LISTENER: &str = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
 /// Ports tried before giving up.
 const PORT_TRIES_MAX: usize = 100;
 
@@ -49,6 +52,8 @@ pub(crate) struct ServerChild {
     fail_points: Option<String>,
     listen: SocketAddr,
     ops: SocketAddr,
+    /// Listening sockets that each process is handed, and that outlive it; none: it opens its own.
+    listeners: Vec<OwnedFd>,
     /// Where its standard error goes: beside the data, not into it.
     log: PathBuf,
     /// Where in it begins what the running process says.
@@ -84,6 +89,7 @@ impl ServerChild {
             fail_points: None,
             listen,
             ops,
+            listeners: Vec::new(),
             log,
             log_from: 0,
             child: None,
@@ -93,6 +99,13 @@ impl ServerChild {
     /// How many hubs the next start has; `None`: what its arguments say.
     pub(crate) fn set_hubs(&mut self, hubs: Option<u8>) {
         self.hubs = hubs;
+    }
+
+    /// From now on this program listens for the server, on so many sockets, and hands them to each process.
+    pub(crate) fn listen_for_it(&mut self, count: u8) -> Result<()> {
+        let listeners = (0..count).map(|_| sys::listen_for_others(self.listen, count)).collect::<Result<_, _>>();
+        self.listeners = listeners.with_context(|| format!("cannot listen on {}", self.listen))?;
+        Ok(())
     }
 
     /// Where the next start kills itself, if it has crash points.
@@ -113,7 +126,7 @@ impl ServerChild {
     pub(crate) fn start_unless(&mut self, max: Duration, mut stop: impl FnMut() -> Result<bool>) -> Result<Started> {
         assert!(self.child.is_none(), "one process at a time");
         let began = Instant::now();
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command.arg("serve").arg("--data-dir").arg(&self.data_dir);
         with_volumes(&mut command, &self.volumes);
         if let Some(hubs) = self.hubs {
@@ -143,6 +156,38 @@ impl ServerChild {
             std::thread::sleep(READY_STEP);
         }
         Ok(Started::Ready(began.elapsed()))
+    }
+
+    /// The program, with the listening sockets that are kept for it.
+    fn command(&self) -> Command {
+        if self.listeners.is_empty() {
+            return Command::new(&self.program);
+        }
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(AS_LISTENER).arg(&self.program).env("LISTEN_FDS", self.listeners.len().to_string());
+        sys::hand_over(&mut command, &self.listeners);
+        command
+    }
+
+    /// SIGTERM: it shall end in its own time.
+    pub(crate) fn terminate(&self) -> Result<()> {
+        let child = self.child.as_ref().context("the server is not running")?;
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("cannot end the server")
+    }
+
+    /// How the process ended, if it did: then another can be started.
+    pub(crate) fn take_ended(&mut self) -> Result<Option<ExitStatus>> {
+        let ended = self.ended()?;
+        if ended.is_some() {
+            self.child = None;
+        }
+        Ok(ended)
+    }
+
+    /// The ops port.
+    pub(crate) fn ops(&self) -> Ops {
+        Ops::new(self.ops)
     }
 
     /// An error if the process ended by itself.
@@ -202,7 +247,12 @@ impl ServerChild {
 
     /// The running server as a target.
     pub(crate) fn target(&self, suite: SuiteOption) -> Result<Culver> {
-        Culver::find(self.listen, self.ops, &self.data_dir.join("dev-credentials.json"), suite)
+        Culver::find(self.listen, self.ops, &self.credentials(), suite)
+    }
+
+    /// The development credentials in its data directory.
+    pub(crate) fn credentials(&self) -> PathBuf {
+        self.data_dir.join("dev-credentials.json")
     }
 }
 
