@@ -5,6 +5,7 @@
 //! the same way. [`server`] puts the threads together.
 
 pub mod auth;
+pub mod buckets;
 pub mod clock;
 pub mod config;
 pub mod crash_point;

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, within};
-use crate::hub::rates::{Limit, Limits, RATE_MAX};
+use crate::buckets::{Limit, RATE_MAX};
+use crate::hub::rates::Limits;
 
 /// What holds where nothing is set and others than this machine can connect.
 const DEVICE: (u32, u32) = (50, 1000);

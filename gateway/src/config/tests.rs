@@ -1,5 +1,5 @@
 use super::*;
-use crate::hub::rates::Limit;
+use crate::buckets::Limit;
 
 fn refused(change: impl FnOnce(&mut Config)) -> String {
     let mut config = Config::default();

@@ -1,46 +1,14 @@
-//! How fast devices and users may send: token buckets, for each hub by itself, so that nothing is shared.
-//!
-//! A bucket is one number, the time up to which its rate is used up: every message moves it on by the time between two
-//! (virtual scheduling, the GCRA of ITU-T I.371). It may lie ahead of now by as much as a burst takes; once it lies
-//! behind, the bucket is full, and is forgotten. So there are only buckets of who has sent lately. Owns no clock, and
-//! refuses nothing by itself.
+//! How fast devices and users may send: token buckets, for each hub by itself, so that nothing is shared. Owns no clock,
+//! and refuses nothing by itself.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::hash::Hash;
 
 use culver_protocol::id::UserId;
 
 use super::command::Device;
+use crate::buckets::{Bucket, Buckets, Limit, NOW_NS_MAX, NS_PER_MS, PARTS_MAX, SWEEP_MAX};
 
-/// Highest rate and largest burst, in messages.
-pub const RATE_MAX: u32 = 1_000_000;
-/// Buckets of devices, and of users, that one sweep looks at. There is one with every upkeep: that is more in a second
-/// than a hub decides messages.
-const SWEEP_MAX: usize = 8192;
-/// A table with so many times more room than buckets, and more than `SWEEP_MAX`, gives it back.
-const SLACK: usize = 8;
-/// Who is refused waits until there is room for what comes in this time, or for half a burst if that is less: a client
-/// that sends a backlog sends all of it again for each message that is accepted otherwise.
-const ROOM_NS: u64 = NS_PER_S;
-
-const NS_PER_S: u64 = 1_000_000_000;
-const NS_PER_MS: u64 = 1_000_000;
-
-/// Latest time: 292 years after the machine's start, and nothing that is added to it overflows.
-const NOW_NS_MAX: u64 = u64::MAX / 2;
-
-const _: () = assert!(RATE_MAX as u64 <= NS_PER_S, "there is time between two messages");
-const _: () = assert!(NS_PER_S * RATE_MAX as u64 <= NOW_NS_MAX / 2, "a burst ends in time");
-const _: () = assert!(ROOM_NS / NS_PER_MS <= u32::MAX as u64, "a wait can be told");
-
-/// How fast one may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
-    per_s: u32,
-    burst: u32,
-}
+const _: () = assert!(PARTS_MAX as u64 * 1000 <= u32::MAX as u64, "a wait can be told");
 
 /// What a hub takes of one device, and of all devices of a user together; `None`: as much as comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,40 +19,12 @@ pub struct Limits {
     pub user: Option<Limit>,
 }
 
-impl Limit {
-    /// So many messages a second, and so many at once by who has been silent.
-    ///
-    /// # Panics
-    /// Unless both are 1 to [`RATE_MAX`].
-    #[must_use]
-    pub fn new(per_s: u32, burst: u32) -> Self {
-        let possible = 1..=RATE_MAX;
-        assert!(possible.contains(&per_s) && possible.contains(&burst), "{burst} at once, {per_s}/s is no limit");
-        Self { per_s, burst }
-    }
-
-    /// From one message to the next.
-    fn interval_ns(self) -> u64 {
-        NS_PER_S / u64::from(self.per_s)
-    }
-
-    /// How far ahead of now a bucket may be.
-    fn ahead_ns(self) -> u64 {
-        self.interval_ns() * u64::from(self.burst)
-    }
-
-    /// What is left free before who was refused comes again. Between one message and a second's.
-    fn room_ns(self) -> u64 {
-        ROOM_NS.min(self.ahead_ns() / 2).max(self.interval_ns())
-    }
-}
-
 impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for (who, limit) in [("device", self.device), ("user", self.user)] {
             match limit {
-                Some(Limit { per_s, burst }) => write!(f, "{separator}{who} {per_s}/s, {burst} at once")?,
+                Some(limit) => write!(f, "{separator}{who} {limit}")?,
                 None => write!(f, "{separator}{who} unlimited")?,
             }
             separator = "; ";
@@ -124,104 +64,29 @@ impl Rates {
         let of_user = self.users.as_mut().map(|buckets| buckets.look(device.user, now_ns));
         let waits = [of_device.as_ref().and_then(Bucket::wait_ns), of_user.as_ref().and_then(Bucket::wait_ns)];
         if let Some(wait_ns) = waits.into_iter().flatten().max() {
-            return Err(u32::try_from(wait_ns.div_ceil(NS_PER_MS)).expect("a wait is no longer than its room"));
+            return Err(wait_ms(wait_ns));
         }
         of_device.into_iter().for_each(Bucket::charge);
         of_user.into_iter().for_each(Bucket::charge);
         Ok(())
     }
 
-    /// Forgets some of the buckets that are full again.
+    /// Forgets some of the buckets that are full again. It is done with every upkeep: that is more in a second than a hub
+    /// decides messages.
     pub(super) fn sweep(&mut self) {
         let now_ns = self.now_ns;
-        self.devices.iter_mut().for_each(|buckets| buckets.sweep(now_ns));
-        self.users.iter_mut().for_each(|buckets| buckets.sweep(now_ns));
+        self.devices.iter_mut().for_each(|buckets| buckets.sweep(now_ns, SWEEP_MAX));
+        self.users.iter_mut().for_each(|buckets| buckets.sweep(now_ns, SWEEP_MAX));
     }
 
     /// How many buckets there are.
     pub(super) fn len(&self) -> usize {
-        let of_devices = self.devices.as_ref().map_or(0, |buckets| buckets.used_ns.len());
-        of_devices + self.users.as_ref().map_or(0, |buckets| buckets.used_ns.len())
+        self.devices.as_ref().map_or(0, Buckets::len) + self.users.as_ref().map_or(0, Buckets::len)
     }
 }
 
-/// Buckets of one kind.
-#[derive(Debug)]
-struct Buckets<K> {
-    limit: Limit,
-    /// Up to when the rate of each is used up.
-    used_ns: HashMap<K, u64>,
-    /// Whom a sweep looks at next. Invariant: each of them once.
-    order: VecDeque<K>,
-}
-
-/// One that is asked for room.
-struct Bucket<'a, K> {
-    limit: Limit,
-    entry: Entry<'a, K, u64>,
-    order: &'a mut VecDeque<K>,
-    now_ns: u64,
-    /// Up to when its rate is used up: now if it is full, and never more than a burst ahead.
-    used_ns: u64,
-}
-
-impl<K: Copy + Eq + Hash> Buckets<K> {
-    fn new(limit: Limit) -> Self {
-        Self { limit, used_ns: HashMap::new(), order: VecDeque::new() }
-    }
-
-    fn look(&mut self, key: K, now_ns: u64) -> Bucket<'_, K> {
-        let mut entry = self.used_ns.entry(key);
-        let mut used_ns = now_ns;
-        if let Entry::Occupied(found) = &mut entry {
-            used_ns = within_burst(*found.get(), now_ns, self.limit);
-            *found.get_mut() = used_ns;
-        }
-        Bucket { limit: self.limit, entry, order: &mut self.order, now_ns, used_ns }
-    }
-
-    fn sweep(&mut self, now_ns: u64) {
-        for _ in 0..self.order.len().min(SWEEP_MAX) {
-            let Some(key) = self.order.pop_front() else { return };
-            let used_ns = self.used_ns.get_mut(&key).expect("each is in the order once");
-            *used_ns = within_burst(*used_ns, now_ns, self.limit);
-            if *used_ns > now_ns {
-                self.order.push_back(key);
-            } else {
-                self.used_ns.remove(&key);
-            }
-        }
-        if self.order.capacity() > SWEEP_MAX.max(SLACK * self.order.len()) {
-            self.order.shrink_to(2 * self.order.len());
-            self.used_ns.shrink_to(2 * self.used_ns.len());
-        }
-    }
-}
-
-impl<K: Copy> Bucket<'_, K> {
-    /// `None`: it has room.
-    fn wait_ns(&self) -> Option<u64> {
-        let end_ns = self.now_ns + self.limit.ahead_ns();
-        let is_full = self.used_ns + self.limit.interval_ns() <= end_ns;
-        (!is_full).then(|| self.used_ns + self.limit.room_ns() - end_ns)
-    }
-
-    fn charge(self) {
-        let used_ns = self.used_ns + self.limit.interval_ns();
-        match self.entry {
-            Entry::Occupied(mut found) => *found.get_mut() = used_ns,
-            Entry::Vacant(place) => {
-                self.order.push_back(*place.key());
-                place.insert(used_ns);
-            }
-        }
-    }
-}
-
-/// What was noted, as it counts now. A clock that has gone back must not lock anybody out until it is again where it
-/// was: more than a burst ahead is a burst ahead.
-fn within_burst(noted_ns: u64, now_ns: u64, limit: Limit) -> u64 {
-    noted_ns.clamp(now_ns, now_ns.saturating_add(limit.ahead_ns()))
+fn wait_ms(wait_ns: u64) -> u32 {
+    u32::try_from(wait_ns.div_ceil(NS_PER_MS)).expect("a wait is no longer than its room")
 }
 
 #[cfg(test)]
@@ -229,6 +94,7 @@ mod tests {
     use culver_protocol::id::DeviceId;
 
     use super::*;
+    use crate::buckets::RATE_MAX;
 
     fn device(user: u64, device: u16) -> Device {
         Device { user: UserId(user), device: DeviceId(device) }
@@ -351,7 +217,6 @@ mod tests {
         rates.sweep();
         assert_eq!(rates.len(), 0);
         let users = rates.users.expect("limited");
-        assert!(users.order.capacity() < SWEEP_MAX && users.used_ns.capacity() < SWEEP_MAX, "the room is given back");
-        assert!(users.order.is_empty());
+        assert!(users.is_empty() && users.capacity() < SWEEP_MAX, "the room is given back");
     }
 }

@@ -6,8 +6,9 @@
 mod encrypted;
 mod sizes;
 
+use culver::buckets::Limit;
 use culver::config::{Config, KeepAlive, Security, Shutdown};
-use culver::hub::rates::{Limit, Limits};
+use culver::hub::rates::Limits;
 use culver::reactor;
 use culver_storage::shard::Policy;
 

@@ -2,9 +2,10 @@
 
 use culver_protocol::error::ErrorCode::{self, AfterRejected, RateLimited};
 
-use super::super::rates::{Limit, Limits, Rates};
+use super::super::rates::{Limits, Rates};
 use super::two_users;
 use super::world::World;
+use crate::buckets::Limit;
 use crate::hub::effect::EffectKind;
 
 /// From now on a device may send so many messages at once, and one a second.
