@@ -44,6 +44,10 @@ pub const KEEP_ALIVE_S_DEFAULT: u32 = 240;
 pub const KEEP_ALIVE_S_MIN: u32 = 5;
 /// Longest agreed keep-alive.
 pub const KEEP_ALIVE_S_MAX: u32 = 1800;
+/// Shortest time that a client is told to wait before it logs in again, in milliseconds.
+pub const LOGIN_RETRY_MS_MIN: u32 = 1000;
+/// Longest such time that a client keeps to before WELCOME, for it may come in clear, and so from anybody.
+pub const LOGIN_RETRY_MS_MAX: u32 = 180_000;
 /// Longest resume ticket.
 pub const TICKET_LEN_MAX: usize = 128;
 /// Longest token.
@@ -88,4 +92,5 @@ const _: () = assert!(SYNC_CONVERSATIONS_MAX * ITEM_LEN_MAX + 64 <= BODY_LEN_MAX
 const _: () = assert!(CONVERSATIONS_PAGE_MAX * ITEM_LEN_MAX + 1024 <= BODY_LEN_MAX);
 const _: () = assert!(TOKEN_LEN_MAX + TICKET_LEN_MAX + 256 <= HANDSHAKE_LEN_MAX);
 const _: () = assert!(CREDIT_BYTES_MIN <= CREDIT_BYTES_DEFAULT && CREDIT_BYTES_DEFAULT <= CREDIT_BYTES_MAX);
+const _: () = assert!(LOGIN_RETRY_MS_MIN < LOGIN_RETRY_MS_MAX);
 const _: () = assert!(KEEP_ALIVE_S_MIN <= KEEP_ALIVE_S_DEFAULT && KEEP_ALIVE_S_DEFAULT <= KEEP_ALIVE_S_MAX);

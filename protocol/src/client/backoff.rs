@@ -30,23 +30,48 @@ impl Jitter {
     }
 }
 
-/// The attempts since something last succeeded.
+/// Times of its own that a server gives a client before its own backoff counts as well: an honest one lets it in at the
+/// first or the second, and nobody else may have a client come again and again.
+const PLACES_MAX: u8 = 8;
+
+/// The attempts since something last succeeded. Kept small: every idle client has one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Backoff {
-    attempts: u32,
+    attempts: u16,
+    /// How often the client has kept to a time of its own that the server gave it.
+    places: u8,
+    /// There is such a time for the next attempt.
+    has_place: bool,
 }
 
 impl Backoff {
     /// The span before the next attempt, and one attempt more.
     pub(super) fn next_us(&mut self, base_ms: u32, max_ms: u32, jitter: &mut Jitter) -> u64 {
-        let high = ceiling_us(base_ms, max_ms, self.attempts);
+        let high = ceiling_us(base_ms, max_ms, self.attempts.into());
         self.attempts = self.attempts.saturating_add(1);
         jitter.between(0, high)
     }
 
+    /// The server has given the client a time of its own for the next attempt.
+    pub(super) fn give_place(&mut self) {
+        self.has_place = true;
+    }
+
+    /// Whether it has, since this was last asked.
+    pub(super) fn take_place(&mut self) -> bool {
+        std::mem::take(&mut self.has_place)
+    }
+
+    /// Whether that time counts alone, and the attempt before as no failure: not for ever.
+    pub(super) fn keep_to_place(&mut self) -> bool {
+        let keeps = self.places < PLACES_MAX;
+        self.places += u8::from(keeps);
+        keeps
+    }
+
     /// Something succeeded.
     pub(super) fn reset(&mut self) {
-        self.attempts = 0;
+        *self = Self::default();
     }
 }
 

@@ -24,7 +24,7 @@ use super::{Client, Encryption, Event, Next, Phase, SavedTicket, Violation, deco
 use crate::crypto::{KEY_LEN, Secret, hkdf};
 use crate::error::ErrorCode;
 use crate::handshake::client::{self as handshake, How, ServerKey};
-use crate::limits::{HANDSHAKE_LEN_MAX, TAG_LEN, TICKET_LEN_MAX};
+use crate::limits::{HANDSHAKE_LEN_MAX, LOGIN_RETRY_MS_MAX, LOGIN_RETRY_MS_MIN, TAG_LEN, TICKET_LEN_MAX};
 use crate::proto;
 use crate::record::RecordType;
 
@@ -237,8 +237,10 @@ impl Client {
     /// begins with, and when, within what the client waits by itself.
     fn handle_refusal_in_clear(&mut self, error: proto::Error) {
         let code = ErrorCode::from_number(error.code);
-        let retry_ms = error.retry_after_ms.min(self.backoff_max_ms);
-        self.not_before_us = self.now_us.saturating_add(u64::from(retry_ms) * 1000);
+        if !self.take_place(&error) {
+            let retry_ms = error.retry_after_ms.min(self.backoff_max_ms);
+            self.not_before_us = self.now_us.saturating_add(u64::from(retry_ms) * 1000);
+        }
         self.events.push_back(Event::ServerError(error));
         let is_at_once = match code {
             Some(ErrorCode::ServerKeyUnknown) => self.shown.server_key,
@@ -254,6 +256,22 @@ impl Client {
             self.forget_shown();
         }
         self.disconnect(if is_at_once { Next::ReconnectNow } else { Next::Reconnect });
+    }
+
+    /// The server has no room for this login, and may have said when it will: that time is this client's own, for the
+    /// server has spread its clients already. Not before it, and a tenth later at most. From whomever: it takes no longer
+    /// than the longest that a server says. Whether there is such a time.
+    pub(super) fn take_place(&mut self, error: &proto::Error) -> bool {
+        let code = ErrorCode::from_number(error.code);
+        let is_about_room = matches!(code, Some(ErrorCode::LoginsBusy | ErrorCode::ConnectionsFull));
+        if !is_about_room || error.retry_after_ms < LOGIN_RETRY_MS_MIN {
+            return false;
+        }
+        let told_us = u64::from(error.retry_after_ms.min(LOGIN_RETRY_MS_MAX)) * 1000;
+        let wait_us = self.jitter.between(told_us, told_us + told_us / 10);
+        self.not_before_us = self.now_us.saturating_add(wait_us);
+        self.backoff.give_place();
+        true
     }
 
     /// The server itself refuses what the login showed, or asks for a token: what else is there to show?

@@ -53,18 +53,25 @@ impl Client {
             self.events.push_back(Event::Cancelled { id });
         }
         match next {
-            Next::Reconnect => {
-                let jitter = &mut self.jitter;
-                let wait_us = self.backoff.next_us(self.backoff_base_ms, self.backoff_max_ms, jitter);
-                // A server that said when to come back has spread its clients already.
-                let due_us = leave_us.unwrap_or(self.now_us.saturating_add(wait_us));
-                self.phase = Phase::BackingOff { until_us: due_us.max(self.not_before_us) };
-            }
+            Next::Reconnect => self.phase = Phase::BackingOff { until_us: self.come_back_us(leave_us) },
             Next::ReconnectNow => self.connect(),
             Next::CredentialNeeded => self.phase = Phase::CredentialNeeded,
             Next::Stop => self.phase = Phase::Stopped,
         }
         self.handle_due();
+    }
+
+    /// When to log in again. `leave_us`: when a GOAWAY said to.
+    fn come_back_us(&mut self, leave_us: Option<u64>) -> u64 {
+        let has_place = self.backoff.take_place();
+        if has_place && self.backoff.keep_to_place() {
+            return self.not_before_us;
+        }
+        let wait_us = self.backoff.next_us(self.backoff_base_ms, self.backoff_max_ms, &mut self.jitter);
+        let own_us = self.now_us.saturating_add(wait_us);
+        // A server that said when to come back has spread its clients already.
+        let due_us = leave_us.filter(|_| !has_place).unwrap_or(own_us);
+        due_us.max(self.not_before_us)
     }
 
     /// Time has passed. Early calls do no harm.

@@ -152,7 +152,9 @@ impl Client {
         };
         self.events.push_back(Event::ServerError(error.clone()));
         if is_fatal {
-            self.not_before_us = self.now_us.saturating_add(retry_us);
+            if !self.take_place(&error) {
+                self.not_before_us = self.now_us.saturating_add(retry_us);
+            }
             self.handle_fatal(code);
         } else if let Some(id) = request {
             self.handle_rejection(id, &error);

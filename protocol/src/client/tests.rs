@@ -10,7 +10,7 @@ use prost::Message;
 use super::{Client, ClientConfig, ClientError, Credential, Event, SavedTicket, Violation};
 use crate::error::ErrorCode;
 use crate::id::{ClientMessageId, ConversationId, InboxSeq, Incarnation, UserId};
-use crate::limits::{CLIENT_BODY_LEN_MAX, RPCS_IN_FLIGHT_MAX};
+use crate::limits::{CLIENT_BODY_LEN_MAX, LOGIN_RETRY_MS_MAX, LOGIN_RETRY_MS_MIN, RPCS_IN_FLIGHT_MAX};
 use crate::proto;
 use crate::record::{Cipher, RecordType};
 
@@ -42,11 +42,16 @@ fn take(client: &mut Client) -> Vec<u8> {
     bytes
 }
 
-fn logged_in() -> Client {
+fn connected() -> Client {
     let mut client = client();
     assert_eq!(client.poll_event(), Some(Event::Connect));
     client.handle_connected(0);
     take(&mut client);
+    client
+}
+
+fn logged_in() -> Client {
+    let mut client = connected();
     client.handle_bytes(&welcome(), 1);
     assert!(matches!(client.poll_event(), Some(Event::LoggedIn(_))));
     client
@@ -238,9 +243,59 @@ fn comes_back_when_the_server_said() {
     client.handle_disconnected(3);
     assert_eq!(client.poll_timeout(), Some(leave_us), "closed early: the time stays");
     let mut client = logged_in();
-    client.handle_bytes(&error(ErrorCode::ConnectionsFull, 5000), 2);
+    client.handle_bytes(&error(ErrorCode::ShuttingDown, 5000), 2);
     client.handle_disconnected(3);
     assert!(client.poll_timeout() >= Some(5_000_002));
+}
+
+#[test]
+fn comes_at_its_own_time_where_the_server_has_no_room() {
+    let told = |code, retry_after_ms| {
+        let mut client = connected();
+        client.handle_bytes(&error(code, retry_after_ms), 2);
+        client.handle_disconnected(3);
+        client
+    };
+    for code in [ErrorCode::LoginsBusy, ErrorCode::ConnectionsFull] {
+        for retry_ms in [LOGIN_RETRY_MS_MIN, 77_777, LOGIN_RETRY_MS_MAX] {
+            let due_us = told(code, retry_ms).poll_timeout().expect("it comes back") - 2;
+            let retry_us = u64::from(retry_ms) * 1000;
+            assert!((retry_us..=retry_us + retry_us / 10).contains(&due_us), "{retry_ms} ms: {due_us}");
+        }
+        // Nothing is longer than the longest, and what is too short is not a time of its own.
+        let due_us = told(code, u32::MAX).poll_timeout().expect("it comes back");
+        assert!(due_us <= u64::from(LOGIN_RETRY_MS_MAX) * 1100 + 2, "{due_us}");
+        let due_us = told(code, 50).poll_timeout().expect("it comes back");
+        assert!((50_002..=100_003).contains(&due_us), "its own backoff, and not before: {due_us}");
+        let due_us = told(code, 0).poll_timeout().expect("it comes back");
+        assert!(due_us <= 100_003, "its own backoff: {due_us}");
+    }
+}
+
+/// Who is told to come again and again comes no more often than who is never answered, after a few times.
+#[test]
+fn a_server_without_room_is_asked_less_and_less_often() {
+    let mut client = connected();
+    let (mut now_us, mut waits) = (1, Vec::new());
+    for _ in 0..60 {
+        take(&mut client);
+        client.handle_bytes(&error(ErrorCode::LoginsBusy, LOGIN_RETRY_MS_MIN), now_us);
+        client.handle_disconnected(now_us);
+        let due_us = client.poll_timeout().expect("it comes back");
+        waits.push((due_us - now_us) / 1000);
+        now_us = due_us;
+        client.handle_timeout(now_us);
+        events(&mut client);
+        client.handle_connected(now_us);
+    }
+    let (first, later) = waits.split_at(8);
+    assert!(first.iter().all(|wait_ms| (1000..=1100).contains(wait_ms)), "{first:?}");
+    assert!(later.iter().all(|wait_ms| *wait_ms >= 1000) && later.iter().max() > Some(&20_000), "{later:?}");
+    // WELCOME ends it.
+    client.handle_bytes(&welcome(), now_us);
+    client.handle_bytes(&error(ErrorCode::LoginsBusy, 4000), now_us);
+    client.handle_disconnected(now_us);
+    assert!(client.poll_timeout() <= Some(now_us + 4_400_000));
 }
 
 #[test]
