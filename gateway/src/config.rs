@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::peers::Peers;
+pub use self::logins::Logins;
 pub use self::sends::Sends;
+use crate::buckets::Limit;
 use crate::hub::rates::Limits;
+use crate::reactor::admission;
 use crate::session::Offer;
 
 mod peers;
+mod logins;
 mod sends;
 
 /// What `culver init` writes to `DIR/culver.toml`: every setting, commented, with its default.
@@ -127,6 +131,8 @@ pub struct Config {
     pub sends: Sends,
     /// Clients that take nothing.
     pub peers: Peers,
+    /// How fast clients may log in.
+    pub logins: Logins,
     /// Keep-alives.
     pub keep_alive: KeepAlive,
     /// Encryption.
@@ -314,6 +320,7 @@ impl Config {
         within("disk.reserve_mib", self.disk.reserve_mib, 0, RESERVE_MIB_MAX)?;
         self.sends.validate()?;
         self.peers.validate()?;
+        self.logins.validate()?;
         within("connections_max", self.connections_max.into(), 0, CONNECTIONS_MAX.into())?;
         within("login_timeout_s", self.login_timeout_s, 1, LOGIN_TIMEOUT_S_MAX)?;
         within("keep_alive.min_s", min_s.into(), KEEP_ALIVE_S_MIN.into(), KEEP_ALIVE_S_MAX.into())?;
@@ -354,6 +361,25 @@ impl Config {
     #[must_use]
     pub fn send_limits(&self) -> Limits {
         self.sends.limits(!self.is_on_loopback())
+    }
+
+    /// How fast connections may come to each of so many reactors. From one address they come as fast as they do where
+    /// nothing is set and only this machine can connect, a proxy on it or a measurement.
+    #[must_use]
+    pub fn login_limits(&self, reactors: usize, cores: usize) -> admission::Limits {
+        self.all_login_limits(cores).part_of(reactors.max(1))
+    }
+
+    /// The same of all reactors together.
+    #[must_use]
+    pub fn all_login_limits(&self, cores: usize) -> admission::Limits {
+        self.logins.of_all(!self.is_on_loopback(), cores)
+    }
+
+    /// How often each hub lets a user log in.
+    #[must_use]
+    pub fn user_login_limit(&self) -> Option<Limit> {
+        self.logins.of_user(!self.is_on_loopback())
     }
 
     fn is_on_loopback(&self) -> bool {
@@ -441,6 +467,7 @@ impl Default for Config {
             disk: Disk::default(),
             sends: Sends::default(),
             peers: Peers::default(),
+            logins: Logins::default(),
             keep_alive: KeepAlive::default(),
             security: Security::default(),
             ticket: Ticket::default(),

@@ -33,6 +33,16 @@ counters! {
     sessions,
     /// Logins that succeeded.
     logins,
+    /// Connections told to come later: more came than may of all.
+    logins_shed,
+    /// More came than may of their source.
+    logins_shed_by_source,
+    /// Logins told to come later: more came than may of their user.
+    logins_limited,
+    /// Connections for which there was no room.
+    turned_away,
+    /// How far places in time are given away to those told to come later, in milliseconds: set by each reactor.
+    calendar_ms,
     /// Messages accepted.
     messages_accepted,
     /// Messages found in dedup.
@@ -147,6 +157,23 @@ impl Metrics {
     #[must_use]
     pub fn expiry_clock_ms(&self) -> u64 {
         self.threads.iter().skip(self.reactors).map(|hub| hub.expiry_clock_ms.get()).min().unwrap_or(0)
+    }
+
+    /// How far places in time are given away, in milliseconds: by the reactor that has given away most.
+    #[must_use]
+    pub fn calendar_ms(&self) -> u64 {
+        self.of_reactors().map(|reactor| reactor.calendar_ms.get()).max().unwrap_or(0)
+    }
+
+    /// The fewest and the most connections that a reactor has.
+    #[must_use]
+    pub fn connections_of_reactors(&self) -> (u64, u64) {
+        let counts = || self.of_reactors().map(|reactor| reactor.connections.get());
+        (counts().min().unwrap_or(0), counts().max().unwrap_or(0))
+    }
+
+    fn of_reactors(&self) -> impl Iterator<Item = &Counters> {
+        self.threads.iter().take(self.reactors).map(|counters| &**counters)
     }
 
     /// All blocks added up.

@@ -109,6 +109,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
 
     let around = Surroundings {
         connections_max: capacity.of_a_reactor,
+        logins: config.login_limits(capacity.reactors, config::cores()),
         handshake_ppm: config.handshake_ppm(capacity.reactors, config::cores()),
         config: Arc::clone(&config),
         authenticator: Arc::clone(&authenticator),
@@ -285,6 +286,7 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
     let (visible, metrics) = (Arc::clone(visible), Arc::clone(metrics));
     Arc::new(move || {
         let totals = metrics.totals();
+        let (reactor_connections_min, reactor_connections_max) = metrics.connections_of_reactors();
         let disks = visible.disks.get();
         let free = |(path, bytes): (&Path, u64)| (path.display().to_string(), bytes);
         let backups = visible.backups.get().map_or(Told::default(), Backups::told);
@@ -303,6 +305,13 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             allocated_bytes: allocated_bytes(),
             parked_commands: totals.parked_commands,
             logins: totals.logins,
+            logins_shed: totals.logins_shed,
+            logins_shed_by_source: totals.logins_shed_by_source,
+            logins_limited: totals.logins_limited,
+            turned_away: totals.turned_away,
+            logins_calendar_s: metrics.calendar_ms().div_ceil(1000),
+            reactor_connections_min,
+            reactor_connections_max,
             messages_accepted: totals.messages_accepted,
             messages_duplicate: totals.messages_duplicate,
             messages_rejected: totals.messages_rejected,

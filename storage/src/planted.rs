@@ -85,11 +85,17 @@ pub enum Bug {
     NameForgotten,
     /// What there is no room for of a slow client's bytes is dropped, and the client stays.
     UnsentDropped,
+    /// A connection that is told to come later has used up some of the rate all the same.
+    RefusedLoginTakesRate,
+    /// Whoever is told to come later is told the same time.
+    CalendarStandsStill,
+    /// A login counts against its user whoever has the key.
+    LoginChargedBeforeKey,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 4042] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -130,6 +136,9 @@ impl Bug {
         Self::RemovedStaysConnected,
         Self::NameForgotten,
         Self::UnsentDropped,
+        Self::RefusedLoginTakesRate,
+        Self::CalendarStandsStill,
+        Self::LoginChargedBeforeKey,
     ];
 }
 

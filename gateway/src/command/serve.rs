@@ -10,7 +10,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use culver::auth::Authenticator;
 use culver::auth::keys::{CREDENTIALS_FILE, create_missing_identity};
-use culver::config::{Config, ConfigError, LogFormat, SuiteName};
+use culver::config::{Config, ConfigError, LogFormat, SuiteName, cores};
 use culver::logging;
 use culver::preflight::{self, Ports};
 use culver::sandbox;
@@ -98,6 +98,8 @@ impl Serve {
             descriptors, private_fd_tables = config.private_fd_tables, hubs, volumes, "starting"
         );
         info!(sends = %config.send_limits(), "how fast each hub takes messages");
+        let user = config.user_login_limit().map_or("unlimited".to_owned(), |limit| limit.to_string());
+        info!(logins = %config.all_login_limits(cores()), user, "how fast clients may log in");
         let on_ready = Box::new(move || {
             if let Err(error) = super::print(&greeting) {
                 warn!(%error, "nobody reads standard output");

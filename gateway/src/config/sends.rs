@@ -56,7 +56,7 @@ impl Sends {
     }
 }
 
-fn pair(
+pub(super) fn pair(
     (rate_name, per_s): (&'static str, Option<u32>),
     (burst_name, burst): (&'static str, Option<u32>),
 ) -> Result<(), ConfigError> {

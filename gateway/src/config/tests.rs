@@ -16,7 +16,7 @@ fn template_shows_every_default() {
         .collect();
     let read = Config::parse(&uncommented).expect("the template is valid");
     // What is shown of them holds where others can connect.
-    assert_eq!(read, Config { sends: Sends::LIMITED, ..Config::default() });
+    assert_eq!(read, Config { sends: Sends::LIMITED, logins: Logins::LIMITED, ..Config::default() });
     assert_eq!(Config::parse(TEMPLATE).expect("valid as written"), Config::default());
     for (name, value) in toml::Table::try_from(read).expect("a table") {
         let names = value.as_table().map_or_else(|| vec![name], |table| table.keys().cloned().collect());
@@ -136,6 +136,37 @@ fn half_a_limit_or_an_impossible_one_is_refused() {
     for nonsense in ["-1", "0.5", "\"5/s\"", "5000000000"] {
         let error = Config::parse(&format!("[sends]\ndevice_per_s = {nonsense}")).expect_err("no number of messages");
         assert!(error.contains("device_per_s") && error.contains("line 2"), "{error}");
+    }
+}
+
+#[test]
+fn logins_are_limited_by_the_cores_and_dealt_to_the_reactors() {
+    let limits = |listen: &str, text: &str, reactors| {
+        let config = Config::parse(text).expect("understood");
+        let config = Config { listen: listen.parse().expect("an address"), ..config };
+        config.validate().expect("possible");
+        (config.login_limits(reactors, 4), config.user_login_limit())
+    };
+    let (here, anywhere) = ("[::1]:7400", "0.0.0.0:7400");
+    let all = |per_s, reactors| Some(Limit::new(per_s, per_s).part_of(reactors));
+    let (source, user) = (Some(Limit::new(500, 5000).part_of(2)), Some(Limit::new(1, 30)));
+    assert_eq!(limits(here, "", 1), (admission::Limits { all: all(20_000, 1), source: None }, None));
+    assert_eq!(limits(anywhere, "", 2), (admission::Limits { all: all(20_000, 2), source }, user));
+    let off = "[logins]\nper_s = 0\nsource_per_s = 0\nuser_per_s = 0\n";
+    assert_eq!(limits(anywhere, off, 2), (admission::Limits::default(), None));
+    let named = "[logins]\nper_s = 7\nsource_per_s = 500\nsource_burst = 5000\nuser_per_s = 2\nuser_burst = 3\n";
+    for listen in [here, anywhere] {
+        let found = limits(listen, named, 2);
+        assert_eq!(found, (admission::Limits { all: all(7, 2), source }, Some(Limit::new(2, 3))), "{listen}");
+    }
+    for (text, told) in [
+        ("per_s = 1000001", "logins.per_s = 1000001 is not possible: choose 0 to 1000000"),
+        ("source_per_s = 5", "logins.source_per_s = 5 is not possible: "),
+        ("user_burst = 5", "logins.user_burst = 5 is not possible: "),
+    ] {
+        let config = Config::parse(&format!("[logins]\n{text}")).expect("a number");
+        let error = config.validate().expect_err("must be refused").to_string();
+        assert!(error.starts_with(told), "{error}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! How much of what a hub holds and does at once, and how often it looks after what nobody asks for.
 
 use super::rates::Limits;
+use crate::buckets::Limit;
 
 /// The bounds of one hub. What they are by default is what a server runs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Bounds {
     pub mail_a_turn: usize,
     /// How fast devices and users may send.
     pub sends: Limits,
+    /// How often a user may log in, with all devices together.
+    pub logins: Option<Limit>,
 }
 
 impl Default for Bounds {
@@ -56,6 +59,7 @@ impl Default for Bounds {
             reads_a_turn: 16,
             mail_a_turn: 512,
             sends: Limits::default(),
+            logins: None,
         }
     }
 }

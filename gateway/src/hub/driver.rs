@@ -272,13 +272,23 @@ impl Driver {
     }
 
     fn count(&mut self, counters: &Counters) {
-        let Counts { accepted, duplicate, rejected, limited, log_reads, pushed, mail_refused, floors_moved } =
-            self.hub.take_counts();
+        let Counts {
+            accepted,
+            duplicate,
+            rejected,
+            limited,
+            logins_limited,
+            log_reads,
+            pushed,
+            mail_refused,
+            floors_moved,
+        } = self.hub.take_counts();
         self.gathering.messages += accepted;
         counters.messages_accepted.add(accepted);
         counters.messages_duplicate.add(duplicate);
         counters.messages_rejected.add(rejected);
         counters.sends_limited.add(limited);
+        counters.logins_limited.add(logins_limited);
         counters.log_reads.add(log_reads);
         counters.outbox_pushed.add(pushed);
         counters.mail_refused.add(mail_refused);

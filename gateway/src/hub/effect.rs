@@ -32,7 +32,12 @@ pub enum EffectKind {
         siblings: bool,
     },
     /// Reply to a login: the session ends with this error.
-    Refused(ErrorCode),
+    Refused {
+        /// Why.
+        code: ErrorCode,
+        /// How long to wait before the next login; 0: as the client likes.
+        retry_after_ms: u32,
+    },
     /// Reply: the message is durable.
     Accepted {
         /// What the sender is told.
@@ -197,7 +202,7 @@ impl EffectKind {
     pub fn is_reply(&self) -> bool {
         match self {
             Self::LoggedIn { .. }
-            | Self::Refused(_)
+            | Self::Refused { .. }
             | Self::Accepted { .. }
             | Self::Rejected { .. }
             | Self::Answer { .. }

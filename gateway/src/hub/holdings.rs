@@ -16,7 +16,7 @@ pub struct Holdings {
     pub extras: usize,
     /// Sessions of which a send was refused and has not returned.
     pub rejected: usize,
-    /// Buckets of devices and users that have sent lately; only where their rates are limited.
+    /// Buckets of devices and users that have sent or logged in lately; only where their rates are limited.
     pub rates: usize,
     /// Sessions whose deliveries found no room.
     pub hungry: usize,
@@ -73,7 +73,7 @@ impl Hub {
             windows: self.windows.in_use(),
             extras: self.extras.len(),
             rejected: self.rejected.len(),
-            rates: self.rates.len(),
+            rates: self.rates.len() + self.logins.len(),
             hungry: self.hungry.len(),
             parked: self.parking.len(),
             parked_sends: self.parking.sends(),

@@ -14,6 +14,12 @@ use super::effect::EffectKind;
 use super::extra::Sync;
 use super::{Hub, Tried};
 
+/// Why a login is refused, and for how long; 0: nobody knows.
+struct Refusal {
+    code: ErrorCode,
+    retry_after_ms: u32,
+}
+
 /// How a login joins on to what the client has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Joint {
@@ -43,9 +49,9 @@ impl Hub {
         let (session, device, is_fetch) = (*session, *device, *fetch);
         let is_new = match self.let_in(login, now_ms)? {
             View::Known(Ok(is_new)) => is_new,
-            View::Known(Err(code)) => {
+            View::Known(Err(Refusal { code, retry_after_ms })) => {
                 self.shards.let_pass(device.user);
-                self.tell(session, EffectKind::Refused(code));
+                self.tell(session, EffectKind::Refused { code, retry_after_ms });
                 return Ok(Tried::Done);
             }
             View::Waits(load) => return Ok(Tried::Waits(load)),
@@ -54,6 +60,7 @@ impl Hub {
             View::Known(view) => view,
             View::Waits(load) => return Ok(Tried::Waits(load)),
         };
+        self.logins.charge(device.user);
         self.replace(device, is_fetch);
         let joint = joint(*claim, self.is_strange(*incarnation), &known);
         let index = self.directory.insert(device, session, known.cursor, is_fetch);
@@ -86,8 +93,9 @@ impl Hub {
         Ok(Tried::Done)
     }
 
-    /// Links and registers the device, as far as its login may: whether it is new, or why it is refused.
-    fn let_in(&mut self, login: &Command, now_ms: u64) -> Result<View<Result<bool, ErrorCode>>, EngineError> {
+    /// Links and registers the device, as far as its login may: whether it is new, or why it is refused, and for how many
+    /// milliseconds if that will pass.
+    fn let_in(&mut self, login: &Command, now_ms: u64) -> Result<View<Result<bool, Refusal>>, EngineError> {
         let Command::Login { session, device, cursor, incarnation, fetch, fingerprint, proof, .. } = login else {
             unreachable!("the caller has looked");
         };
@@ -96,11 +104,21 @@ impl Hub {
         let decision = self.shards.decide_link(&*self.engine, user, number, *fingerprint, *proof, now_ms)?;
         match &decision {
             Decision::Waits(load) => return Ok(View::Waits(*load)),
-            Decision::Reject(code) => return Ok(View::Known(Err(*code))),
+            Decision::Reject(code) => {
+                if planted::is(Bug::LoginChargedBeforeKey) {
+                    self.logins.charge(user);
+                }
+                return Ok(View::Known(Err(Refusal { code: *code, retry_after_ms: 0 })));
+            }
             Decision::Apply(_) | Decision::Duplicate(_) | Decision::Unchanged => {}
         }
         if !fetch && self.has_newer(*device, *session) {
-            return Ok(View::Known(Err(ErrorCode::Replaced)));
+            return Ok(View::Known(Err(Refusal { code: ErrorCode::Replaced, retry_after_ms: 0 })));
+        }
+        // Of who has the key: nobody else spends what a user has.
+        if let Some(retry_after_ms) = self.logins.wait_ms(user) {
+            self.counts.logins_limited += 1;
+            return Ok(View::Known(Err(Refusal { code: ErrorCode::LoginsBusy, retry_after_ms })));
         }
         let Decision::Apply(record) = decision else { return Ok(View::Known(Ok(false))) };
         self.shards.apply(&record);

@@ -56,7 +56,7 @@ use self::directory::Directory;
 use self::effect::{Effect, EffectKind};
 use self::extra::Extras;
 use self::parking::{Parked, Parking, Work};
-use self::rates::Rates;
+use self::rates::{LoginRates, Rates};
 use self::rpc::Asking;
 use self::sending::Rejected;
 use self::streams::Streams;
@@ -96,6 +96,8 @@ pub struct Counts {
     pub rejected: u64,
     /// Of them, those that came too fast.
     pub limited: u64,
+    /// Logins that came too fast.
+    pub logins_limited: u64,
     /// Reads from the log, for delivery.
     pub log_reads: u64,
     /// Items pushed to other hubs.
@@ -125,6 +127,7 @@ pub struct Hub {
     /// The first send of a conversation refused with a retryable error: until it returns, what follows it is refused.
     rejected: HashMap<Address, Vec<Rejected>>,
     rates: Rates,
+    logins: LoginRates,
     /// Who waits for a page of conversations, by the number of the read.
     asking: HashMap<u32, Asking>,
     building: Consequences,
@@ -192,6 +195,7 @@ impl Hub {
             arrivals: 0,
             rejected: HashMap::new(),
             rates: Rates::new(bounds.sends),
+            logins: LoginRates::new(bounds.logins),
             asking: HashMap::new(),
             building: Consequences::default(),
             under_way: None,

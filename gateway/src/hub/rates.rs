@@ -1,9 +1,10 @@
-//! How fast devices and users may send: token buckets, for each hub by itself, so that nothing is shared. Owns no clock,
-//! and refuses nothing by itself.
+//! How fast devices and users may send, and how often a user may log in: token buckets, for each hub by itself, so that
+//! nothing is shared. Owns no clock, and refuses nothing by itself.
 
 use std::fmt;
 
 use culver_protocol::id::UserId;
+use culver_protocol::limits::LOGIN_RETRY_MS_MIN;
 
 use super::command::Device;
 use crate::buckets::{Bucket, Buckets, Limit, NOW_NS_MAX, NS_PER_MS, PARTS_MAX, SWEEP_MAX};
@@ -82,6 +83,45 @@ impl Rates {
     /// How many buckets there are.
     pub(super) fn len(&self) -> usize {
         self.devices.as_ref().map_or(0, Buckets::len) + self.users.as_ref().map_or(0, Buckets::len)
+    }
+}
+
+/// How often users log in, in one hub.
+#[derive(Debug)]
+pub(super) struct LoginRates {
+    users: Option<Buckets<UserId>>,
+    now_ns: u64,
+}
+
+impl LoginRates {
+    pub(super) fn new(limit: Option<Limit>) -> Self {
+        Self { users: limit.map(Buckets::new), now_ns: 0 }
+    }
+
+    /// It is this late, by a clock that should not go back.
+    pub(super) fn pass(&mut self, mono_ms: u64) {
+        self.now_ns = mono_ms.saturating_mul(NS_PER_MS).min(NOW_NS_MAX);
+    }
+
+    /// For how many milliseconds whoever logs in as this user is to wait. `None`: there is room.
+    pub(super) fn wait_ms(&mut self, user: UserId) -> Option<u32> {
+        let wait_ns = self.users.as_mut()?.look(user, self.now_ns).wait_ns()?;
+        Some(wait_ms(wait_ns).max(LOGIN_RETRY_MS_MIN))
+    }
+
+    /// Somebody has logged in as this user.
+    pub(super) fn charge(&mut self, user: UserId) {
+        self.users.iter_mut().for_each(|users| users.look(user, self.now_ns).charge());
+    }
+
+    /// Forgets some of the buckets that are full again.
+    pub(super) fn sweep(&mut self) {
+        self.users.iter_mut().for_each(|users| users.sweep(self.now_ns, SWEEP_MAX));
+    }
+
+    /// How many buckets there are.
+    pub(super) fn len(&self) -> usize {
+        self.users.as_ref().map_or(0, Buckets::len)
     }
 }
 

@@ -47,6 +47,7 @@ impl Hub {
     pub fn pass(&mut self, mono_ms: u64) {
         self.shards.pass(mono_ms);
         self.rates.pass(mono_ms);
+        self.logins.pass(mono_ms);
     }
 
     /// Looks after what nobody asks for, if it is time.
@@ -66,6 +67,7 @@ impl Hub {
         self.fold(now_ms);
         self.sweep(mono_ms);
         self.rates.sweep();
+        self.logins.sweep();
         self.fold_found(now_ms)
     }
 

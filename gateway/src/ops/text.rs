@@ -40,7 +40,14 @@ snapshot! {
     gauge "culver_rocksdb_table_reader_bytes" rocksdb_table_reader_bytes "Memory of RocksDB's table readers";
     gauge "culver_allocated_bytes" allocated_bytes "Memory asked of the allocator and not given back to it, RocksDB's among it";
     gauge "culver_parked_commands" parked_commands "Commands that wait for a read";
+    gauge "culver_reactor_connections_min" reactor_connections_min "Connections of the reactor that has the fewest";
+    gauge "culver_reactor_connections_max" reactor_connections_max "Connections of the reactor that has the most";
     counter "culver_logins" logins "Logins that succeeded";
+    counter "culver_logins_shed" logins_shed "Connections told to come later, for more came than may of all";
+    counter "culver_logins_shed_by_source" logins_shed_by_source "Connections told to come later, for more came than may of their source";
+    counter "culver_logins_limited" logins_limited "Logins told to come later, for more came than may of their user";
+    counter "culver_connections_turned_away" turned_away "Connections for which there was no room";
+    gauge "culver_logins_calendar_s" logins_calendar_s "How many seconds from now the last of those comes who were told to come later";
     counter "culver_messages_accepted" messages_accepted "Messages made durable and acknowledged";
     counter "culver_messages_duplicate" messages_duplicate "Messages that had been accepted before";
     counter "culver_entries_delivered" entries_delivered "Inbox entries written to clients";
@@ -135,7 +142,14 @@ mod tests {
             "culver_rocksdb_memtable_bytes 0",
             "culver_rocksdb_block_cache_bytes 0",
             "culver_rocksdb_table_reader_bytes 0",
+            "culver_reactor_connections_min 0",
+            "culver_reactor_connections_max 0",
             "culver_logins_total 0",
+            "culver_logins_shed_total 0",
+            "culver_logins_shed_by_source_total 0",
+            "culver_logins_limited_total 0",
+            "culver_connections_turned_away_total 0",
+            "culver_logins_calendar_s 0",
             "culver_messages_accepted_total 5",
             "culver_messages_duplicate_total 0",
             "culver_entries_delivered_total 0",

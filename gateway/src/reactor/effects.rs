@@ -131,7 +131,7 @@ impl<S: Socket> Reactor<S> {
         }
         let (blocked, incarnation) = (connection.blocked, self.around.incarnation);
         let was_entering = connection.session.is_entering();
-        let is_unknown = matches!(effect.kind, EffectKind::Refused(ErrorCode::DeviceUnknown));
+        let is_unknown = matches!(effect.kind, EffectKind::Refused { code: ErrorCode::DeviceUnknown, .. });
         if was_entering && is_unknown && self.entering.refuse(slot, self.mono_us) {
             return; // it is told so when it no longer says how long the hub has looked
         }
@@ -192,8 +192,8 @@ fn tell(
         EffectKind::LoggedIn { cursor, reset, gap, siblings } => {
             session.logged_in(cursor, reset, gap, siblings, incarnation, out);
         }
-        EffectKind::Refused(code) => {
-            session.end(code, out);
+        EffectKind::Refused { code, retry_after_ms } => {
+            session.end_until(code, retry_after_ms, out);
             told.over = true;
         }
         EffectKind::Accepted { accepted, skips } => session.write_accepted(&accepted, skips, out),

@@ -2,7 +2,7 @@
 //! and a full reactor's does not, as long as there is another.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -102,17 +102,17 @@ impl Listener {
         Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true, is_watched: false })
     }
 
-    /// The next connection, if there is one.
+    /// The next connection, if there is one, and the address that it comes from.
     ///
     /// # Errors
     /// Those of accept4(2) that are about this machine: it is out of descriptors or memory.
-    pub fn accept(&self) -> io::Result<Option<TcpStream>> {
+    pub fn accept(&self) -> io::Result<Option<(TcpStream, IpAddr)>> {
         loop {
             if !self.is_listening {
                 return Ok(None);
             }
             return match self.socket.accept() {
-                Ok((stream, _)) => Ok(Some(stream)),
+                Ok((stream, peer)) => Ok(Some((stream, peer.ip()))),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 // It is out of the queue, and its peer is gone (accept(2), "Error handling"): on to the next.
@@ -206,7 +206,9 @@ mod tests {
 
     /// Of all connections that are there, how many this listener has.
     fn accepted(listener: &Listener) -> usize {
-        std::iter::from_fn(|| listener.accept().expect("accept4 works")).count()
+        std::iter::from_fn(|| listener.accept().expect("accept4 works"))
+            .filter(|(_, source)| source.is_loopback())
+            .count()
     }
 
     /// Two on a port that the kernel has chosen for a third socket: one that it had chosen for them, they would lose.

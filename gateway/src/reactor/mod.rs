@@ -5,6 +5,7 @@
 //! then write, once for each connection that has something to say. Nothing here waits for anything else:
 //! a connection whose command finds no room in a hub's mailbox is put aside and read again when there is room.
 
+pub mod admission;
 pub mod alarm;
 pub mod buffers;
 pub mod ciphers;
@@ -14,6 +15,7 @@ pub mod entering;
 pub mod hubs;
 pub mod listener;
 mod serve;
+mod shedding;
 pub mod socket;
 pub mod thread;
 pub mod threads;
@@ -22,6 +24,7 @@ pub mod unsent;
 pub mod worst;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -30,11 +33,13 @@ use culver_protocol::crypto::Secret;
 use culver_protocol::id::Incarnation;
 use culver_storage::topology::{HubId, Topology};
 
+use self::admission::Admission;
 use self::buffers::{Buffers, NO_BUFFER};
 use self::ciphers::Ciphers;
 use self::connection::{Connection, Life};
 use self::entering::Entering;
 use self::hubs::{Hubs, ToHub};
+use self::shedding::Shedding;
 use self::socket::Socket;
 use self::timer::Wheel;
 use self::unsent::{Blocked, Unsent};
@@ -146,6 +151,8 @@ pub struct Surroundings {
     pub entropy: Arc<dyn Fn() -> Secret + Send + Sync>,
     /// Connections that this reactor may hold.
     pub connections_max: usize,
+    /// How fast connections may come to this reactor.
+    pub logins: admission::Limits,
     /// What handshakes may take of this reactor's time, in millionths.
     pub handshake_ppm: u32,
     /// How much it does at once.
@@ -172,6 +179,8 @@ pub struct Reactor<S> {
     ciphers: Ciphers,
     handshakes: Handshakes,
     entering: Entering,
+    admission: Admission,
+    shedding: Shedding,
     /// Bytes of unfinished logins that buffers hold.
     opening_len: usize,
     read_buffer: Vec<u8>,
@@ -218,6 +227,9 @@ impl<S: Socket> Reactor<S> {
         // Behind the longest unfinished frame at least one byte is read.
         let buffer_len = around.bounds.read_len.max(UNFINISHED_LEN_MAX + 1);
         let handshakes = Handshakes::new(around.handshake_ppm).with_burst(around.bounds.handshake_burst_us);
+        let seed = (around.entropy)();
+        let seed = u64::from_be_bytes(*seed.as_slice().first_chunk().expect("a secret is longer"));
+        let admission = Admission::new(around.logins, seed);
         Self {
             number,
             hubs: Hubs::new(hubs),
@@ -228,6 +240,8 @@ impl<S: Socket> Reactor<S> {
             ciphers: Ciphers::default(),
             handshakes,
             entering: Entering::default(),
+            admission,
+            shedding: Shedding::default(),
             opening_len: 0,
             read_buffer: vec![0; buffer_len],
             commands: Vec::new(),
@@ -257,17 +271,24 @@ impl<S: Socket> Reactor<S> {
         self.mono_us = now.mono_us;
         self.wall_ms = now.wall_ms;
         let started_us = *self.started_us.get_or_insert(now.mono_us);
-        self.now = u32::try_from((now.mono_us - started_us) / TICK_US).expect("136 years of seconds fit");
+        let second = u32::try_from((now.mono_us - started_us) / TICK_US).expect("136 years of seconds fit");
+        if std::mem::replace(&mut self.now, second) != second {
+            self.count_calendar();
+        }
         self.handshakes.begin_turn(now.mono_us);
         self.counters().turns.add(1);
         self.admit_next();
     }
 
-    /// Takes a connection: its slot, under which its socket is to be watched; what is there already counts as news.
-    /// `None`: there is no room; it was told so and is closed.
-    pub fn accept(&mut self, socket: S) -> Option<u32> {
+    /// Takes a connection from this address: its slot, under which its socket is to be watched; what is there already
+    /// counts as news. `None`: there is no room, or too many come at once; it was told so and is closed.
+    pub fn accept(&mut self, socket: S, source: IpAddr) -> Option<u32> {
         if self.is_full() {
             self.turn_away(socket);
+            return None;
+        }
+        if let Err(refused) = self.admission.ask(source, self.mono_us) {
+            self.refuse(socket, refused);
             return None;
         }
         let generation = self.next_generation;

@@ -1,7 +1,6 @@
 //! What a reactor does for its connections within a turn.
 
 use culver_protocol::error::ErrorCode;
-use culver_protocol::record::Cipher;
 use culver_storage::planted::{self, Bug};
 
 use super::buffers::NO_BUFFER;
@@ -102,7 +101,8 @@ impl<S: Socket> Reactor<S> {
         self.post_later(slot);
         match outcome {
             Outcome::Hungry if self.opening_len > OPENING_LEN_MAX && !greeted && !was_greeted => {
-                self.time_out(slot, ErrorCode::LoginsBusy);
+                let retry_after_ms = self.handshakes.take_place_ms();
+                self.end_with(slot, |session, out| session.end_until(ErrorCode::LoginsBusy, retry_after_ms, out));
                 true
             }
             Outcome::Hungry => true,
@@ -340,24 +340,19 @@ impl<S: Socket> Reactor<S> {
     }
 
     pub(super) fn time_out(&mut self, slot: u32, code: ErrorCode) {
+        self.end_with(slot, |session, out| session.end(code, out));
+    }
+
+    /// Ends a connection with what is written now.
+    fn end_with(&mut self, slot: u32, write: impl FnOnce(&mut Session, &mut Records<'_>)) {
         self.forget_opening(slot);
-        self.write(slot, |session, out| session.end(code, out));
+        self.write(slot, write);
         let counters = self.counters();
         counters.errors_sent.add(1);
         counters.slow_readers.add(u64::from(code == ErrorCode::SlowReader));
         counters.keep_alive_timeouts.add(u64::from(code == ErrorCode::KeepAliveTimeout));
         self.flush_later(slot);
         self.end(slot);
-    }
-
-    /// Tells a connection for which there is no room so, and closes it.
-    pub(super) fn turn_away(&mut self, mut socket: S) {
-        let mut out = Vec::new();
-        let mut cipher = Cipher::Plaintext;
-        Session::default().end(ErrorCode::ConnectionsFull, &mut Records::new(&mut out, &mut cipher));
-        self.counters().errors_sent.add(1);
-        // A fresh socket has room for one small record; if not, closing says it too.
-        drop(socket.write(&out));
     }
 
     /// The last record is on its way: what still comes in is thrown away, for closing at once would reset the

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::hub::command::{Address, Command};
 use crate::hub::effect::EffectKind;
 
+mod admission;
 mod handshakes;
 mod refusals;
 mod world;

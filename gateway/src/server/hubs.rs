@@ -94,7 +94,7 @@ impl Volumes {
             recovered.push(Shards::recover(&**engine, Arc::clone(topology), hub, policy, wall_ms, mono_ms)?);
         }
         Shards::begin_together(&mut recovered);
-        let bounds = Bounds { sends: config.send_limits(), ..Bounds::default() };
+        let bounds = Bounds { sends: config.send_limits(), logins: config.user_login_limit(), ..Bounds::default() };
         let hubs = recovered.into_iter().zip(ids).map(|(shards, hub)| {
             let engine = Arc::clone(self.engine_of(topology, hub));
             Hub::new(engine, shards, incarnation, Arc::clone(topology), hub, bounds)

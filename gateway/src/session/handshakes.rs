@@ -22,6 +22,10 @@ pub const BURST_US: u64 = 50_000;
 /// What a handshake costs that needs a key of the server's.
 const IK_US: u64 = 300;
 const XX_US: u64 = 250;
+/// Whoever is told to come later is told one of the times from the first of these on to the second, each another, as far
+/// apart as their handshakes may come; beyond the last it begins again at the first. Somebody who asks for handshakes
+/// without end takes no times from others: they only come less often than he.
+const PLACES_US: (u64, u64) = (1_000_000, 30_000_000);
 /// Handshakes with Diffie-Hellman in one turn: whoever is connected waits no longer than for these.
 const A_TURN: u32 = 1;
 
@@ -69,6 +73,9 @@ pub struct Handshakes {
     level_us: u64,
     filled_us: u64,
     this_turn: u32,
+    now_us: u64,
+    /// The next time that somebody is told to come again.
+    place_us: u64,
 }
 
 impl Handshakes {
@@ -85,6 +92,8 @@ impl Handshakes {
             level_us: BURST_US,
             filled_us: 0,
             this_turn: 0,
+            now_us: 0,
+            place_us: 0,
         }
     }
 
@@ -108,6 +117,15 @@ impl Handshakes {
             self.filled_us = now_us;
         }
         self.this_turn = 0;
+        self.now_us = now_us;
+    }
+
+    /// In how many milliseconds the client of a handshake that there was no time for is to come again.
+    pub fn take_place_ms(&mut self) -> u32 {
+        let (first_us, last_us) = (self.now_us + PLACES_US.0, self.now_us + PLACES_US.1);
+        let place_us = if self.place_us > last_us { first_us } else { self.place_us.max(first_us) };
+        self.place_us = place_us + IK_US * 1_000_000 / self.share_ppm.max(1);
+        u32::try_from((place_us - self.now_us) / 1000).expect("half a minute at most")
     }
 
     /// Whether one more with Diffie-Hellman may be answered in this turn, if there is time for it.
@@ -190,5 +208,25 @@ impl Handshakes {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.awaiting.is_empty() && self.shown.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_without_a_turn_are_told_times_apart_and_none_beyond_half_a_minute() {
+        // A tenth of the time: 333 a second.
+        let mut handshakes = Handshakes::new(100_000);
+        handshakes.begin_turn(5_000_000);
+        let told: Vec<u32> = (0..30_000).map(|_| handshakes.take_place_ms()).collect();
+        assert!(told.iter().all(|place_ms| (1000..=30_000).contains(place_ms)));
+        let (first, again) = told.split_at(9667);
+        assert!(first.is_sorted() && again.first() == Some(&1000), "{:?} then {:?}", first.last(), again.first());
+        assert_eq!(first.iter().filter(|place_ms| (7000..7999).contains(*place_ms)).count(), 333);
+        // Times that are past are nobody's.
+        handshakes.begin_turn(500_000_000);
+        assert_eq!(handshakes.take_place_ms(), 1000);
     }
 }

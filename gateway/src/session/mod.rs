@@ -215,8 +215,11 @@ impl Session {
                 Ok(Step::Later) => return (taken, Outcome::Later),
                 Ok(Step::Entering) => return (taken, Outcome::Entering),
                 Err(code) => {
-                    self.write_error(code, proto::error::Scope::Connection, &[], &mut context.out);
-                    self.phase = Phase::Over;
+                    if code == ErrorCode::LoginsBusy {
+                        self.end_until(code, context.handshakes.take_place_ms(), &mut context.out);
+                    } else {
+                        self.end(code, &mut context.out);
+                    }
                     return (bytes.len(), Outcome::Over(code));
                 }
             }
@@ -290,6 +293,15 @@ impl Session {
         }
     }
 
+    /// Ends the session with an error of its hub's: so many milliseconds later the client may come again.
+    pub fn end_until(&mut self, code: ErrorCode, retry_after_ms: u32, out: &mut Records<'_>) {
+        if self.phase != Phase::Over {
+            let error = error_message(code, proto::error::Scope::Connection, &[]);
+            out.seal_message(RecordType::Error, &proto::Error { retry_after_ms, ..error });
+            self.phase = Phase::Over;
+        }
+    }
+
     /// Asks the client to go and come back later.
     pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Records<'_>) {
         if self.is_greeted() {
@@ -347,12 +359,11 @@ impl Session {
 }
 
 /// An error as it stands on the wire.
-fn error_message(code: ErrorCode, scope: proto::error::Scope, request: &[u8]) -> proto::Error {
+pub(crate) fn error_message(code: ErrorCode, scope: proto::error::Scope, request: &[u8]) -> proto::Error {
     proto::Error {
         code: code.number(),
         retry_after_ms: match code {
             ErrorCode::Busy => 200,
-            ErrorCode::LoginsBusy => 1000,
             _ => 0,
         },
         scope: scope.into(),

@@ -221,11 +221,12 @@ impl World {
     }
 
     fn attack(&mut self, mind: Mind) {
+        let source = self.any_source();
         let Some(life) = &mut self.life else { return };
         let size = (65_536, 65_536);
         let (wire, socket) = Wire::new(Buffers { to_server: size, to_client: size });
         let reactor = self.source.index(life.reactors.len());
-        if !life.connect(reactor, wire.clone(), socket) {
+        if !life.connect(reactor, wire.clone(), (socket, source)) {
             return;
         }
         self.wires.push(wire.clone());

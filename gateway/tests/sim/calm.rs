@@ -2,6 +2,7 @@
 //! checks that only a world at rest can pass.
 
 use culver::hub::holdings::Holdings;
+use culver::reactor::admission::{LEAD_NS, PLACES_PERCENT};
 
 use crate::net::Wire;
 use crate::server::FLUSH_S;
@@ -20,6 +21,12 @@ const REST_STEPS_MAX: u64 = 100_000;
 /// who is told that the recipient is full, or has lost its connection, sends again.
 const STEPS_A_PIECE: u64 = 6;
 const RESENDS_MAX: u64 = 8;
+/// A client knows that its connection is dead after its longest keep-alive and its wait for an answer.
+const DEAD_MAX_US: u64 = (30 + 15) * 1_000_000;
+/// So many attempts may fail for other reasons than that too many come at once: a server that starts, a ticket that is
+/// refused, a takeover. Each takes at most the client's wait for an answer and its longest backoff.
+const ATTEMPTS: u64 = 3;
+const ATTEMPT_MAX_US: u64 = (15 + 30) * 1_000_000;
 /// The clients of a server that leaves are gone, and its answers written, within so much virtual time.
 const LEAVE_MAX_US: u64 = (FLUSH_S + 30) * 1_000_000;
 
@@ -33,6 +40,7 @@ impl World {
             self.back_up();
         }
         self.calm_down();
+        self.log_everybody_in();
         self.settle("after the faults");
         self.oracle.everything_is_known();
         for at in 0..self.parties.len() {
@@ -117,11 +125,40 @@ impl World {
         self.until(when, Self::is_at_rest);
     }
 
+    /// Nobody is kept out for longer than there is a reason for.
+    fn log_everybody_in(&mut self) {
+        let most_us = self.login_us_max();
+        let is_in = |party: &Party| party.device.is_in();
+        self.until_within("everybody is logged in", most_us, |world| world.parties.iter().all(is_in));
+    }
+
+    /// The time in which everybody is logged in: until who has lost a connection without being told knows it, and has come
+    /// when it was told to come before; then twice what the rates make of so many, for who comes at random finds room at
+    /// the second time, and what may go wrong with some attempts.
+    fn login_us_max(&self) -> u64 {
+        let (now_us, plan) = (self.now_us(), &self.plan);
+        let told = self.parties.iter().filter(|party| party.wire.is_none() && party.due_us < u64::MAX);
+        let told_us = told.map(|party| party.due_us.saturating_sub(now_us)).max().unwrap_or(0);
+        let clients = self.parties.len() as u64 + 1;
+        let parts = plan.logins.part_of(plan.reactors_max.into());
+        let of_all = parts.all.map_or(0, |limit| LEAD_NS + clients * limit.interval_ns() * 100 / PLACES_PERCENT);
+        // Who is refused for its source's sake comes at any time in which a burst is earned, and perhaps in vain.
+        let of_source =
+            parts.source.map_or(0, |limit| (clients * limit.interval_ns()).max(LEAD_NS) + 3 * limit.ahead_ns());
+        let of_user = plan.user_logins.map_or(0, |limit| (clients * limit.interval_ns()).max(LEAD_NS));
+        let rates_us = 2 * (of_all + of_source + of_user) / 1000;
+        DEAD_MAX_US + told_us + rates_us + ATTEMPTS * ATTEMPT_MAX_US
+    }
+
     /// Steps until it is so, within bounds.
     fn until(&mut self, when: &str, is_so: impl Fn(&Self) -> bool) {
+        self.until_within(when, REST_MAX_US, is_so);
+    }
+
+    fn until_within(&mut self, when: &str, most_us: u64, is_so: impl Fn(&Self) -> bool) {
         let pieces = (self.oracle.unanswered_len() / self.plan.sizes.read_len) as u64;
         let most = REST_STEPS_MAX + STEPS_A_PIECE * RESENDS_MAX * pieces;
-        let (until_us, steps) = (self.now_us() + REST_MAX_US, self.steps + most);
+        let (until_us, steps) = (self.now_us() + most_us, self.steps + most);
         loop {
             for _ in 0..16 {
                 self.step();

@@ -265,6 +265,7 @@ impl Device {
         let (cursor, receipts) = (self.client.cursor().0, self.client.receipts());
         oracle.connected(&mut self.witness, cursor, receipts, (shown, generation));
         self.witness.connected_to(is_alone);
+        oracle.comes(&self.witness, now_us);
     }
 
     /// The connection is closed or could not be opened.
@@ -363,13 +364,13 @@ impl Device {
             // Whoever has only come to fetch leaves it to the app to get a token.
             Event::CredentialNeeded { .. } if self.fetch && self.secrecy().is_some() => self.over = true,
             Event::CredentialNeeded { .. } => return Some(Want::Credential),
-            of_server => self.handle_server(of_server, oracle),
+            of_server => self.handle_server(of_server, oracle, now_us),
         }
         None
     }
 
     /// What the server is, or says of the connection.
-    fn handle_server(&mut self, event: Event, oracle: &mut Oracle) {
+    fn handle_server(&mut self, event: Event, oracle: &mut Oracle, now_us: u64) {
         match event {
             Event::ServerKey(server) => {
                 self.store.borrow_mut().server = Some(server);
@@ -380,6 +381,7 @@ impl Device {
             Event::Goaway(_) => self.excused = true,
             Event::ServerError(error) => {
                 oracle.server_error(&self.witness, &error);
+                oracle.check_busy(&self.witness, &error, now_us);
                 if error.code == ErrorCode::ServerKeyUnknown.number() {
                     self.learning = Learning::Told;
                 }
@@ -415,6 +417,11 @@ impl Device {
     /// What its application knows in the end.
     pub(crate) fn known(&self) -> Known {
         Known { marks: self.store.borrow().marks.clone(), ..self.known.clone() }
+    }
+
+    /// It is logged in, or need not be.
+    pub(crate) fn is_in(&self) -> bool {
+        self.over || self.fetch || self.client.is_logged_in()
     }
 
     /// Nothing of this process is under way: it is logged in, the server has answered on this connection since all is

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use culver_storage::engine::Engine;
 use culver_storage::log::BLOCK_LEN;
 
+use crate::net::Wire;
 use crate::plan::Fault;
 use crate::world::{End, World};
 
@@ -40,6 +41,7 @@ impl World {
                 }
                 self.trace.event(|| format!("  of the connection of {}", self.parties[at].device.name()));
             }
+            Fault::Storm => self.wires.iter().for_each(Wire::cut),
             Fault::HalfOpen => {
                 let at = self.source.index(self.parties.len());
                 let now_us = self.now_us();
@@ -52,12 +54,7 @@ impl World {
                 }
             }
             Fault::Stall => self.stall(),
-            Fault::ClockJump => {
-                let by_ms = self.source.pick(&JUMPS_MS);
-                let base = &self.clocks.wall_base_ms;
-                base.set(base.get().saturating_add_signed(by_ms));
-                self.trace.event(|| format!("the clock jumps by {by_ms} ms"));
-            }
+            Fault::ClockJump => self.jump_clock(),
             Fault::SpaceLow => self.take_room(),
             Fault::Cold => {
                 let share = self.source.pick(&[0, 100, 500, 1000]);
@@ -88,6 +85,13 @@ impl World {
             Fault::Probe if self.life.is_some() => self.probe(),
             _ => {}
         }
+    }
+
+    fn jump_clock(&mut self) {
+        let by_ms = self.source.pick(&JUMPS_MS);
+        let base = &self.clocks.wall_base_ms;
+        base.set(base.get().saturating_add_signed(by_ms));
+        self.trace.event(|| format!("the clock jumps by {by_ms} ms"));
     }
 
     fn stall(&mut self) {

@@ -6,6 +6,7 @@
 mod devices;
 mod end;
 mod inboxes;
+mod logins;
 mod messages;
 mod receipts;
 mod requests;
@@ -16,6 +17,7 @@ mod witness;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use culver::buckets::Limit;
 use culver_protocol::id::{ConversationId, DeviceId, UserId};
 
 pub(crate) use self::end::Known;
@@ -40,6 +42,10 @@ pub(crate) struct Terms {
     pub tickets_refused: bool,
     /// The clock on the wall jumps: what is good for a time may not be.
     pub clock_jumps: bool,
+    /// Connections are refused where too many come at once.
+    pub are_logins_limited: bool,
+    /// How often a user may log in.
+    pub user_logins: Option<Limit>,
 }
 
 impl Default for Terms {
@@ -51,6 +57,8 @@ impl Default for Terms {
             is_encrypted: false,
             tickets_refused: false,
             clock_jumps: false,
+            are_logins_limited: false,
+            user_logins: None,
         }
     }
 }

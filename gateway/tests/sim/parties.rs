@@ -1,5 +1,7 @@
 //! Devices among the rest: who there is, how they connect, and what they do when it is their turn.
 
+use std::net::IpAddr;
+
 use culver::auth::{Identity, TicketContents};
 use culver::clock::Clock;
 use culver_protocol::client::SavedTicket;
@@ -65,6 +67,7 @@ impl World {
 
     fn add_party(&mut self, device: Device, peers: Vec<UserId>, late_us: u64) {
         let now_us = self.now_us();
+        let source = self.any_source();
         self.parties.push(Party {
             device,
             wire: None,
@@ -74,9 +77,16 @@ impl World {
             stalled_until_us: now_us + late_us,
             act_at_us: now_us + late_us + u64::from(self.source.below(self.plan.think_us + 1)),
             due_us: u64::MAX,
+            source,
         });
         let at = self.parties.len() - 1;
         self.after_client(at);
+    }
+
+    /// One of few addresses.
+    pub(crate) fn any_source(&mut self) -> IpAddr {
+        let host = self.source.index(self.plan.sources);
+        IpAddr::from([192, 0, 2, u8::try_from(host).expect("few")])
     }
 
     /// A second process of a device, which fetches what waits.
@@ -209,7 +219,7 @@ impl World {
         }
         let is_there = self.life.as_mut().is_some_and(|life| {
             let reactor = self.source.index(life.reactors.len());
-            life.connect(reactor, wire.clone(), socket)
+            life.connect(reactor, wire.clone(), (socket, self.parties[at].source))
         });
         self.trace.event(|| {
             let how = if is_there { "is connected" } else { "finds nobody who listens" };

@@ -9,7 +9,7 @@ mod sizes;
 use culver::buckets::Limit;
 use culver::config::{Config, KeepAlive, Security, Shutdown};
 use culver::hub::rates::Limits;
-use culver::reactor;
+use culver::reactor::{self, admission};
 use culver_storage::shard::Policy;
 
 pub(crate) use self::encrypted::Encrypted;
@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Cut,
     /// A connection gets nothing through any more, and nobody is told.
     Dark,
+    /// All connections are reset at once.
+    Storm,
     /// A device gives its connection up and opens another, and the server hears nothing of it.
     HalfOpen,
     /// A device does not read for a while.
@@ -66,7 +68,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Kill,
         Self::PowerLoss,
         Self::Leave,
@@ -74,6 +76,7 @@ impl Fault {
         Self::SyncFails,
         Self::Cut,
         Self::Dark,
+        Self::Storm,
         Self::HalfOpen,
         Self::Stall,
         Self::AppKilled,
@@ -99,7 +102,7 @@ impl Fault {
     fn weight(self) -> u32 {
         match self {
             Self::Kill | Self::PowerLoss | Self::Leave | Self::WriteFails | Self::SyncFails => 1,
-            Self::ClockJump | Self::Probe => 2,
+            Self::ClockJump | Self::Probe | Self::Storm => 2,
             Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact | Self::SpaceLow => 4,
             Self::Impostor | Self::Former | Self::KeysAge => 4,
             Self::Tamper | Self::Replay | Self::Cut | Self::Stall | Self::AppKilled => 8,
@@ -160,6 +163,11 @@ pub(crate) struct Plan {
     pub sizes: Sizes,
     /// How fast devices and users may send.
     pub rates: Limits,
+    /// How fast connections may come, of all and of a source, and how often a user may log in.
+    pub logins: admission::Limits,
+    pub user_logins: Option<Limit>,
+    /// Addresses that clients have.
+    pub sources: usize,
     pub quota_entries: u64,
     pub retention_ms: u64,
     pub unlink_days: u32,
@@ -254,6 +262,9 @@ impl Plan {
             journals: source.pick(&[0, 0, 300, 1000]),
             verified: source.pick(&[300, 1000]),
             rates: rates(source),
+            logins: logins(source),
+            user_logins: source.chance(200).then(|| Limit::new(source.pick(&[10, 1]), source.pick(&[30, 5, 3, 1]))),
+            sources: source.pick(&[1, 2, 8]),
         }
     }
 
@@ -315,6 +326,19 @@ fn rates(source: &mut Source) -> Limits {
         is_limited.then_some(limit)
     };
     Limits { device: limit(), user: limit() }
+}
+
+/// How fast connections may come: in some worlds so slowly that many are refused.
+fn logins(source: &mut Source) -> admission::Limits {
+    if !source.chance(250) {
+        return admission::Limits::default();
+    }
+    let mut limit = || {
+        let is_limited = !source.chance(300);
+        let limit = Limit::new(source.pick(&[100, 10, 3]), source.pick(&[50, 10, 3, 1]));
+        is_limited.then_some(limit)
+    };
+    admission::Limits { all: limit(), source: limit() }
 }
 
 /// How many faults in ten thousand steps, and of which kinds.

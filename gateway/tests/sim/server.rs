@@ -6,10 +6,12 @@
 //! sockets, or when its time has come: a wake-up that is lost is found.
 
 mod checks;
+mod gate;
 mod threads;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -36,6 +38,7 @@ use culver_storage::reader::{Engines, read};
 use culver_storage::shard::Shards;
 use culver_storage::topology::{HubId, Topology};
 
+use self::gate::Gate;
 use self::threads::{HubThread, Log, ReactorThread, Sleep};
 use crate::net::{SimSocket, Wire};
 use crate::plan::Plan;
@@ -227,6 +230,7 @@ impl Life {
             offer: Arc::new(plan.config().offer()),
             entropy: Arc::new(secrets_of_life(start.number)),
             connections_max: plan.connections_max,
+            logins: plan.logins.part_of(start.reactors.into()),
             handshake_ppm: plan.config().handshake_ppm(start.reactors.into(), usize::MAX),
             bounds: plan.of_reactors(),
         };
@@ -270,7 +274,7 @@ impl Life {
     // ---- steps: each says how many events it was ----
 
     pub(crate) fn turn_reactor(&mut self, at: usize, clocks: &Clocks, source: &mut Source) -> u64 {
-        let events = self.reactors[at].turn(clocks, source, self.leaving_since_us.is_some());
+        let events = self.reactors[at].turn(clocks, source, self.metrics.reactor(at), self.leaving_since_us.is_some());
         if self.leaving_since_us.is_some()
             && !self.is_stopping
             && self.reactors.iter().all(|thread| thread.reactor.is_none())
@@ -368,7 +372,7 @@ impl Life {
     }
 
     /// A client connects: whether anybody listens.
-    pub(crate) fn connect(&mut self, at: usize, wire: Wire, socket: SimSocket) -> bool {
+    pub(crate) fn connect(&mut self, at: usize, wire: Wire, socket: (SimSocket, IpAddr)) -> bool {
         self.reactors[at].connect(wire, socket)
     }
 
@@ -410,7 +414,7 @@ fn recover(plan: &Plan, topology: &Arc<Topology>, engines: &[Arc<MemoryEngine>],
     Shards::begin_together(&mut shards);
     let hub = |(shards, id)| {
         let engine = Arc::<MemoryEngine>::clone(engine_of(id));
-        let bounds = HubBounds { sends: plan.rates, ..plan.sizes.of_hubs() };
+        let bounds = HubBounds { sends: plan.rates, logins: plan.user_logins, ..plan.sizes.of_hubs() };
         Hub::new(engine, shards, INCARNATION, Arc::clone(topology), id, bounds)
     };
     shards.into_iter().zip(ids).map(hub).collect()
@@ -452,6 +456,7 @@ fn new_reactor(number: u16, inboxes: &[Arc<Inbox>], bounds: mailbox::Bounds, aro
         deaf_until_us: 0,
         watched: Vec::new(),
         backlog: VecDeque::new(),
+        gate: Gate::new(around.logins),
         is_listening: true,
     }
 }

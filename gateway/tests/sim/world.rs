@@ -3,6 +3,7 @@
 //! Owns everything of one run. What devices do is told in `parties.rs`, how lives begin and end in `lives.rs`. What
 //! happens next is `steps.rs`'s to decide, what goes wrong is `faults.rs`'s, and how it all ends is `calm.rs`'s.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use culver::space::Space;
@@ -37,6 +38,8 @@ pub(crate) struct Party {
     pub act_at_us: u64,
     /// When its client wants to be told the time.
     pub due_us: u64,
+    /// Where it connects from.
+    pub source: IpAddr,
 }
 
 /// A record of a volume's log, as it was written.
@@ -113,6 +116,8 @@ impl World {
             is_encrypted: plan.encryption.is_some(),
             tickets_refused: plan.encryption.is_some_and(|how| how.is_insisted && !how.forward_secret),
             clock_jumps: plan.kinds.contains(&Fault::ClockJump),
+            are_logins_limited: plan.logins != Default::default(),
+            user_logins: plan.user_logins,
         };
         let mut world = Self {
             source,

@@ -19,6 +19,8 @@ mod life;
 #[cfg(test)]
 mod login;
 #[cfg(test)]
+mod logins;
+#[cfg(test)]
 mod peer;
 #[cfg(test)]
 mod peers;

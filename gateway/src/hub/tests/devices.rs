@@ -19,7 +19,7 @@ fn shows(world: &mut World, device: u16, key: Fingerprint, proof: Proof) -> Effe
 /// The error that a login is refused with.
 fn refusal(kind: &EffectKind) -> ErrorCode {
     match kind {
-        EffectKind::Refused(code) => *code,
+        EffectKind::Refused { code, .. } => *code,
         other => panic!("{other:?}"),
     }
 }
@@ -205,7 +205,7 @@ fn who_has_not_the_key_is_not_told_of_a_newer_session() {
         world.nodes[0].hub.handle_command(login, world.now_ms).expect("readable");
         world.take_commands();
         let told_now = told(&mut world);
-        assert!(matches!(told_now[..], [(7, EffectKind::Refused(of))] if of == code), "{told_now:?}");
+        assert!(matches!(told_now[..], [(7, EffectKind::Refused { code: of, .. })] if of == code), "{told_now:?}");
     }
 }
 

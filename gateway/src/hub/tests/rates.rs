@@ -1,12 +1,17 @@
 //! Devices that send faster than they may: who is refused, and that what follows waits for it.
 
-use culver_protocol::error::ErrorCode::{self, AfterRejected, RateLimited};
+use culver_protocol::error::ErrorCode::{self, AfterRejected, LoginsBusy, RateLimited};
+use culver_protocol::id::UserId;
 
-use super::super::rates::{Limits, Rates};
+use super::super::rates::{Limits, LoginRates, Rates};
+use super::rules::{answer_to_shown, calm};
 use super::two_users;
-use super::world::World;
+use super::world::{INCARNATION, World};
 use crate::buckets::Limit;
+use crate::hub::command::{Fingerprint, Proof};
 use crate::hub::effect::EffectKind;
+
+const KEY: Fingerprint = [7; 16];
 
 /// From now on a device may send so many messages at once, and one a second.
 fn limit(world: &mut World, burst: u32) {
@@ -118,4 +123,71 @@ fn a_new_session_has_its_devices_bucket_and_owes_nothing_to_the_old_one() {
     world.pass(1000);
     world.move_hub();
     assert_eq!(world.nodes[0].hub.holdings().rates, 0, "nobody is remembered for long");
+}
+
+/// From now on a user may log in so many times at once, and once a second.
+fn limit_logins(world: &mut World, burst: u32) {
+    let hub = &mut world.nodes[0].hub;
+    hub.logins = LoginRates::new(Some(Limit::new(1, burst)));
+    hub.logins.pass(0);
+}
+
+/// What a login of user 1's device is told: how long to wait, if it is refused for coming too often.
+fn log_in(world: &mut World, device: u16, key: Fingerprint) -> Result<(), (ErrorCode, u32)> {
+    let token = Proof::Token { issued_s: world.now_ms / 1000 };
+    let proof = if key == KEY { token } else { Proof::Registered };
+    match answer_to_shown(world, device, (0, INCARNATION), (Some(key), proof)) {
+        EffectKind::LoggedIn { .. } => Ok(()),
+        EffectKind::Refused { code, retry_after_ms } => Err((code, retry_after_ms)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_user_logs_in_so_often_with_all_devices_together() {
+    let mut world = calm(1, 1);
+    limit_logins(&mut world, 3);
+    assert_eq!([1, 2, 1].map(|device| log_in(&mut world, device, KEY)), [Ok(()); 3]);
+    let refused = log_in(&mut world, 1, KEY);
+    assert_eq!(refused, Err((LoginsBusy, 1000)));
+    assert!((0..10).all(|_| log_in(&mut world, 2, KEY) == refused), "who is refused takes nothing");
+    world.nodes[0].hub.logins.pass(1000);
+    assert_eq!((log_in(&mut world, 2, KEY), log_in(&mut world, 2, KEY).is_err()), (Ok(()), true));
+    let counts = world.nodes[0].hub.take_counts();
+    assert_eq!((counts.logins_limited, counts.limited, counts.rejected), (12, 0, 0));
+}
+
+/// Who has not the key spends nothing of the user's.
+#[test]
+fn only_logins_with_the_right_key_count() {
+    let mut world = calm(1, 1);
+    limit_logins(&mut world, 2);
+    assert_eq!(log_in(&mut world, 1, KEY), Ok(()));
+    for _ in 0..20 {
+        assert_eq!(log_in(&mut world, 1, [8; 16]), Err((ErrorCode::DeviceUnknown, 0)));
+    }
+    assert_eq!(log_in(&mut world, 1, KEY), Ok(()));
+    // And is told so, not that there are too many.
+    assert_eq!(log_in(&mut world, 1, [8; 16]), Err((ErrorCode::DeviceUnknown, 0)));
+}
+
+/// A login that waits for a row counts once.
+#[test]
+fn a_login_that_was_parked_counts_once() {
+    let mut world = calm(1, 1);
+    let before = world.log_in_with(World::device(1), 5);
+    world.settle();
+    world.close(before);
+    world.settle();
+    limit_logins(&mut world, 2);
+    world.engine.set_cold(true);
+    world.log_in_with(World::device(1), 5);
+    world.take_commands();
+    assert!(world.nodes[0].hub.parked() > 0, "it waits");
+    world.engine.set_cold(false);
+    world.settle();
+    let logins = &mut world.nodes[0].hub.logins;
+    assert_eq!((logins.len(), logins.wait_ms(UserId(1))), (1, None), "one of two");
+    logins.charge(UserId(1));
+    assert!(logins.wait_ms(UserId(1)).is_some());
 }

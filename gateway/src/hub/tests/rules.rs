@@ -57,7 +57,7 @@ pub(super) fn answer_to_shown(
         )
         .expect("readable");
     world.take_commands();
-    let is_answer = |kind: &EffectKind| matches!(kind, EffectKind::LoggedIn { .. } | EffectKind::Refused(_));
+    let is_answer = |kind: &EffectKind| matches!(kind, EffectKind::LoggedIn { .. } | EffectKind::Refused { .. });
     let answers: Vec<EffectKind> =
         world.drain_effects().into_iter().map(|effect| effect.kind).filter(|kind| is_answer(kind)).collect();
     let [answer] = <[EffectKind; 1]>::try_from(answers).expect("one answer");
@@ -114,7 +114,7 @@ fn a_ninth_device_is_refused_and_the_others_are_told_of_the_second() {
         answer_to(&mut world, number, 0, INCARNATION);
     }
     let refused = answer_to(&mut world, 9, 0, INCARNATION);
-    assert!(matches!(refused, EffectKind::Refused(ErrorCode::DevicesFull)), "{refused:?}");
+    assert!(matches!(refused, EffectKind::Refused { code: ErrorCode::DevicesFull, .. }), "{refused:?}");
     assert_eq!(logged_in(&answer_to(&mut world, 8, 0, INCARNATION)), (0, false, false, true), "state is unchanged");
 }
 
@@ -126,7 +126,7 @@ fn an_older_login_that_is_heard_later_replaces_nobody() {
     let older = world.log_in_with(World::device(1), 5);
     world.take_commands();
     let told: Vec<Effect> = world.drain_effects();
-    let refused = |effect: &Effect| matches!(effect.kind, EffectKind::Refused(ErrorCode::Replaced));
+    let refused = |effect: &Effect| matches!(effect.kind, EffectKind::Refused { code: ErrorCode::Replaced, .. });
     assert!(told.iter().any(|effect| is_for(effect, older) && refused(effect)), "{told:?}");
     assert!(!told.iter().any(|effect| matches!(effect.kind, EffectKind::Replaced)), "{told:?}");
 }

@@ -13,7 +13,7 @@ use crate::hub::effect::EffectKind;
 use crate::reactor::entering::REFUSAL_US;
 use crate::reactor::{Reactor, Wait};
 
-const UNKNOWN: EffectKind = EffectKind::Refused(ErrorCode::DeviceUnknown);
+const UNKNOWN: EffectKind = EffectKind::Refused { code: ErrorCode::DeviceUnknown, retry_after_ms: 0 };
 
 /// The error that has come, and nothing else.
 fn error(peer: &Peer) -> Option<ErrorCode> {
@@ -54,7 +54,7 @@ fn nobody_waits_longer_for_a_hub_that_took_longer_or_for_another_answer() {
         let mut world = World::new();
         let (peer, hub, session) = world.enter(1, b"");
         world.now_us += looked_us;
-        world.reply(hub, session, EffectKind::Refused(code));
+        world.reply(hub, session, EffectKind::Refused { code, retry_after_ms: 0 });
         world.turn(|_| ());
         assert_eq!(error(&peer), Some(code));
         world.close(hub, session);

@@ -22,6 +22,7 @@ use crate::hub::command::{Address, Device};
 use crate::hub::effect::{Effect, EffectKind};
 use crate::mailbox::{self, Link};
 
+pub(super) const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 const INCARNATION: Incarnation = Incarnation(42);
 const WALL_MS: u64 = 1_800_000_000_000;
 pub(super) const MAIL: mailbox::Bounds = mailbox::Bounds { commands: 8, kept: 2, replies: 16, deliveries: 16 };
@@ -128,6 +129,7 @@ impl World {
             metrics: Arc::clone(&metrics),
             epochs: Arc::default(),
             offer: Arc::new(Config::default().offer()),
+            logins: admission::Limits::default(),
             handshake_ppm: Config::default().handshake_ppm(1, 1),
             entropy: Arc::new(culver_protocol::crypto::random),
             connections_max: 100,
@@ -174,8 +176,17 @@ impl World {
     /// A connection that has said nothing yet, with room for so many bytes to it.
     pub(super) fn connect(&mut self, user: u64, room: usize) -> Option<Peer> {
         let pipe = Rc::new(RefCell::new(Pipe { room, ..Pipe::default() }));
-        let slot = self.turn(|reactor| reactor.accept(Wire(Rc::clone(&pipe))))?;
+        let slot = self.turn(|reactor| reactor.accept(Wire(Rc::clone(&pipe)), SOURCE))?;
         Some(Peer { slot, user: UserId(user), pipe })
+    }
+
+    /// A connection from somewhere, of which the kernel says when this has been said. `Err`: it is refused.
+    pub(super) fn knock(&mut self, source: IpAddr, said: &[u8]) -> Result<Peer, Peer> {
+        let pipe = Pipe { room: usize::MAX, to_server: said.to_vec(), ..Pipe::default() };
+        let pipe = Rc::new(RefCell::new(pipe));
+        let slot = self.turn(|reactor| reactor.accept(Wire(Rc::clone(&pipe)), source));
+        let peer = Peer { slot: slot.unwrap_or(u32::MAX), user: UserId(1), pipe };
+        if slot.is_some() { Ok(peer) } else { Err(peer) }
     }
 
     /// A session, and the address by which its hub knows it.

@@ -17,6 +17,8 @@ pub(super) struct User {
     pub(super) places: Vec<Option<MessageIndex>>,
     pub(super) devices: Vec<Linked>,
     pub(super) setting: Setting,
+    /// When clients of the user's came; only where that is limited.
+    pub(super) came_us: Vec<u64>,
 }
 
 /// One device of a user.
@@ -48,7 +50,7 @@ pub(super) struct Linked {
 
 impl User {
     pub(super) fn new(id: UserId) -> Self {
-        Self { id, places: Vec::new(), devices: Vec::new(), setting: Setting::default() }
+        Self { id, places: Vec::new(), devices: Vec::new(), setting: Setting::default(), came_us: Vec::new() }
     }
 
     pub(super) fn device_index(&mut self, device: DeviceId) -> usize {

@@ -172,7 +172,10 @@ impl Oracle {
             Some(ErrorCode::Replaced) => {
                 linked.connections[usize::from(witness.fetch)] > 1 && (witness.fetch || !witness.is_alone)
             }
-            Some(ErrorCode::LoginsBusy) => self.terms.is_encrypted,
+            Some(ErrorCode::LoginsBusy) => {
+                let is_limited = self.terms.are_logins_limited || self.terms.user_logins.is_some();
+                self.terms.is_encrypted || is_limited
+            }
             // What links or registers it may be lost or still on its way, or so long ago that it is forgotten.
             Some(ErrorCode::DeviceUnknown) => {
                 let is_surely_known = linked.evidence.is_some_and(|order| order < witness.began);

@@ -3,6 +3,7 @@
 //! Owns how a thread sleeps. Never puts threads together, and never owns what outlives them.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use culver::clock::Clock;
 use culver::hub::driver::{Disk, Driver, Inbox};
 use culver::mailbox::{Doorbell, HubLink, Link};
-use culver::metrics::Metrics;
+use culver::metrics::{Counters, Metrics};
 use culver::reactor::{Reactor, Wait};
 use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::reader::{Read, ReadResult};
@@ -18,6 +19,7 @@ use culver_storage::shard::Journalled;
 use culver_storage::topology::HubId;
 
 use super::Clocks;
+use super::gate::Gate;
 use crate::net::{SimSocket, Wire};
 use crate::source::Source;
 
@@ -72,7 +74,8 @@ pub(crate) struct ReactorThread {
     /// It waits for its bell alone until then.
     pub(super) deaf_until_us: u64,
     pub(super) watched: Vec<(Wire, u32)>,
-    pub(super) backlog: VecDeque<(Wire, SimSocket)>,
+    pub(super) backlog: VecDeque<(Wire, (SimSocket, IpAddr))>,
+    pub(super) gate: Gate,
     pub(super) is_listening: bool,
 }
 
@@ -93,14 +96,14 @@ impl ReactorThread {
     }
 
     /// A client's connection waits to be accepted. Gives it back if nobody listens.
-    pub(crate) fn connect(&mut self, wire: Wire, socket: SimSocket) -> bool {
+    pub(crate) fn connect(&mut self, wire: Wire, socket: (SimSocket, IpAddr)) -> bool {
         if self.is_listening {
             self.backlog.push_back((wire, socket));
         }
         self.is_listening
     }
 
-    pub(super) fn turn(&mut self, clocks: &Clocks, source: &mut Source, is_leaving: bool) -> u64 {
+    pub(super) fn turn(&mut self, clocks: &Clocks, source: &mut Source, counters: &Counters, is_leaving: bool) -> u64 {
         let now_us = clocks.mono_us.get();
         let had_edges = self.has_edges();
         let overslept = self.sleep.wake() && !had_edges;
@@ -128,7 +131,7 @@ impl ReactorThread {
                 for _ in 0..ACCEPTS_A_TURN {
                     let Some((wire, socket)) = self.backlog.pop_front() else { break };
                     events += 1;
-                    if let Some(slot) = reactor.accept(socket) {
+                    if let Some(slot) = self.gate.accept(reactor, counters, socket, now_us) {
                         wire.watch();
                         self.watched.push((wire, slot));
                     }

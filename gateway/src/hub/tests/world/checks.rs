@@ -45,7 +45,7 @@ impl World {
                 self.let_in(slot, cursor);
                 self.logged_in(slot, cursor, reset, gap, siblings);
             }
-            EffectKind::Refused(code) => {
+            EffectKind::Refused { code, .. } => {
                 self.settle_debt(at, device, effect.session, Owed::LoggedIn);
                 self.refused(slot, code);
             }
