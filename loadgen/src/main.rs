@@ -109,6 +109,11 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen restart --culver target/release/culver --users 10000 --connections 1000\n  culver-loadgen restart --culver ./culver --users 1000000 --connections 100000 --json restart.json -- --config restart.toml\n  culver-loadgen restart --culver ./culver --listeners own\n\nThis program opens the listening sockets, one for each reactor, and hands them to each server (LISTEN_FDS): so nobody\nfinds the door closed. In restart.toml, how long clients are given to leave: [shutdown] spread_s = 10."
     )]
     Restart(Box<scenario::restart::RestartOptions>),
+    /// What it costs a server to refuse a connection, beside accept, write and close
+    #[command(
+        after_help = "Examples:\n  culver-loadgen shed --attempts 50000 --rounds 7 --ratio-max 1.3\n\nThe server must refuse everybody: `per_s = 1` below `[logins]` in its settings."
+    )]
+    Shed(Box<scenario::shed::ShedOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]
     Report(scenario::report::ReportOptions),
@@ -125,6 +130,9 @@ enum Scenario {
     /// The bare floor itself, as `density --with-floor` starts it
     #[command(hide = true)]
     Bare(target::bare::BareOptions),
+    /// The bare loop that `shed` compares a server with
+    #[command(hide = true)]
+    Refuser,
 }
 
 fn main() -> ExitCode {
@@ -196,6 +204,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
             let to = options.json_to();
             publish(&scenario::restart::run(*options)?, &to)
         }
+        Scenario::Shed(options) => {
+            let to = options.json_to();
+            publish(&scenario::shed::run(*options)?, &to)
+        }
         Scenario::Report(options) => {
             print!("{}", scenario::report::run(&options)?);
             Ok(true)
@@ -206,6 +218,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         }
         Scenario::Bare(options) => {
             target::bare::run(&options)?;
+            Ok(true)
+        }
+        Scenario::Refuser => {
+            target::refuser::run()?;
             Ok(true)
         }
     }

@@ -17,3 +17,4 @@ pub(crate) mod restart;
 pub(crate) mod restarts;
 pub(crate) mod slow;
 pub(crate) mod storm;
+pub(crate) mod shed;

@@ -9,6 +9,7 @@ pub(crate) mod floor;
 #[cfg(test)]
 pub(crate) mod peer;
 pub(crate) mod program;
+pub(crate) mod refuser;
 pub(crate) mod relay;
 pub(crate) mod sealing;
 pub(crate) mod tap;
