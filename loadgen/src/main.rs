@@ -114,6 +114,11 @@ enum Scenario {
         after_help = "Examples:\n  culver-loadgen shed --attempts 50000 --rounds 7 --ratio-max 1.3\n\nThe server must refuse everybody: `per_s = 1` below `[logins]` in its settings."
     )]
     Shed(Box<scenario::shed::ShedOptions>),
+    /// More and more messages a second, beyond what the server takes, and back
+    #[command(
+        after_help = "Examples:\n  culver-loadgen overload --rates 5000..200000 --step 4s --overload 20s --json overload.json\n  culver-loadgen overload --pairs 16 --window 1024 --ack-p99-max 2s --goodput-min 0.9\n\nThe server must not limit how fast devices send: device_per_s = 0 and user_per_s = 0 below [sends] in its culver.toml."
+    )]
+    Overload(Box<scenario::overload::OverloadOptions>),
     /// Several results as one readable table
     #[command(after_help = "Examples:\n  culver-loadgen report density.json chat.json crash.json")]
     Report(scenario::report::ReportOptions),
@@ -207,6 +212,10 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Shed(options) => {
             let to = options.json_to();
             publish(&scenario::shed::run(*options)?, &to)
+        }
+        Scenario::Overload(options) => {
+            let to = options.json_to();
+            publish(&scenario::overload::run(*options)?, &to)
         }
         Scenario::Report(options) => {
             print!("{}", scenario::report::run(&options)?);

@@ -143,6 +143,7 @@ impl PairOptions {
         let (in_flight, rate) = match pace {
             Pace::Closed { in_flight } => (Some(u32::try_from(in_flight).unwrap_or(u32::MAX)), None),
             Pace::Open { rate } => (None, Some(rate)),
+            Pace::Ramp { .. } => (None, None),
         };
         Self { pairs, in_flight, rate, payload, first_user: Some(first_user) }
     }

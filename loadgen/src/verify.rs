@@ -24,6 +24,8 @@ pub(crate) const SEATS_MAX: usize = 16;
 pub(crate) struct Flight {
     /// When it was, or should have been, sent.
     pub(crate) sent_us: u64,
+    /// When its client was given it.
+    pub(crate) given_us: u64,
     /// Which histogram it belongs to; 0: none.
     pub(crate) slot: u8,
     rejected: bool,
@@ -114,8 +116,14 @@ impl FlowCheck {
 
     /// Takes a new message into the flow.
     pub(crate) fn sent(&mut self, sent_us: u64, slot: u8) -> MessageIndex {
+        self.sent_late(sent_us, sent_us, slot)
+    }
+
+    /// The same of a message that should have been sent at one time, and was given to its client at another.
+    pub(crate) fn sent_late(&mut self, sent_us: u64, given_us: u64, slot: u8) -> MessageIndex {
         let index = MessageIndex(self.base + self.window.len() as u64);
-        self.window.push_back(Flight { sent_us, slot, rejected: false, seats: 0, acked_seq: 0, delivered_seq: 0 });
+        let (rejected, seats, acked_seq, delivered_seq) = (false, 0, 0, 0);
+        self.window.push_back(Flight { sent_us, given_us, slot, rejected, seats, acked_seq, delivered_seq });
         self.findings.sent += 1;
         index
     }

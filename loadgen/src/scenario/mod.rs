@@ -10,6 +10,7 @@ pub(crate) mod handshake;
 pub(crate) mod hostile;
 pub(crate) mod idle;
 pub(crate) mod idle_burst;
+pub(crate) mod overload;
 pub(crate) mod pairs;
 pub(crate) mod powercut;
 pub(crate) mod report;

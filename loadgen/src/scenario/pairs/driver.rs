@@ -11,6 +11,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::pair::{Device, Given, Owner, Pair, PairStart, User, UserStart, Who};
+use super::ramp::Offer;
 use super::shared::{Counters, Shared};
 use super::turmoil::Turmoil;
 use super::{Pace, PairCounts, PairOutcome, SlotLatencies};
@@ -32,6 +33,8 @@ const FAULTS_MAX: usize = 16;
 /// How a worker's pairs behave.
 pub(crate) struct PairSettings {
     pub(crate) pace: Pace,
+    /// This worker's part of a rate that is told later.
+    pub(crate) share: f64,
     pub(crate) payloads: Payloads,
     pub(crate) run: RunId,
     /// Slots that are measured, from 1.
@@ -69,6 +72,7 @@ pub(crate) struct PairDriver {
     pub(super) began_us: u64,
     /// Messages of the open loop that have fallen due.
     pub(super) due_count: u64,
+    pub(super) offer: Offer,
     next_persist_us: u64,
     pub(super) turn: Counters,
     pub(super) stopping: bool,
@@ -92,6 +96,7 @@ impl PairDriver {
             shared,
             began_us: 0,
             due_count: 0,
+            offer: Offer::default(),
             next_persist_us: 0,
             turn: Counters::default(),
             stopping: false,
@@ -384,6 +389,7 @@ impl Driver for PairDriver {
         self.stopping = self.shared.is_stopped();
         let persisting_us = self.persist_late(links, now_us);
         if self.stopping {
+            self.give_up_overdue();
             self.calm_down(links, now_us);
             self.read_the_rest(links, now_us);
             self.done = self.is_settled() && self.look_at_lists(links);
@@ -392,6 +398,7 @@ impl Driver for PairDriver {
         let disturbing_us = self.disturb(links, now_us);
         let sending_us = match self.settings.pace {
             Pace::Open { rate } => Some(self.send_due(links, rate, now_us)),
+            Pace::Ramp { window } => self.offer_due(links, window, now_us),
             Pace::Closed { .. } => None,
         };
         [persisting_us, disturbing_us, sending_us].into_iter().flatten().min()

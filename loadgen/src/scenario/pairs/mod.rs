@@ -7,6 +7,7 @@
 mod asked;
 pub(crate) mod driver;
 mod pair;
+mod ramp;
 mod sending;
 pub(crate) mod shared;
 mod told;
@@ -60,6 +61,12 @@ pub(crate) enum Pace {
     Open {
         /// Messages a second.
         rate: f64,
+    },
+    /// As `Open`, at the rate that [`Shared::set_rate`] said last, 0 at first; what was offered before that and could
+    /// not be sent is given up.
+    Ramp {
+        /// Messages of a client that may be unanswered.
+        window: usize,
     },
 }
 
@@ -145,9 +152,11 @@ pub(crate) struct PairCounts {
 pub(crate) struct SlotLatencies {
     /// From the (intended) sending to the acknowledgement.
     pub(crate) ack: Latencies,
+    /// From the sending to the acknowledgement, however late it was sent.
+    pub(crate) admitted: Latencies,
     /// From the (intended) sending to the recipient's application.
     pub(crate) delivery: Latencies,
-    /// From the intended sending to the sending.
+    /// From the intended sending to the sending; of a ramp, to when it was noticed that it was due.
     pub(crate) lag: Latencies,
     /// From the persisting by a device of the recipient's to the receipt at the device that sent.
     pub(crate) receipt: Latencies,
@@ -156,11 +165,12 @@ pub(crate) struct SlotLatencies {
 impl SlotLatencies {
     pub(crate) fn new() -> Self {
         let new = Latencies::new;
-        Self { ack: new(), delivery: new(), lag: new(), receipt: new() }
+        Self { ack: new(), admitted: new(), delivery: new(), lag: new(), receipt: new() }
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
         self.ack.merge(&other.ack);
+        self.admitted.merge(&other.admitted);
         self.delivery.merge(&other.delivery);
         self.lag.merge(&other.lag);
         self.receipt.merge(&other.receipt);
@@ -295,6 +305,7 @@ fn make_driver(
     let pace = match load.pace {
         Pace::Closed { in_flight } => Pace::Closed { in_flight },
         Pace::Open { rate } => Pace::Open { rate: rate * share },
+        Pace::Ramp { window } => Pace::Ramp { window },
     };
     let journal = load.journal.as_ref().map(|path| {
         let path = path.with_extension(format!("{number}.journal"));
@@ -302,6 +313,7 @@ fn make_driver(
     });
     let settings = PairSettings {
         pace,
+        share,
         payloads: Payloads::new(load.run, load.payload_len, load.seed),
         run: load.run,
         slots,

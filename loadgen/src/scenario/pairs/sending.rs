@@ -3,6 +3,7 @@
 use culver_protocol::client::{Client, ClientError};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::ClientMessageId;
+use culver_protocol::limits::CLIENT_IN_FLIGHT_MAX;
 use culver_protocol::message::Accepted;
 
 use super::Pace;
@@ -13,9 +14,9 @@ use crate::plan;
 use crate::verify::Note;
 
 /// The open loop wakes at most this often: what is due by then goes in one turn.
-const WAKE_US_MIN: u64 = 100;
+pub(super) const WAKE_US_MIN: u64 = 100;
 /// Messages that fall due in one turn, at most; the rest waits for the next.
-const SENDS_PER_TURN_MAX: usize = 8192;
+pub(super) const SENDS_PER_TURN_MAX: usize = 8192;
 
 impl PairDriver {
     pub(super) fn begin_sending(&mut self, links: &mut Links, now_us: u64) {
@@ -30,7 +31,7 @@ impl PairDriver {
     }
 
     /// The link of the device that sends in a pair.
-    fn sender_link(&mut self, pair: usize) -> LinkIndex {
+    pub(super) fn sender_link(&mut self, pair: usize) -> LinkIndex {
         let sender = self.pair(pair).start.sender;
         self.user(sender).link(0)
     }
@@ -70,14 +71,22 @@ impl PairDriver {
         }
     }
 
+    /// Messages that a client may have unanswered.
+    fn window(&self) -> usize {
+        match self.settings.pace {
+            Pace::Ramp { window } => window.min(CLIENT_IN_FLIGHT_MAX),
+            Pace::Open { .. } | Pace::Closed { .. } => CLIENT_IN_FLIGHT_MAX,
+        }
+    }
+
     fn send(&mut self, pair: usize, client: &mut Client, due_us: u64, now_us: u64) -> Result<(), ClientError> {
-        if client.in_flight() >= culver_protocol::limits::CLIENT_IN_FLIGHT_MAX {
+        if client.in_flight() >= self.window() {
             return Err(ClientError::InFlightFull);
         }
         let slot = self.shared.slot();
         let place = self.pair(pair);
         let conversation = place.start.plan.conversation;
-        let index = place.check.sent(due_us, slot);
+        let index = place.check.sent_late(due_us, now_us, slot);
         self.journal(pair, Note::Sent { index });
         let id = plan::message_id(self.settings.run, index);
         let sent = client.send(id, conversation, self.settings.payloads.make(index), now_us);
@@ -86,7 +95,8 @@ impl PairDriver {
             return sent;
         }
         self.turn.sent += 1;
-        if let Some(latencies) = self.slot(slot) {
+        let is_ramp = matches!(self.settings.pace, Pace::Ramp { .. });
+        if let Some(latencies) = self.slot(slot).filter(|_| !is_ramp) {
             latencies.lag.record(now_us - due_us);
         }
         Ok(())
@@ -101,6 +111,7 @@ impl PairDriver {
             && let Some(latencies) = self.slot(flight.slot)
         {
             latencies.ack.record(now_us.saturating_sub(flight.sent_us));
+            latencies.admitted.record(now_us.saturating_sub(flight.given_us));
         }
         self.refill(pair, client, now_us);
         self.send_overdue(pair, client, now_us);
@@ -131,7 +142,7 @@ impl PairDriver {
     clippy::cast_sign_loss,
     reason = "52 bits of microseconds are 142 years"
 )]
-fn due_after_us(count: u64, rate: f64) -> u64 {
+pub(super) fn due_after_us(count: u64, rate: f64) -> u64 {
     (count as f64 * 1e6 / rate) as u64
 }
 

@@ -17,6 +17,10 @@ pub(crate) struct Shared {
     marks: AtomicU64,
     busy: AtomicU64,
     limited: AtomicU64,
+    offered: AtomicU64,
+    given_up: AtomicU64,
+    /// The bits of a number: messages a second over all pairs.
+    rate: AtomicU64,
     /// The code of an error after which clients do not come back; 0: none.
     refused: AtomicU64,
 }
@@ -33,6 +37,10 @@ pub(crate) struct Counters {
     pub(crate) busy: u64,
     /// Messages that came too fast for the server: they come again.
     pub(crate) limited: u64,
+    /// Messages of a ramp that fell due.
+    pub(crate) offered: u64,
+    /// Of them, those that were not sent before the rate changed.
+    pub(crate) given_up: u64,
 }
 
 impl fmt::Display for Counters {
@@ -78,6 +86,15 @@ impl Shared {
         self.slot.store(slot, Ordering::Relaxed);
     }
 
+    /// From now on a ramp offers so many messages a second over all pairs.
+    pub(crate) fn set_rate(&self, per_s: f64) {
+        self.rate.store(per_s.to_bits(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn rate(&self) -> f64 {
+        f64::from_bits(self.rate.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn slot(&self) -> u8 {
         self.slot.load(Ordering::Relaxed)
     }
@@ -98,6 +115,8 @@ impl Shared {
         self.marks.fetch_add(turn.marks, Ordering::Relaxed);
         self.busy.fetch_add(turn.busy, Ordering::Relaxed);
         self.limited.fetch_add(turn.limited, Ordering::Relaxed);
+        self.offered.fetch_add(turn.offered, Ordering::Relaxed);
+        self.given_up.fetch_add(turn.given_up, Ordering::Relaxed);
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -108,6 +127,8 @@ impl Shared {
             marks: self.marks.load(Ordering::Relaxed),
             busy: self.busy.load(Ordering::Relaxed),
             limited: self.limited.load(Ordering::Relaxed),
+            offered: self.offered.load(Ordering::Relaxed),
+            given_up: self.given_up.load(Ordering::Relaxed),
         }
     }
 
