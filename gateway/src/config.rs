@@ -191,6 +191,14 @@ pub struct KeepAlive {
     pub max_s: u32,
 }
 
+impl KeepAlive {
+    /// The nearest interval to this one that a client may have.
+    #[must_use]
+    pub fn bring_within(self, wanted_s: u32) -> u16 {
+        u16::try_from(wanted_s.clamp(self.min_s, self.max_s)).unwrap_or(u16::MAX)
+    }
+}
+
 /// Encryption.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -141,7 +141,7 @@ fn more_logins_than_one_table_holds_are_answered_once_each() {
 
     for socket in &mut sockets {
         socket.write_all(&frame(RecordType::Ready, &Ready {})).expect("it reads");
-        socket.write_all(&frame(RecordType::Ping, &Ping { nonce: 1 })).expect("it reads");
+        socket.write_all(&frame(RecordType::Ping, &Ping { nonce: 1, ..Default::default() })).expect("it reads");
         socket.shutdown(Shutdown::Write).expect("it is connected");
         let mut rest = Vec::new();
         // What it has not read when it closes resets the connection.

@@ -73,6 +73,7 @@ impl<S: Socket> Reactor<S> {
         let was_logged_in = connection.session.is_logged_in();
         let was_greeted = connection.session.is_greeted();
         let was_ready = connection.session.is_ready();
+        let patience_before = patience(connection.session.keep_alive_s());
         let opening_len = if was_greeted { 0 } else { self.buffers.get(connection.partial).len() };
         let (outcome, wrote) = self.handle_bytes(slot, bytes);
         let connection = self.connections.get_mut(slot).expect("it is still there");
@@ -83,7 +84,7 @@ impl<S: Socket> Reactor<S> {
         if !connection.session.is_greeted() {
             self.opening_len += self.buffers.get(connection.partial).len();
         }
-        let keep_alive_s = u32::from(connection.session.keep_alive_s());
+        let patience = patience(connection.session.keep_alive_s());
         if wrote {
             self.flush_later(slot);
         }
@@ -92,10 +93,14 @@ impl<S: Socket> Reactor<S> {
         }
         if is_ready && !was_ready {
             self.wheel.remove(&mut self.connections, slot);
-            self.watch(slot, patience(keep_alive_s));
+            self.watch(slot, patience);
             if is_entering {
                 self.entering.begin(slot, self.mono_us);
             }
+        } else if is_ready && patience < patience_before {
+            // A later deadline is found when the earlier one has come; an earlier one must be looked at in time.
+            self.wheel.remove(&mut self.connections, slot);
+            self.watch(slot, patience);
         }
         self.post_commands();
         self.post_later(slot);
@@ -319,7 +324,7 @@ impl<S: Socket> Reactor<S> {
                 Life::Ending => self.gone(slot),
                 Life::Open if !connection.session.is_ready() => self.time_out(slot, ErrorCode::LoginTimeout),
                 Life::Open => {
-                    let patience = patience(u32::from(connection.session.keep_alive_s()));
+                    let patience = patience(connection.session.keep_alive_s());
                     let silent = now - connection.heard;
                     if silent > patience {
                         self.time_out(slot, ErrorCode::KeepAliveTimeout);
@@ -445,7 +450,8 @@ impl<S: Socket> Reactor<S> {
 }
 
 /// Seconds without a byte after which a client with this keep-alive is taken for dead.
-fn patience(keep_alive_s: u32) -> u32 {
+fn patience(keep_alive_s: u16) -> u32 {
+    let keep_alive_s = u32::from(keep_alive_s);
     keep_alive_s + keep_alive_s.div_ceil(2)
 }
 

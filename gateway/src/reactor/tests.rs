@@ -14,6 +14,7 @@ use crate::hub::effect::EffectKind;
 
 mod admission;
 mod handshakes;
+mod keep_alives;
 mod refusals;
 mod world;
 

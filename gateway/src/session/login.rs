@@ -272,6 +272,8 @@ impl Session {
             credit_entries: u32::from(self.credit_entries),
             credit_bytes: self.credit_bytes,
             version: u32::from(culver_protocol::limits::VERSION_MAX),
+            keep_alive_min_s: context.keep_alive.min_s,
+            keep_alive_max_s: context.keep_alive.max_s,
         };
         context.out.seal_message(RecordType::Welcome, &welcome);
         if planted::is(Bug::ReadyNotAwaited) && context.out.is_sealed() {
@@ -315,8 +317,7 @@ impl Session {
     fn agree(&mut self, login: &proto::Login, context: &Context<'_>) {
         let bounds = context.keep_alive;
         let wanted = if login.keep_alive_s == 0 { bounds.default_s } else { login.keep_alive_s };
-        let keep_alive_s = wanted.clamp(bounds.min_s, bounds.max_s);
-        self.keep_alive_s = u16::try_from(keep_alive_s).unwrap_or(u16::MAX);
+        self.keep_alive_s = bounds.bring_within(wanted);
         let entries = if login.credit_entries == 0 { CREDIT_ENTRIES_DEFAULT } else { login.credit_entries };
         self.credit_entries = u16::try_from(entries.clamp(1, CREDIT_ENTRIES_MAX)).expect("the maximum fits");
         let bytes = if login.credit_bytes == 0 { CREDIT_BYTES_DEFAULT } else { login.credit_bytes };

@@ -279,7 +279,7 @@ impl Session {
         InboxSeq(self.sent.0.saturating_add_signed(self.ahead.into()))
     }
 
-    /// Seconds of the agreed keep-alive.
+    /// Seconds of the keep-alive that holds: as agreed at login, or as the client has promised since.
     #[must_use]
     pub fn keep_alive_s(&self) -> u16 {
         self.keep_alive_s

@@ -14,6 +14,7 @@ use prost::Message;
 
 use super::records::Records;
 use super::{Context, Phase, Session, error_message, frame_error};
+use crate::config::KeepAlive;
 use crate::hub::command::{Address, Command, Credit};
 
 impl Session {
@@ -33,7 +34,8 @@ impl Session {
             }
             RecordType::Ping => {
                 let ping = proto::Ping::decode(record.body).map_err(|_| ErrorCode::BadProtobuf)?;
-                context.out.seal_message(RecordType::Pong, &proto::Pong { nonce: ping.nonce });
+                let keep_alive_s = self.promised(ping.keep_alive_s, context.keep_alive);
+                context.out.seal_message(RecordType::Pong, &proto::Pong { nonce: ping.nonce, keep_alive_s });
                 Ok(())
             }
             RecordType::Pong => proto::Pong::decode(record.body).map(drop).map_err(|_| ErrorCode::BadProtobuf),
@@ -46,6 +48,16 @@ impl Session {
             RecordType::Rpc if self.is_steady() => self.handle_rpc(record.body, context),
             _ => Err(ErrorCode::OutOfState),
         }
+    }
+
+    /// The client promises to send something at least this often from now on; 0: as before. Returns what holds, within
+    /// the bounds, to be told to whom has promised something.
+    fn promised(&mut self, wanted_s: u32, bounds: KeepAlive) -> u32 {
+        if wanted_s == 0 {
+            return 0;
+        }
+        self.keep_alive_s = bounds.bring_within(wanted_s);
+        u32::from(self.keep_alive_s)
     }
 
     fn handle_send(&mut self, body: &[u8], context: &mut Context<'_>) -> Result<(), ErrorCode> {

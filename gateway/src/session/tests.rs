@@ -418,7 +418,7 @@ proptest! {
         let mut whole = Bench::new();
         let mut stream = whole.opening();
         stream.extend(send(&[4; 16], &ConversationId::direct(UserId(7), UserId(8)).0, b"payload"));
-        stream.extend(record(RecordType::Ping, &proto::Ping { nonce: 5 }.encode_to_vec()));
+        stream.extend(record(RecordType::Ping, &proto::Ping { nonce: 5, ..Default::default() }.encode_to_vec()));
         stream.extend(ack(10));
         stream.extend(record(RecordType::Rpc, &proto::Rpc { id: 1, request: None }.encode_to_vec()));
         stream.extend(send(&ClientMessageId([5; 16]).0, &[0; 16], &[7; 300]));

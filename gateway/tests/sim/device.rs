@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use culver_protocol::client::{Client, ClientConfig, Credential, Event};
+use culver_protocol::client::{Client, ClientConfig, Credential, Event, KeepAliveMemory};
 use culver_protocol::error::ErrorCode;
 use culver_protocol::id::{ConversationId, DeviceId, UserId};
 use culver_protocol::proto;
@@ -79,6 +79,8 @@ pub(crate) struct Nature {
     pub credit_entries: u32,
     /// Wanted keep-alive in seconds; 0: the server's.
     pub keep_alive_s: u32,
+    /// It finds out how long its network lets it be silent.
+    pub adapts: bool,
 }
 
 /// An entry that was handed to the application and is not in its store.
@@ -447,6 +449,7 @@ fn client(key: DeviceKey, nature: &Nature, seed: u64, fetch: bool, store: &mut S
         receipts: store.receipts,
         fetch,
         keep_alive_s: nature.keep_alive_s,
+        keep_alives: nature.adapts.then(KeepAliveMemory::default),
         credit_entries: nature.credit_entries,
         credit_bytes: 0,
         seed,

@@ -45,6 +45,7 @@ impl World {
             payload_max: u32::try_from(self.plan.payload_max).expect("a message is short"),
             credit_entries: self.plan.credit_entries,
             keep_alive_s: self.plan.keep_alive_s,
+            adapts: self.source.chance(400),
         };
         let killed = if self.plan.kinds.contains(&Fault::AppKilled) { self.source.pick(&[20, 5, 60]) } else { 0 };
         for (user, devices) in (1..).zip(self.plan.devices.clone()) {

@@ -229,7 +229,7 @@ const TURNS: u32 = 12;
 /// be written of the last.
 pub(crate) fn stuff(home: &Home, server: &Server, peer: &mut Peer) -> (u64, Vec<u8>) {
     peer.stream.set_nonblocking(true).expect("a socket");
-    let ping = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX });
+    let ping = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX, ..Default::default() });
     let (mut pings, mut rest) = (0, Vec::new());
     let mut refused = 0;
     loop {
@@ -300,7 +300,7 @@ fn a_flood_of_pings_is_answered_to_the_last() {
     let (home, server) = serve_on(Layout::OneHub);
     let mut one = Peer::online(&home, &server, 1);
     let mut writing = one.stream.try_clone().expect("a socket");
-    let flood = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX }).repeat(PINGS);
+    let flood = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX, ..Default::default() }).repeat(PINGS);
     let writer = std::thread::spawn(move || writing.write_all(&flood));
     for _ in 0..PINGS {
         assert_eq!(one.next(), Some(Got::Pong(u64::MAX)));

@@ -315,7 +315,7 @@ impl Peer {
     pub(crate) fn ping(&mut self) {
         self.nonce += 1;
         let nonce = self.nonce;
-        self.write(&record(RecordType::Ping, &proto::Ping { nonce }));
+        self.write(&record(RecordType::Ping, &proto::Ping { nonce, ..Default::default() }));
         self.wait_for(|got| *got == Got::Pong(nonce));
     }
 

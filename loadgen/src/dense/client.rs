@@ -115,8 +115,8 @@ impl Client {
         match known {
             RecordType::Welcome => self.handle_welcome(decode(kind, body)?),
             RecordType::Ping => {
-                let proto::Ping { nonce } = decode(kind, body)?;
-                cipher.seal_message(out, RecordType::Pong, &proto::Pong { nonce });
+                let proto::Ping { nonce, .. } = decode(kind, body)?;
+                cipher.seal_message(out, RecordType::Pong, &proto::Pong { nonce, ..Default::default() });
                 Ok(Heard::Other)
             }
             RecordType::Deliver => {
@@ -211,7 +211,7 @@ pub(super) fn write_ping(out: &mut Vec<u8>, cipher: &mut Cipher, keep_alive_us: 
     {
         cipher.change_key(out);
     }
-    cipher.seal_message(out, RecordType::Ping, &proto::Ping { nonce: 1 });
+    cipher.seal_message(out, RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() });
 }
 
 /// The user behind a place among all clients.

@@ -68,8 +68,8 @@ fn a_session_is_the_same_however_it_is_cut() {
         record(RecordType::SyncStart, &proto::SyncStart { entries: 2, ..Default::default() }),
         deliver([entry(4, 1, 0), entry(9, 1, 0)]),
         record(RecordType::SyncDone, &proto::SyncDone { inbox_seq: 9 }),
-        record(RecordType::Ping, &proto::Ping { nonce: 3 }),
-        record(RecordType::Pong, &proto::Pong { nonce: 1 }),
+        record(RecordType::Ping, &proto::Ping { nonce: 3, ..Default::default() }),
+        record(RecordType::Pong, &proto::Pong { nonce: 1, ..Default::default() }),
         record(RecordType::Gap, &proto::Gap::default()),
         record(RecordType::Error, &proto::Error { code: 1001, ..Default::default() }),
         record(RecordType::Goaway, &proto::Goaway::default()),
@@ -77,7 +77,11 @@ fn a_session_is_the_same_however_it_is_cut() {
     .concat();
     let whole = feed(&mut client_at(Phase::LoggingIn), &bytes, bytes.len()).expect("a good session");
     let ack = record(RecordType::Ack, &proto::Ack { inbox_seq: 9, ..Default::default() });
-    assert_eq!(whole.1, [ack, record(RecordType::Pong, &proto::Pong { nonce: 3 })].concat(), "the last of the two");
+    assert_eq!(
+        whole.1,
+        [ack, record(RecordType::Pong, &proto::Pong { nonce: 3, ..Default::default() })].concat(),
+        "the last of the two"
+    );
     assert_eq!(whole.0.len(), 10);
     assert_eq!(whole.0.first(), Some(&Heard::Welcome(welcome)));
     for piece in 1..bytes.len() {
@@ -146,7 +150,7 @@ fn a_login_is_what_the_protocol_says() {
     assert!(!out.ends_with(&[0, 2, RecordType::Ready as u8, 0]));
     out.clear();
     write_ping(&mut out, &mut Cipher::Plaintext, 1);
-    assert_eq!(out, record(RecordType::Ping, &proto::Ping { nonce: 1 }));
+    assert_eq!(out, record(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() }));
 }
 
 /// A server that welcomes everybody, then delivers one message to each and counts what is acknowledged.

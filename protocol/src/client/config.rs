@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thiserror::Error;
 
+use super::keep_alive::KeepAliveMemory;
 use crate::crypto::{KeyPair, Secret, Suite, are_equal};
 use crate::error::ErrorCode;
 use crate::handshake::HandshakeError;
@@ -117,6 +118,8 @@ pub struct ClientConfig {
     pub fetch: bool,
     /// Wanted seconds between keep-alives; 0: the server's default.
     pub keep_alive_s: u32,
+    /// Keep-alives adapt to the network, beginning with what was found out before. `None`: they stay as agreed at login.
+    pub keep_alives: Option<KeepAliveMemory>,
     /// Wanted delivery window in entries; 0: the default.
     pub credit_entries: u32,
     /// Wanted delivery window in bytes; 0: the default.
@@ -146,6 +149,7 @@ impl Default for ClientConfig {
             receipts: 0,
             fetch: false,
             keep_alive_s: 0,
+            keep_alives: None,
             credit_entries: 0,
             credit_bytes: 0,
             seed: 0,

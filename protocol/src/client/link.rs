@@ -206,7 +206,7 @@ impl Link {
     }
 
     pub(super) fn write_pong(&mut self, nonce: u64, now_us: u64) {
-        self.write(now_us, RecordType::Pong, &proto::Pong { nonce });
+        self.write(now_us, RecordType::Pong, &proto::Pong { nonce, ..Default::default() });
     }
 
     fn write(&mut self, now_us: u64, kind: RecordType, message: &impl Message) {
@@ -224,6 +224,21 @@ impl Link {
     /// No answer is owed that was asked for before this time.
     pub(super) fn await_from(&mut self, now_us: u64) {
         self.awaiting_us = now_us;
+    }
+
+    /// Whether this is the interval that holds; 0: whatever holds.
+    pub(super) fn keeps_alive_every(&self, keep_alive_s: u32) -> bool {
+        keep_alive_s == 0 || self.keep_alive_us == u64::from(keep_alive_s) * 1_000_000
+    }
+
+    /// Whether the interval that holds is longer than this one; 0 is none.
+    pub(super) fn keeps_alive_less_than_every(&self, keep_alive_s: u32) -> bool {
+        keep_alive_s > 0 && self.keep_alive_us > u64::from(keep_alive_s) * 1_000_000
+    }
+
+    /// Since when nothing has come and nothing has gone.
+    pub(super) fn silent_since_us(&self) -> u64 {
+        self.heard_us.max(self.sent_us)
     }
 
     /// When [`Link::keep_alive`] has something to do: a PING, or a connection given up.
@@ -249,8 +264,15 @@ impl Link {
         quiet_us.min(self.heard_us.max(self.awaiting_us).saturating_add(answer_timeout_us))
     }
 
-    /// Writes a PING if one is due. `false`: the last one was not answered in time, or a record has begun and not ended.
-    pub(super) fn keep_alive(&mut self, now_us: u64, is_awaiting: bool, answer_timeout_us: u64) -> bool {
+    /// Writes a PING if one is due, which promises this interval, 0: what holds. `false`: the last one was not answered in
+    /// time, or a record has begun and not ended.
+    pub(super) fn keep_alive(
+        &mut self,
+        now_us: u64,
+        is_awaiting: bool,
+        answer_timeout_us: u64,
+        promised_s: u32,
+    ) -> bool {
         if now_us < self.due_us(is_awaiting, answer_timeout_us) {
             return true;
         }
@@ -258,10 +280,19 @@ impl Link {
         if self.ping_us.is_some() || is_record_late {
             return false;
         }
+        self.ping(promised_s, now_us);
+        true
+    }
+
+    /// Writes a PING. A shorter interval than the one that holds is kept from now on, a longer one when the server has
+    /// said that it holds.
+    pub(super) fn ping(&mut self, promised_s: u32, now_us: u64) {
+        if self.keeps_alive_less_than_every(promised_s) {
+            self.agree_keep_alive(promised_s);
+        }
         self.ping_us = Some(now_us);
         self.ping_nonce += 1;
-        let ping = proto::Ping { nonce: self.ping_nonce };
+        let ping = proto::Ping { nonce: self.ping_nonce, keep_alive_s: promised_s };
         self.write(now_us, RecordType::Ping, &ping);
-        true
     }
 }

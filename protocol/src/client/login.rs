@@ -179,7 +179,10 @@ impl Client {
             credential,
             cursor: self.inbox.cursor().0,
             incarnation: self.inbox.incarnation().0,
-            keep_alive_s: self.keep_alive_s,
+            keep_alive_s: match self.keep_alives.as_ref().map_or(0, |keep_alives| keep_alives.wish_s()) {
+                0 => self.keep_alive_s,
+                found_s => found_s,
+            },
             credit_entries: self.credit_entries,
             credit_bytes: self.credit_bytes,
             client: self.name.to_string(),

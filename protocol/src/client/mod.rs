@@ -16,6 +16,7 @@ mod backoff;
 mod calls;
 mod config;
 mod inbox;
+mod keep_alive;
 mod link;
 mod login;
 mod outbox;
@@ -32,11 +33,13 @@ use bytes::Bytes;
 use prost::Message;
 
 pub use self::config::{ClientConfig, ClientError, Credential, Encryption, Event, SavedTicket, Violation};
+pub use self::keep_alive::{KeepAliveMemory, NETWORKS_MAX, NetworkId, NetworkMemory};
 pub use crate::handshake::client::ServerKey;
 
 use self::backoff::{Backoff, Jitter};
 use self::calls::Calls;
 use self::inbox::Inbox;
+use self::keep_alive::KeepAlives;
 use self::link::Link;
 use self::login::{Security, Shown, Standing};
 use self::outbox::Outbox;
@@ -56,6 +59,8 @@ pub struct Client {
     fetch: bool,
     name: Cow<'static, str>,
     keep_alive_s: u32,
+    /// `None`: the interval stays as agreed.
+    keep_alives: Option<Box<KeepAlives>>,
     credit_entries: u32,
     credit_bytes: u32,
     backoff_base_ms: u32,
@@ -104,6 +109,7 @@ impl Client {
             fetch: config.fetch,
             name: config.name,
             keep_alive_s: config.keep_alive_s,
+            keep_alives: config.keep_alives.map(|memory| Box::new(KeepAlives::new(&memory))),
             credit_entries: config.credit_entries,
             credit_bytes: config.credit_bytes,
             backoff_base_ms: config.backoff_base_ms,
@@ -153,6 +159,9 @@ impl Client {
             return;
         }
         self.link.handle_bytes(bytes, self.now_us);
+        if let Some(keep_alives) = self.keep_alives.as_mut().filter(|_| !bytes.is_empty()) {
+            keep_alives.heard(self.now_us);
+        }
         self.read_records();
         if self.has_connection() {
             self.write_sends();
@@ -179,6 +188,9 @@ impl Client {
     /// # Panics
     /// If there were fewer: that is a bug of the caller.
     pub fn transmitted(&mut self, len: usize) {
+        if let Some(keep_alives) = self.keep_alives.as_mut().filter(|_| len > 0) {
+            keep_alives.sent(self.link.silent_since_us(), self.now_us);
+        }
         self.link.transmitted(len, self.now_us);
         if self.has_connection() {
             self.write_sends();
@@ -287,6 +299,23 @@ impl Client {
         }
     }
 
+    /// The device is on this network from now on: keep-alives are as this network wants them. A connection that has come
+    /// over from another is looked at, and told what holds now. Nothing where keep-alives do not adapt.
+    pub fn set_network(&mut self, network: NetworkId, now_us: u64) {
+        self.tick(now_us);
+        let is_other = self.keep_alives.as_mut().is_some_and(|keep_alives| keep_alives.set_network(network));
+        if is_other && self.phase == Phase::LoggedIn {
+            self.promise(true);
+        }
+    }
+
+    /// What was found out of networks, to be given to the next client's [`ClientConfig::keep_alives`]. `None`: keep-alives
+    /// do not adapt.
+    #[must_use]
+    pub fn keep_alive_memory(&self) -> Option<KeepAliveMemory> {
+        self.keep_alives.as_ref().map(|keep_alives| keep_alives.memory(self.now_us))
+    }
+
     /// Whether WELCOME has come on this connection.
     #[must_use]
     pub fn is_logged_in(&self) -> bool {
@@ -355,6 +384,20 @@ impl Client {
     /// Whether the server owes an answer on this connection.
     fn is_awaiting(&self) -> bool {
         self.outbox.awaiting() > 0 || self.calls.is_awaiting()
+    }
+
+    /// The interval that the next PING is to promise; 0: none other than what holds.
+    pub(super) fn wanted_s(&self) -> u32 {
+        let wanted_s = self.keep_alives.as_ref().map_or(0, |keep_alives| keep_alives.wanted_s());
+        if self.link.keeps_alive_every(wanted_s) { 0 } else { wanted_s }
+    }
+
+    /// Promises what this network wants at once, if it is shorter than what holds; `always`: whatever it is.
+    fn promise(&mut self, always: bool) {
+        let wanted_s = self.wanted_s();
+        if always || self.link.keeps_alive_less_than_every(wanted_s) {
+            self.link.ping(wanted_s, self.now_us);
+        }
     }
 
     fn write_sends(&mut self) {

@@ -47,6 +47,10 @@ impl Client {
             Phase::BackingOff { .. } | Phase::CredentialNeeded | Phase::Stopped => return,
         };
         let leave_us = self.link.leave_us();
+        // Given up for want of an answer, or reset by somebody on the way who has forgotten it.
+        if let Some(keep_alives) = &mut self.keep_alives {
+            keep_alives.ended(self.now_us);
+        }
         self.link = Link::default();
         self.outbox.forget_connection();
         while let Some(id) = self.calls.end_oldest() {
@@ -130,7 +134,8 @@ impl Client {
             }
             Phase::LoggedIn => {
                 let is_awaiting = self.is_awaiting();
-                if !self.link.keep_alive(now_us, is_awaiting, self.answer_timeout_us) {
+                let promised_s = self.wanted_s();
+                if !self.link.keep_alive(now_us, is_awaiting, self.answer_timeout_us, promised_s) {
                     self.disconnect(Next::Reconnect);
                     return;
                 }

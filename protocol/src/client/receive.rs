@@ -58,8 +58,7 @@ impl Client {
                 self.link.write_pong(ping.nonce, self.now_us);
                 Ok(())
             }
-            // Any byte shows that the server lives: the link has noted it.
-            RecordType::Pong => decode::<proto::Pong>(kind, body).map(drop),
+            RecordType::Pong => decode(kind, body).map(|pong| self.handle_pong(&pong)),
             RecordType::Goaway => {
                 self.handle_goaway(decode(kind, body)?);
                 Ok(())
@@ -119,6 +118,11 @@ impl Client {
         self.backoff.reset();
         self.not_before_us = 0;
         self.link.agree_keep_alive(welcome.keep_alive_s);
+        if let Some(keep_alives) = &mut self.keep_alives {
+            let bounds = (welcome.keep_alive_min_s, welcome.keep_alive_max_s);
+            keep_alives.welcomed(welcome.keep_alive_s, bounds, self.now_us);
+            self.promise(false);
+        }
         self.inbox.handle_welcome(Incarnation(welcome.incarnation));
         let secret = self.link.take_resumption();
         if !welcome.ticket.is_empty() {
@@ -129,6 +133,13 @@ impl Client {
         self.standing = Standing::Registered;
         self.events.push_back(Event::LoggedIn(welcome));
         Ok(())
+    }
+
+    /// Any byte shows that the server lives: the link has noted it.
+    fn handle_pong(&mut self, pong: &proto::Pong) {
+        if pong.keep_alive_s > 0 && self.keep_alives.is_some() {
+            self.link.agree_keep_alive(pong.keep_alive_s);
+        }
     }
 
     fn handle_goaway(&mut self, goaway: proto::Goaway) {

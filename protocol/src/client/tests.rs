@@ -2,6 +2,7 @@
 
 mod devices;
 mod encrypted;
+mod keep_alives;
 mod peer;
 
 use bytes::Bytes;
@@ -103,7 +104,7 @@ fn keeps_alive_and_gives_up() {
     let due = client.poll_timeout().expect("a keep-alive");
     assert!(due <= 60_000_001);
     client.handle_timeout(due);
-    assert_eq!(take(&mut client), record(RecordType::Ping, &proto::Ping { nonce: 1 }));
+    assert_eq!(take(&mut client), record(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() }));
     let given_up = client.poll_timeout().expect("a deadline for the PONG");
     client.handle_timeout(given_up - 1);
     assert_eq!(client.poll_event(), None);
@@ -315,8 +316,8 @@ fn out_of_state_and_unknown_records() {
     let mut client = logged_in();
     client.handle_bytes(&[0, 3, 0xFE, 0, 1, 0, 2, 0x2F, 0], 2);
     assert_eq!(events(&mut client), [], "unknown types are nothing to a client");
-    client.handle_bytes(&record(RecordType::Ping, &proto::Ping { nonce: 5 }), 2);
-    assert_eq!(take(&mut client), record(RecordType::Pong, &proto::Pong { nonce: 5 }));
+    client.handle_bytes(&record(RecordType::Ping, &proto::Ping { nonce: 5, ..Default::default() }), 2);
+    assert_eq!(take(&mut client), record(RecordType::Pong, &proto::Pong { nonce: 5, ..Default::default() }));
     client.handle_bytes(&welcome(), 3);
     let again = Violation::OutOfState { kind: 2 };
     assert_eq!(events(&mut client), [Event::Violation(again), Event::Disconnect]);

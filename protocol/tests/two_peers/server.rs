@@ -350,7 +350,7 @@ impl Server {
             }
             RecordType::Ping => {
                 let ping = proto::Ping::decode(record.body).expect("a ping");
-                session.put(out, RecordType::Pong, &proto::Pong { nonce: ping.nonce });
+                session.put(out, RecordType::Pong, &proto::Pong { nonce: ping.nonce, ..Default::default() });
             }
             RecordType::Pong => {}
             RecordType::Send => self.handle_send(session, record.body, rng, out),
@@ -382,7 +382,7 @@ impl Server {
         }
         if chance(rng, self.faults.noise) {
             match rng.random_range(0..3) {
-                0 => session.put(out, RecordType::Ping, &proto::Ping { nonce: 9 }),
+                0 => session.put(out, RecordType::Ping, &proto::Ping { nonce: 9, ..Default::default() }),
                 1 => session.put_unknown(out, &[0xA1, 0xFF, 0x77]),
                 _ => session.put_unknown(out, &[0x2F, 0]),
             }

@@ -212,7 +212,7 @@ impl World {
         (peer, hub, session)
     }
 
-    fn take_login(&mut self, peer: &Peer) -> (HubId, Address) {
+    pub(super) fn take_login(&mut self, peer: &Peer) -> (HubId, Address) {
         let hub = self.topology.hub_of_user(peer.user);
         let command = self.links[hub.index()].take_command();
         let Some(Command::Login { session, .. }) = command else { panic!("{command:?}") };
@@ -327,7 +327,7 @@ pub(super) fn send(number: u8, conversation: ConversationId, payload: &[u8]) -> 
 }
 
 pub(super) fn ping() -> Vec<u8> {
-    record(RecordType::Ping, &proto::Ping { nonce: u64::MAX }.encode_to_vec())
+    record(RecordType::Ping, &proto::Ping { nonce: u64::MAX, ..Default::default() }.encode_to_vec())
 }
 
 /// A backlog of nothing, which is written whatever the session has been sent.

@@ -147,12 +147,15 @@ fn every_handshake_leads_to_a_sealed_session_and_shows_the_hub_the_key() {
             };
             assert_eq!(announced(&bench), (device, Some(own), proof), "{kind:?}");
             assert!(bench.handshakes.is_empty(), "nothing is kept of a login that is through");
-            let ping = client.seal(RecordType::Ping, &proto::Ping { nonce: 3 }.encode_to_vec());
+            let ping = client.seal(RecordType::Ping, &proto::Ping { nonce: 3, ..Default::default() }.encode_to_vec());
             assert_eq!(bench.give(&ping), (0, Outcome::Entering), "its hub has not seen the key yet");
             let mut out = Records::new(&mut bench.out, &mut bench.cipher);
             bench.session.logged_in(InboxSeq(10), false, false, false, INCARNATION, &mut out);
             assert_eq!(bench.give(&ping), (ping.len(), Outcome::Hungry));
-            assert_eq!(client.read(&mut bench), [(RecordType::Pong as u8, proto::Pong { nonce: 3 }.encode_to_vec())]);
+            assert_eq!(
+                client.read(&mut bench),
+                [(RecordType::Pong as u8, proto::Pong { nonce: 3, ..Default::default() }.encode_to_vec())]
+            );
         }
     }
 }

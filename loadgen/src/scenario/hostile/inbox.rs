@@ -85,7 +85,7 @@ fn request(id: u64, request: Option<rpc::Request>) -> Vec<u8> {
 }
 
 fn ping() -> Vec<u8> {
-    message(RecordType::Ping, &culver_protocol::proto::Ping { nonce: 9 })
+    message(RecordType::Ping, &culver_protocol::proto::Ping { nonce: 9, ..Default::default() })
 }
 
 #[cfg(test)]

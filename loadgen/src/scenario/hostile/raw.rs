@@ -228,7 +228,7 @@ impl Raw {
 
     /// Whether a PING is answered, whatever else comes first.
     pub(crate) fn is_alive(&mut self) -> Result<bool> {
-        self.write_records(&message(RecordType::Ping, &Ping { nonce: 7 }))?;
+        self.write_records(&message(RecordType::Ping, &Ping { nonce: 7, ..Default::default() }))?;
         for _ in 0..RECORDS_MAX {
             match self.read(PATIENCE)? {
                 Answer::Other(kind) if kind == RecordType::Pong as u8 => return Ok(true),

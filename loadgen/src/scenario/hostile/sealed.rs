@@ -224,7 +224,7 @@ const fn kind(
 }
 
 fn ping(nonce: u64) -> Vec<u8> {
-    message(RecordType::Ping, &Ping { nonce })
+    message(RecordType::Ping, &Ping { nonce, ..Default::default() })
 }
 
 impl Scene<'_> {

@@ -7,7 +7,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
-use culver_protocol::limits::{CREDIT_BYTES_DEFAULT, CREDIT_ENTRIES_DEFAULT, KEEP_ALIVE_S_DEFAULT, VERSION_MAX};
+use culver_protocol::limits::{
+    CREDIT_BYTES_DEFAULT, CREDIT_ENTRIES_DEFAULT, KEEP_ALIVE_S_DEFAULT, KEEP_ALIVE_S_MAX, KEEP_ALIVE_S_MIN, VERSION_MAX,
+};
 use culver_protocol::proto::Welcome;
 use culver_protocol::record::{Cipher, RecordType};
 use rustix::event::epoll::EventFlags;
@@ -45,6 +47,8 @@ pub(super) fn welcome(now_ms: u64) -> Vec<u8> {
         credit_entries: CREDIT_ENTRIES_DEFAULT,
         credit_bytes: CREDIT_BYTES_DEFAULT,
         version: u32::from(VERSION_MAX),
+        keep_alive_min_s: KEEP_ALIVE_S_MIN,
+        keep_alive_max_s: KEEP_ALIVE_S_MAX,
     };
     let mut out = Vec::new();
     Cipher::Plaintext.seal_message(&mut out, RecordType::Welcome, &welcome);

@@ -203,6 +203,7 @@ impl State {
             credit_entries: or_default(login.credit_entries, CREDIT_ENTRIES_DEFAULT),
             credit_bytes: or_default(login.credit_bytes, CREDIT_BYTES_DEFAULT),
             version: u32::from(VERSION_MAX),
+            ..Default::default()
         };
         Cipher::Plaintext.seal_message(&mut self.out, RecordType::Welcome, &welcome);
         Ok(user)
@@ -223,7 +224,7 @@ impl State {
             SEND => self.handle_send(user, SendView::decode(record.body)?, now_ms, relay)?,
             ACK => relay(Relayed::Ack(decode_ack(record.body)?.0)),
             PING => {
-                let pong = Pong { nonce: Ping::decode(record.body)?.nonce };
+                let pong = Pong { nonce: Ping::decode(record.body)?.nonce, ..Default::default() };
                 Cipher::Plaintext.seal_message(&mut self.out, RecordType::Pong, &pong);
             }
             RPC => {

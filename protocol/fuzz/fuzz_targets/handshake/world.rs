@@ -140,7 +140,7 @@ impl Flight {
         cipher.seal_message(out, RecordType::SyncStart, &proto::SyncStart::default());
         cipher.change_key(out);
         cipher.seal_message(out, RecordType::Receipt, &proto::Receipt { version: 4, ..Default::default() });
-        cipher.seal_message(out, RecordType::Ping, &proto::Ping { nonce: 5 });
+        cipher.seal_message(out, RecordType::Ping, &proto::Ping { nonce: 5, ..Default::default() });
         cipher.seal_message(out, RecordType::SyncDone, &proto::SyncDone::default());
         client.handle_bytes(&self.stream[start..], 1);
         self.events.extend(std::iter::from_fn(|| client.poll_event()));

@@ -174,7 +174,7 @@ fn any_split_of_the_stream_will_do() {
         peer.incoming.clear();
         let mut flight = handshake(&answer.expect("good").answer.expect("two messages"));
         flight.extend(peer.seal(RecordType::Welcome, &welcome()));
-        flight.extend(peer.seal(RecordType::Ping, &proto::Ping { nonce: 9 }));
+        flight.extend(peer.seal(RecordType::Ping, &proto::Ping { nonce: 9, ..Default::default() }));
         for byte in &flight {
             client.handle_bytes(&[*byte], 2);
         }

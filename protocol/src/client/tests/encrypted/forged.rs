@@ -149,7 +149,8 @@ fn records_of_another_connection_are_not_taken() {
     client.handle_connected(60_000_000);
     let mut peer = Peer::welcome(&mut client, &shared, 60_000_001);
     events(&mut client);
-    let [old, new] = [&mut before, &mut peer].map(|peer| peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 }));
+    let [old, new] = [&mut before, &mut peer]
+        .map(|peer| peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() }));
     client.handle_bytes(&new, 60_000_002);
     assert_eq!(events(&mut client), []);
     client.handle_bytes(&old, 60_000_003);
@@ -173,7 +174,7 @@ fn the_longest_record_fits_and_its_length_is_checked() {
 #[test]
 fn nobody_waits_for_ever_for_the_rest_of_a_record() {
     let (mut client, mut peer) = welcomed();
-    let mut record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 });
+    let mut record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() });
     // Somebody on the way makes it longer.
     record[0] = 0xFF;
     client.handle_bytes(&record, 1_000_000);
@@ -181,7 +182,7 @@ fn nobody_waits_for_ever_for_the_rest_of_a_record() {
     for now_us in (2_000_000..61_000_000).step_by(1_000_000) {
         client.handle_timeout(now_us);
         pinged += peer.kinds(&mut client).len();
-        let pong = peer.seal(RecordType::Pong, &proto::Pong { nonce: 1 });
+        let pong = peer.seal(RecordType::Pong, &proto::Pong { nonce: 1, ..Default::default() });
         client.handle_bytes(&pong, now_us);
     }
     assert_eq!((events(&mut client), pinged), (Vec::new(), 0), "it may still come, at four times an answer's time");
@@ -194,7 +195,7 @@ fn nobody_waits_for_ever_for_the_rest_of_a_record() {
 
     // One that was only slow is none the worse for it.
     let (mut client, mut peer) = welcomed();
-    let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 });
+    let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() });
     let (last, first) = record.split_last().expect("bytes");
     client.handle_bytes(first, 2);
     client.handle_bytes(&[*last], 50_000_000);

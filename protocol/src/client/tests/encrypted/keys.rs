@@ -7,7 +7,7 @@ use crate::limits::{RECORDS_MAX, REKEY_MS, REKEY_RECORDS};
 fn after_so_many_records_the_key_changes() {
     let (mut client, mut peer) = welcomed();
     let ping = |client: &mut Client, peer: &mut Peer| {
-        let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 });
+        let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() });
         client.handle_bytes(&record, 2);
         peer.kinds(client)
     };
@@ -36,11 +36,11 @@ fn the_first_record_after_an_hour_comes_behind_a_new_key() {
         client.handle_timeout(now_us);
         assert_eq!(peer.kinds(&mut client), [RecordType::Ping], "a keep-alive, not quite an hour after the last");
         now_us += 1;
-        let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 });
+        let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() });
         client.handle_bytes(&record, now_us);
         assert_eq!(peer.kinds(&mut client), [RecordType::Rekey, RecordType::Pong]);
         let mut flight = peer.rekey();
-        flight.extend(peer.seal(RecordType::Ping, &proto::Ping { nonce: 2 }));
+        flight.extend(peer.seal(RecordType::Ping, &proto::Ping { nonce: 2, ..Default::default() }));
         client.handle_bytes(&flight, now_us);
         assert_eq!(peer.kinds(&mut client), [RecordType::Pong]);
     }
@@ -54,7 +54,7 @@ fn the_hour_begins_with_the_last_change() {
     client.link.keys_mut().sending.skip_to(REKEY_RECORDS);
     peer.keys().receiving.skip_to(REKEY_RECORDS);
     for (now_us, is_due) in [(hour_us / 2, true), (hour_us + 1, false), (hour_us + hour_us / 2, true)] {
-        let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 });
+        let record = peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() });
         client.handle_bytes(&record, now_us);
         assert_eq!(peer.kinds(&mut client).contains(&RecordType::Rekey), is_due, "{now_us}");
     }
@@ -72,7 +72,7 @@ fn a_server_changes_its_key_by_itself() {
     // Said, but not done.
     let mut out = Vec::new();
     out.extend(peer.seal(RecordType::Rekey, &proto::Ready {}));
-    out.extend(peer.seal(RecordType::Ping, &proto::Ping { nonce: 1 }));
+    out.extend(peer.seal(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() }));
     client.handle_bytes(&out, 4);
     assert_eq!(events(&mut client), [forged(), Event::Disconnect]);
 }

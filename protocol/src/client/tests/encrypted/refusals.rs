@@ -112,9 +112,13 @@ fn a_handshake_that_fails_is_not_tried_for_ever() {
 fn nothing_else_is_taken_in_clear() {
     let gap = record(RecordType::Gap, &proto::Gap { start: 1, reset: true, incarnation: 9 });
     let goaway = record(RecordType::Goaway, &proto::Goaway::default());
-    for clear in
-        [super::super::welcome(), deliver(3, [4]), gap, goaway, record(RecordType::Ping, &proto::Ping { nonce: 1 })]
-    {
+    for clear in [
+        super::super::welcome(),
+        deliver(3, [4]),
+        gap,
+        goaway,
+        record(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() }),
+    ] {
         for (kind, mut client) in each_kind(Suite::ChaCha20Poly1305) {
             take(&mut client);
             client.handle_bytes(&clear, 1);
