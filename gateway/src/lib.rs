@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod crash_point;
 pub mod hub;
+pub mod inherited;
 pub mod logging;
 pub mod mailbox;
 pub mod metrics;

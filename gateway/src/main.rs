@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use culver::config::ConfigError;
+use culver::inherited::InheritedError;
 use rustix::fs::Mode;
 use rustix::process::umask;
 
@@ -20,7 +21,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("culver: {}", explain(&error));
-            if error.is::<ConfigError>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+            let is_usage = error.is::<ConfigError>() || error.is::<InheritedError>();
+            if is_usage { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What must hold before the server listens: free ports and enough descriptors, each with its remedy.
 //!
-//! Owns sockets that hold the ports, bound but not listening. Never accepts, never touches the data directory
+//! Owns sockets that hold the ports, bound but not listening, and those handed over. Never accepts, never touches the data directory
 //! (`culver_storage::layout` checks that, with remedies of its own).
 
 use std::io;
@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
 use crate::config::{CONNECTIONS_MAX, Config, REACTORS_MAX};
+use crate::inherited::Inherited;
 
 /// Descriptors for everything but connections: RocksDB's files (`open_files_max`), and the operators' port, logs and the
 /// like.
@@ -117,12 +118,24 @@ pub struct Ports {
     /// Where clients will connect; a port 0 has become a real one. Each reactor binds a listener of its own there,
     /// with `SO_REUSEPORT`.
     pub listen: SocketAddr,
-    /// Keeps other processes off `listen` until the reactors have bound theirs, and never listens itself.
-    pub listen_hold: Socket,
+    /// What there is of `listen` so far.
+    pub clients: Clients,
     /// Where operators will connect.
     pub ops_address: SocketAddr,
     /// To be listened on by [`crate::ops::Ops::spawn`].
     pub ops: Socket,
+    /// Whether that was handed over.
+    pub is_ops_inherited: bool,
+}
+
+/// What there is of the clients' address before the reactors begin.
+#[derive(Debug)]
+pub enum Clients {
+    /// Keeps other processes off it until the reactors have bound theirs, and never listens itself.
+    Held(Socket),
+    /// Nothing is to be bound: a listener for each reactor was handed over. Who binds the address without
+    /// `SO_REUSEPORT`, as a second server does at first, is refused as ever.
+    Inherited(Vec<Socket>),
 }
 
 impl Ports {
@@ -131,10 +144,34 @@ impl Ports {
     /// # Errors
     /// One of them is in use, or is no address of this machine.
     pub fn hold(config: &Config) -> Result<Self, PreflightError> {
-        let (listen, listen_hold) =
-            hold_shared(config.listen).map_err(|source| explain(config.listen, "--listen", source))?;
-        let (ops_address, ops) = hold_alone(config.ops).map_err(|source| explain(config.ops, "--ops", source))?;
-        Ok(Self { listen, listen_hold, ops_address, ops })
+        Self::hold_beside(config, Inherited::default())
+    }
+
+    /// Takes what was not handed over.
+    ///
+    /// # Errors
+    /// As [`Ports::hold`].
+    pub fn hold_beside(config: &Config, inherited: Inherited) -> Result<Self, PreflightError> {
+        let (listen, clients) = match inherited.clients {
+            Some((listen, sockets)) => (listen, Clients::Inherited(sockets)),
+            None => hold_shared(config.listen)
+                .map(|(listen, hold)| (listen, Clients::Held(hold)))
+                .map_err(|source| explain(config.listen, "--listen", source))?,
+        };
+        let is_ops_inherited = inherited.ops.is_some();
+        let (ops_address, ops) = match inherited.ops {
+            Some(found) => found,
+            None => hold_alone(config.ops).map_err(|source| explain(config.ops, "--ops", source))?,
+        };
+        Ok(Self { listen, clients, ops_address, ops, is_ops_inherited })
+    }
+
+    /// Ports that must be bound still, or again.
+    #[must_use]
+    pub fn to_bind(&self) -> Vec<u16> {
+        let listen = matches!(self.clients, Clients::Held(_)).then_some(self.listen);
+        let ops = (!self.is_ops_inherited).then_some(self.ops_address);
+        listen.into_iter().chain(ops).map(|address| address.port()).collect()
     }
 }
 

@@ -8,7 +8,7 @@
 //! read                                the folder of the token keys where they lie elsewhere, what keys are links to,
 //!                                     and of the system what the clock, the allocator, RocksDB and a panic's
 //!                                     backtrace look at
-//! listen (TCP)                        the two ports
+//! listen (TCP)                        the two ports, or what of them was not handed over
 //! ```
 //!
 //! Nothing is executed, no device is controlled, no connection begun, and no process outside is sent a signal. How much
@@ -94,8 +94,7 @@ impl Needs {
         // A rule for a link is one for what it leads to.
         let keys = keys_dir(data_dir.path());
         read.extend([data_dir.path(), &keys, &keys.join("server")].into_iter().flat_map(links));
-        let ports = vec![ports.listen.port(), ports.ops_address.port()];
-        Self { own, backups: config.backup.dirs.clone(), read, ports }
+        Self { own, backups: config.backup.dirs.clone(), read, ports: ports.to_bind() }
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -35,7 +36,7 @@ use crate::hub::thread::Sleeper;
 use crate::mailbox::{self, Doorbell};
 use crate::metrics::Metrics;
 use crate::ops::{FindWorst, Ops, OpsSetup, Phase, Readiness, Refusal, Snapshot, TakeBackup, TakeSnapshot};
-use crate::preflight::{Capacity, Ports};
+use crate::preflight::{Capacity, Clients, Ports};
 use crate::reactor::hubs::ToHub;
 use crate::reactor::listener::Group;
 use crate::reactor::thread::Stage;
@@ -90,8 +91,12 @@ struct Visible {
 pub fn run(setup: Setup) -> anyhow::Result<()> {
     let Setup { config, data_dir, topology, authenticator, ports, capacity, on_ready } = setup;
     let (config, topology) = (Arc::new(config), Arc::new(topology));
+    let (listen_hold, inherited) = match ports.clients {
+        Clients::Held(hold) => (Some(hold), Vec::new()),
+        Clients::Inherited(sockets) => (None, sockets.into_iter().map(OwnedFd::from).collect()),
+    };
     // Before anything else is open.
-    let reactors = ReactorThreads::begin(capacity.reactors, config.private_fd_tables)
+    let reactors = ReactorThreads::begin(capacity.reactors, config.private_fd_tables, inherited)
         .context("cannot start the reactors' threads")?;
     let metrics = Arc::new(Metrics::new(capacity.reactors, topology.hub_count().into()));
     let visible = Arc::new(Visible::default());
@@ -140,7 +145,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         })
         .with_context(|| format!("cannot listen on {}", ports.listen))?;
     // The reactors' listeners hold the port from here on.
-    drop(ports.listen_hold);
+    drop(listen_hold);
     drop(running);
     if !visible.stage.is_leaving() {
         visible.readiness.set(Phase::Ready);

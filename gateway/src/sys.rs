@@ -1,7 +1,7 @@
 //! The only unsafe code of the gateway: calls for which no safe wrapper exists.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use culver_storage::descriptors::Table;
 
@@ -9,7 +9,7 @@ use culver_storage::descriptors::Table;
 const STANDARD: u32 = 3;
 
 /// Gives the calling thread a descriptor table of its own with nothing open in it but 0, 1, 2 and `kept`, and returns
-/// what that is in the new table: the same file by the same number. (`kept` itself stays the shared table's.) The
+/// what those are in the new table: the same files by the same numbers. (`kept` itself stays the shared table's.) The
 /// limit of descriptors holds for each table by itself, and threads that open and close many do not wait for each other.
 ///
 /// Before the files of others are opened, and before this thread has made anything: copies left behind would keep
@@ -21,19 +21,54 @@ const STANDARD: u32 = 3;
 ///
 /// # Panics
 /// If the thread has a table of its own already.
-pub fn take_private_descriptors(kept: &OwnedFd) -> io::Result<OwnedFd> {
-    let number = kept.as_raw_fd();
-    let place = u32::try_from(number).expect("open descriptors are not negative");
-    assert!(place >= STANDARD, "standard descriptors are kept anyway");
+pub fn take_private_descriptors<const KEPT: usize>(kept: [&OwnedFd; KEPT]) -> io::Result<[OwnedFd; KEPT]> {
+    let numbers = kept.map(AsRawFd::as_raw_fd);
+    let mut places = numbers.map(|number| u32::try_from(number).expect("open descriptors are not negative"));
+    places.sort_unstable();
     // The first call leaves the shared table, and only then closes.
-    if place > STANDARD {
-        close_range(STANDARD, place - 1, libc::CLOSE_RANGE_UNSHARE)?;
-        close_range(place + 1, u32::MAX, 0)?;
-    } else {
-        close_range(place + 1, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
+    let (mut first, mut flags) = (STANDARD, libc::CLOSE_RANGE_UNSHARE);
+    for place in places {
+        assert!(place >= first, "standard descriptors are kept anyway, and each has a number of its own");
+        if place > first {
+            close_range(first, place - 1, flags)?;
+            flags = 0;
+        }
+        first = place + 1;
     }
+    close_range(first, u32::MAX, flags)?;
     Table::note_left();
+    Ok(numbers.map(own))
+}
+
+/// A descriptor that this process was started with; nothing else in it knows the number.
+///
+/// # Errors
+/// It is not open.
+///
+/// # Panics
+/// If it is a standard one.
+#[expect(unsafe_code, reason = "a number that the environment names becomes a descriptor")]
+pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    assert!(number > 2, "standard descriptors have owners");
+    // SAFETY: the call takes a number, open or not, and changes nothing.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
     Ok(own(number))
+}
+
+/// Takes variables out of the environment.
+///
+/// # Panics
+/// If there is another thread.
+#[expect(unsafe_code, reason = "nobody may read the environment meanwhile")]
+pub fn forget_variables(names: &[&str]) {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    assert_eq!(threads, 1, "the environment is changed before there are threads");
+    for name in names {
+        // SAFETY: there is no other thread that could look at the environment.
+        unsafe { std::env::remove_var(name) };
+    }
 }
 
 #[expect(unsafe_code, reason = "no safe wrapper knows close_range(2)")]
@@ -45,9 +80,10 @@ fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-#[expect(unsafe_code, reason = "a number of the shared table becomes one of the thread's own table")]
-fn own(number: i32) -> OwnedFd {
-    // SAFETY: the number is open in the table that the thread has just got to itself, and nothing there owns it.
+#[expect(unsafe_code, reason = "a number becomes a descriptor with an owner")]
+fn own(number: RawFd) -> OwnedFd {
+    // SAFETY: the number is open in the table that the thread has just got to itself, or that the process has begun with,
+    // and nothing there owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
@@ -155,7 +191,7 @@ mod tests {
         thread::scope(|scope| {
             let kept = &kept;
             scope.spawn(move || {
-                let own = take_private_descriptors(kept).expect("a table");
+                let [own] = take_private_descriptors([kept]).expect("a table");
                 told.send(own.as_raw_fd()).expect("somebody waits");
                 ended.recv().ok();
                 drop(own);
@@ -202,12 +238,29 @@ mod tests {
     }
 
     #[test]
+    fn several_are_kept_and_what_lies_between_is_closed() {
+        let files: [OwnedFd; 5] = std::array::from_fn(|_| File::open("/dev/null").expect("it is there").into());
+        let [first, _, between, _, last] = &files;
+        thread::scope(|scope| {
+            let kept = [last, first];
+            let check = move || {
+                let own = take_private_descriptors(kept).expect("a table");
+                assert_eq!(own.each_ref().map(AsRawFd::as_raw_fd), kept.map(AsRawFd::as_raw_fd), "in the order given");
+                let path = format!("/proc/thread-self/fd/{}", between.as_raw_fd());
+                std::fs::symlink_metadata(path).expect_err("it is closed here");
+            };
+            scope.spawn(check).join().expect("it holds");
+        });
+        adopt(i32::MAX).expect_err("no such descriptor");
+    }
+
+    #[test]
     fn what_is_kept_is_the_same_file_in_both_tables() {
         let (mut here, there) = UnixStream::pair().expect("a pair");
         let there = OwnedFd::from(there);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let own = take_private_descriptors(&there).expect("a table");
+                let [own] = take_private_descriptors([&there]).expect("a table");
                 UnixStream::from(own).write_all(b"from the other table").expect("it is open");
             });
         });

@@ -10,7 +10,8 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use culver::auth::Authenticator;
 use culver::auth::keys::{CREDENTIALS_FILE, create_missing_identity};
-use culver::config::{Config, ConfigError, LogFormat, SuiteName, cores};
+use culver::config::{Config, LogFormat, SuiteName, cores};
+use culver::inherited::{self, Inherited};
 use culver::logging;
 use culver::preflight::{self, Ports};
 use culver::sandbox;
@@ -75,11 +76,14 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let config = self.settings()?;
+        // Before anything else is open, and before there is any thread.
+        let inherited = inherited::take()?;
+        let (config, overridden) = self.settings(&inherited)?;
         logging::start(&config.log)?;
+        overridden.iter().for_each(|what| warn!("{what}"));
         let capacity = preflight::reserve_descriptors(&config)?;
         preflight::warnings(&config, &capacity).iter().for_each(|warning| warn!("{warning}"));
-        let ports = Ports::hold(&config)?;
+        let ports = Ports::hold_beside(&config, inherited)?;
         // Before anything is made: what a new directory would have.
         config.hub_count(u16::try_from(config.volumes.len().max(1)).unwrap_or(u16::MAX))?;
         let data_dir = open_or_initialise(&config)?;
@@ -114,8 +118,9 @@ impl Serve {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The file's settings with the flags over them, checked.
-    fn settings(&self) -> Result<Config, ConfigError> {
+    /// The file's settings with the flags over them, and what sockets handed over say, checked; and what of the file
+    /// gives way to those.
+    fn settings(&self, inherited: &Inherited) -> anyhow::Result<(Config, Vec<String>)> {
         let mut config = Config::load(&self.data_dir.path, self.config.as_deref())?;
         config.listen = self.listen.unwrap_or(config.listen);
         if let Some(suites) = &self.suites {
@@ -130,8 +135,9 @@ impl Serve {
         config.inbox.receipts = self.receipts.unwrap_or(config.inbox.receipts);
         config.connections_max = self.connections_max.unwrap_or(config.connections_max);
         config.log.format = self.log_format.unwrap_or(config.log.format);
+        let overridden = inherited.apply(&mut config, self.listen, self.ops)?;
         config.validate()?;
-        Ok(config)
+        Ok((config, overridden))
     }
 }
 

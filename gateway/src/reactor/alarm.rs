@@ -42,12 +42,22 @@ impl Alarm {
     }
 
     /// The other end, for the calling thread, which from now on has a table of descriptors to itself, and nothing else
-    /// in it.
+    /// in it but `listener`, where there is one: that comes along.
     ///
     /// # Errors
     /// Those of close_range(2).
-    pub fn take_along(&self) -> io::Result<Self> {
-        Ok(Self { descriptor: take_private_descriptors(&self.descriptor)?, table: Table::current() })
+    pub fn take_along(&self, listener: Option<&OwnedFd>) -> io::Result<(Self, Option<OwnedFd>)> {
+        let (descriptor, listener) = match listener {
+            Some(listener) => {
+                let [descriptor, listener] = take_private_descriptors([&self.descriptor, listener])?;
+                (descriptor, Some(listener))
+            }
+            None => {
+                let [descriptor] = take_private_descriptors([&self.descriptor])?;
+                (descriptor, None)
+            }
+        };
+        Ok((Self { descriptor, table: Table::current() }, listener))
     }
 
     /// Has `registry` watch it.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -80,8 +80,18 @@ impl Group {
 pub struct Listener {
     socket: TcpListener,
     group: Arc<Group>,
+    /// Somebody else has it too, and its queue outlives this process: it never stops to listen.
+    is_inherited: bool,
     is_listening: bool,
     is_watched: bool,
+}
+
+/// What accepted sockets inherit of a listener, and how its own queue behaves: the same for those opened here and those
+/// handed over.
+fn set_options(listener: &Socket) -> io::Result<()> {
+    // Small records leave at once.
+    listener.set_tcp_nodelay(true)?;
+    defer_accept(listener.as_fd(), SILENT_S)
 }
 
 impl Listener {
@@ -97,9 +107,25 @@ impl Listener {
         socket.set_nonblocking(true)?;
         set_options(&socket, peers)?;
         socket.bind(&address.into())?;
+        Self::listen(socket, group, false)
+    }
+
+    /// A socket that was handed over and listens already: [`crate::inherited`] has checked it.
+    ///
+    /// # Errors
+    /// Those of listen(2) and setsockopt(2).
+    pub fn inherit(socket: OwnedFd, group: Arc<Group>) -> io::Result<Self> {
+        Self::listen(Socket::from(socket), group, true)
+    }
+
+    /// Listens, or does so with a queue as long as ours from now on.
+    fn listen(socket: Socket, group: Arc<Group>, is_inherited: bool) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
+        set_options(&socket)?;
         group.join();
-        Ok(Self { socket: TcpListener::from_std(socket.into()), group, is_listening: true, is_watched: false })
+        let socket = TcpListener::from_std(socket.into());
+        Ok(Self { socket, group, is_inherited, is_listening: true, is_watched: false })
     }
 
     /// The next connection, if there is one, and the address that it comes from.
@@ -140,12 +166,13 @@ impl Listener {
     }
 
     /// Leaves new connections to the others, unless it is the last: that one stays, to tell clients why they are
-    /// turned away. With net.ipv4.tcp_migrate_req, what waits in its queue goes to the others; without, it is reset.
+    /// turned away. With net.ipv4.tcp_migrate_req, what waits in its queue goes to the others; without, it is reset. An
+    /// inherited one stays as well: shutdown(2) would end the socket for all who have it.
     ///
     /// # Errors
     /// Those of epoll_ctl(2) and shutdown(2).
     pub fn step_back(&mut self, poll: &Poll) -> io::Result<()> {
-        if self.is_listening && self.group.leave() {
+        if self.is_listening && !self.is_inherited && self.group.leave() {
             self.is_listening = false;
             rustix::net::shutdown(&self.socket, Shutdown::Read)?;
             // A socket that does not listen would be told of without end.
@@ -278,6 +305,27 @@ mod tests {
         first.step_forward(&poll, TOKEN).expect("listen works");
         second.step_back(&poll).expect("shutdown works");
         assert!(first.is_listening() && !second.is_listening());
+    }
+
+    #[test]
+    fn an_inherited_one_stays_though_others_listen_and_outlives_who_had_it() {
+        let hold = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        hold.set_reuse_port(true).expect("set");
+        hold.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        hold.listen(1).expect("it listens");
+        let address = hold.local_addr().expect("bound").as_socket().expect("an IP address");
+        let (poll, group) = (Poll::new().expect("a poll"), Arc::new(Group::default()));
+        let inherit = || {
+            let copy = hold.try_clone().expect("a descriptor");
+            Listener::inherit(copy.into(), Arc::clone(&group)).expect("it listens")
+        };
+        let (mut first, second) = (inherit(), inherit());
+        first.step_back(&poll).expect("nothing to do");
+        assert!(first.is_listening());
+        drop((first, second));
+        // More than the queue was long at first.
+        let clients: Vec<_> = (0..8).map(|_| speak(address).expect("its queue goes on")).collect();
+        assert_eq!(accepted(&inherit()), clients.len());
     }
 
     #[test]

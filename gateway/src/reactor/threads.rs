@@ -4,13 +4,14 @@
 //! The limit of descriptors holds for each table (getrlimit(2), unshare(2)): reactors that have one each hold as many
 //! connections as all of them together allow, and do not wait for each other when they open and close. **Rule:** only
 //! reactors leave the shared table, before RocksDB is open and before any accept; nothing stays open in a table of
-//! their own but 0, 1, 2 and their end of the alarm; they spawn no thread.
+//! their own but 0, 1, 2, their end of the alarm and the listener that was handed over for them; they spawn no thread.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::{io, iter};
 
 use crossbeam::channel::{self, Receiver, Sender};
 use mio::Poll;
@@ -58,13 +59,17 @@ pub struct ReactorThreads(Vec<Begun>);
 
 impl ReactorThreads {
     /// Begins `count` threads. `private_tables`: each with a table of descriptors of its own; then nobody else has
-    /// opened anything yet that is not closed again by all.
+    /// opened anything yet that is not closed again by all. `inherited`: listeners handed over, one for each or none.
+    /// Each stays open with its reactor, and with no other.
     ///
     /// # Errors
     /// A thread, a table or a poll cannot be had.
-    pub fn begin(count: usize, private_tables: bool) -> io::Result<Self> {
+    pub fn begin(count: usize, private_tables: bool, inherited: Vec<OwnedFd>) -> io::Result<Self> {
+        assert!(inherited.is_empty() || inherited.len() == count, "one for each, or none");
         let numbers = 0..u16::try_from(count).expect("the configuration bounds reactors");
-        numbers.map(|number| begin(number, private_tables)).collect::<io::Result<Vec<_>>>().map(Self)
+        let listeners = inherited.into_iter().map(Some).chain(iter::repeat_with(|| None));
+        let begun = numbers.zip(listeners).map(|(number, listener)| begin(number, private_tables, listener));
+        begun.collect::<io::Result<Vec<_>>>().map(Self)
     }
 
     /// What wakes each.
@@ -104,9 +109,12 @@ impl Begun {
     }
 }
 
-/// Returns when the thread has its table, in which it must not be the last to drop the shared end of the alarm.
-fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
+/// Returns when the thread has its table, in which it must not be the last to drop the shared end of the alarm, nor the
+/// shared table's copy of the listener.
+fn begin(number: u16, private_table: bool, inherited: Option<OwnedFd>) -> io::Result<Begun> {
     let alarm = Arc::new(Alarm::new()?);
+    let inherited = inherited.map(Arc::new);
+    let to_keep = inherited.clone();
     let (work, to_do) = channel::bounded(1);
     let (go, may_go) = channel::bounded(1);
     let (told, steps) = channel::bounded(2);
@@ -115,15 +123,19 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
     let bell = Arc::new(Doorbell::new(move || to_set_off.set_off()));
     let name = format!("reactor-{number}");
     let thread = thread::Builder::new().name(name).spawn(move || {
-        let ready = settle(alarm, private_table);
-        let (poll, alarm) = match ready {
+        let ready = settle(alarm, to_keep, private_table);
+        let (poll, alarm, inherited) = match ready {
             Ok(ready) => ready,
             Err(error) => return tell(&told, Err(error)),
         };
         tell(&told, Ok(()))?;
         let Ok((work, bell)) = to_do.recv() else { return Ok(()) };
         let Work { listen, group, hubs, around, stage, running } = work;
-        let listening = Listener::open(listen, group, &around.config.peers).and_then(|listener| {
+        let listener = match inherited {
+            Some(socket) => Listener::inherit(socket, group),
+            None => Listener::open(listen, group, &around.config.peers),
+        };
+        let listening = listener.and_then(|listener| {
             ReactorThread::new(Parts { number, poll, alarm, bell, listener, hubs, around, stage, questions })
         });
         match listening {
@@ -138,6 +150,8 @@ fn begin(number: u16, private_table: bool) -> io::Result<Begun> {
     })?;
     let begun = Begun { bell, work, go, steps, questions: asked, thread };
     begun.wait_for_step()?;
+    // The thread has its own by now.
+    drop(inherited);
     Ok(begun)
 }
 
@@ -146,11 +160,20 @@ fn tell(told: &Sender<io::Result<()>>, step: io::Result<()>) -> io::Result<()> {
     told.send(step).map_err(io::Error::other)
 }
 
-/// The thread's own end of the alarm, and its poll, in the table of descriptors that it will use.
-fn settle(alarm: Arc<Alarm>, private_table: bool) -> io::Result<(Poll, Alarm)> {
+/// The thread's own end of the alarm, its poll, and its listener where that is inherited, in the table of descriptors
+/// that it will use.
+fn settle(
+    alarm: Arc<Alarm>,
+    inherited: Option<Arc<OwnedFd>>,
+    private_table: bool,
+) -> io::Result<(Poll, Alarm, Option<OwnedFd>)> {
     leave_signals_to_others()?;
-    let own = if private_table { alarm.take_along()? } else { alarm.share()? };
-    // The other end's number means nothing here any more; the bell keeps it for those who ring.
-    drop(alarm);
-    Ok((Poll::new()?, own))
+    let (own, listener) = if private_table {
+        alarm.take_along(inherited.as_deref())?
+    } else {
+        (alarm.share()?, inherited.as_deref().map(OwnedFd::try_clone).transpose()?)
+    };
+    // Their numbers mean nothing here any more; those who ring, and who waits for this step, keep them.
+    drop((alarm, inherited));
+    Ok((Poll::new()?, own, listener))
 }

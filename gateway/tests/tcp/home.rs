@@ -2,13 +2,16 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use culver::auth::keys::{CREDENTIALS_FILE, DevCredentials};
 use culver_protocol::proto::login::Credential;
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 /// No wait takes longer, unless something is broken.
@@ -115,27 +118,19 @@ impl Home {
     }
 
     pub(crate) fn start_with_hubs(&self, hubs: u16) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_culver"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_culver"));
+        command
             .arg("serve")
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--hubs", &hubs.to_string()])
-            .args(if self.layout == Layout::FourHubs { &["--reactors", "2", "--private-fd-tables"][..] } else { &[] })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let Some(Ok(greeting)) = lines.next() else {
-            let mut said = String::new();
-            child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
-            panic!("it does not start: {said}");
-        };
-        let address = |before: &str, after: char| {
-            let (_, rest) = greeting.split_once(before).unwrap_or_else(|| panic!("no {before:?} in {greeting:?}"));
-            rest.split_once(after).expect("an end").0.parse().expect("an address")
-        };
-        Server { listen: address("listens on ", ' '), ops: address("http://", '/'), child }
+            .args(if self.layout == Layout::FourHubs { &["--reactors", "2", "--private-fd-tables"][..] } else { &[] });
+        Server::begin(command)
+    }
+
+    /// As whoever keeps these sockets starts it.
+    pub(crate) fn start_on(&self, sockets: &Sockets) -> Server {
+        Server::begin(sockets.command(&self.data_dir, &["--ops", "127.0.0.1:0"]))
     }
 
     /// With the server stopped: every invariant of its data must hold.
@@ -144,6 +139,47 @@ impl Home {
         verify.arg("verify").arg("--data-dir").arg(&self.data_dir);
         let output = verify.output().expect("the binary runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// Listening sockets that outlive servers, on one address: what systemd keeps of a socket unit.
+pub(crate) struct Sockets {
+    pub(crate) address: SocketAddr,
+    /// Their numbers are beyond those that they get in a server.
+    kept: Vec<OwnedFd>,
+}
+
+impl Sockets {
+    pub(crate) fn new(count: usize) -> Self {
+        let mut address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut kept = Vec::new();
+        for _ in 0..count {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.set_reuse_port(true).expect("set");
+            socket.bind(&address.into()).expect("a port");
+            socket.listen(128).expect("it listens");
+            address = socket.local_addr().expect("bound").as_socket().expect("an IP address");
+            let kept_fd = fcntl_dupfd_cloexec(&socket, 100).expect("a descriptor");
+            // Whoever is started gets it.
+            fcntl_setfd(&kept_fd, FdFlags::empty()).expect("open");
+            kept.push(kept_fd);
+        }
+        Self { address, kept }
+    }
+
+    /// `culver serve` with these flags, and the sockets from descriptor 3 on: what is handed over names the process
+    /// that gets it, so a shell does it and becomes that process.
+    pub(crate) fn command(&self, data_dir: &Path, flags: &[&str]) -> Command {
+        let moved = (3..).zip(&self.kept).map(|(to, from)| format!(" {to}<&{from} {from}<&-", from = from.as_raw_fd()));
+        let mut command = Command::new("bash");
+        command
+            .arg("-c")
+            .arg(format!("exec{}; LISTEN_PID=${{PID-$$}} exec \"$@\"", moved.collect::<String>()))
+            .args(["bash", env!("CARGO_BIN_EXE_culver"), "serve", "--data-dir"])
+            .arg(data_dir)
+            .args(flags)
+            .env("LISTEN_FDS", self.kept.len().to_string());
+        command
     }
 }
 
@@ -160,6 +196,22 @@ pub(crate) fn serve_on(layout: Layout) -> (Home, Server) {
 }
 
 impl Server {
+    pub(crate) fn begin(mut command: Command) -> Self {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let Some(Ok(greeting)) = lines.next() else {
+            let mut said = String::new();
+            child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
+            panic!("it does not start: {said}");
+        };
+        let address = |before: &str, after: char| {
+            let (_, rest) = greeting.split_once(before).unwrap_or_else(|| panic!("no {before:?} in {greeting:?}"));
+            rest.split_once(after).expect("an end").0.parse().expect("an address")
+        };
+        Self { listen: address("listens on ", ' '), ops: address("http://", '/'), child }
+    }
+
     /// One number of the metrics page.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let agent = ureq::Agent::new_with_defaults();

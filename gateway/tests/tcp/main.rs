@@ -15,6 +15,8 @@ mod devices;
 #[cfg(test)]
 mod home;
 #[cfg(test)]
+mod inherit;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod login;
