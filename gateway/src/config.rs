@@ -12,16 +12,16 @@ use culver_storage::topology::HUBS_MAX;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use self::peers::Peers;
 pub use self::logins::Logins;
+pub use self::peers::Peers;
 pub use self::sends::Sends;
 use crate::buckets::Limit;
 use crate::hub::rates::Limits;
 use crate::reactor::admission;
 use crate::session::Offer;
 
-mod peers;
 mod logins;
+mod peers;
 mod sends;
 
 /// What `culver init` writes to `DIR/culver.toml`: every setting, commented, with its default.
@@ -255,6 +255,8 @@ pub struct Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shutdown {
+    /// Seconds until the next process takes connections: clients come back no sooner.
+    pub away_s: u64,
     /// Seconds over which clients spread their reconnects.
     pub spread_s: u64,
     /// Seconds until unsent bytes are dropped.
@@ -337,6 +339,7 @@ impl Config {
         within("security.handshake_cpu_percent", self.security.handshake_cpu_percent.into(), 1, 100)?;
         within("ticket.life_s", self.ticket.life_s, 1, TICKET_LIFE_S_MAX)?;
         within("token.leeway_s", self.token.leeway_s, 0, TOKEN_LEEWAY_S_MAX)?;
+        within("shutdown.away_s", self.shutdown.away_s, 0, SHUTDOWN_S_MAX)?;
         within("shutdown.spread_s", self.shutdown.spread_s, 0, SHUTDOWN_S_MAX)?;
         within("shutdown.flush_s", self.shutdown.flush_s, 0, SHUTDOWN_S_MAX)?;
         if let Some(relative) = self.backup.dirs.iter().find(|folder| !folder.is_absolute()) {
@@ -531,7 +534,7 @@ impl Default for Token {
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { spread_s: 30, flush_s: 5 }
+        Self { away_s: 2, spread_s: 30, flush_s: 5 }
     }
 }
 

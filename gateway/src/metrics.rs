@@ -59,6 +59,8 @@ counters! {
     batches,
     /// Errors told to clients.
     errors_sent,
+    /// Clients asked to go.
+    goaways,
     /// Commands that wait for a read.
     parked_commands,
     /// Reads from the log, for delivery.

@@ -27,6 +27,7 @@ use tracing::{debug, info};
 
 use self::backups::{Backups, Told};
 use self::disks::{Disks, Watch};
+use self::drains::Drains;
 use self::hubs::{Inboxes, Volumes};
 use crate::auth::Authenticator;
 use crate::clock::{Clock as _, SystemClock};
@@ -47,6 +48,7 @@ use crate::sys::{allocated_bytes, return_free_memory};
 
 mod backups;
 mod disks;
+mod drains;
 mod hubs;
 
 /// How often memory that nobody uses any more is looked for, and keys that have changed.
@@ -84,6 +86,15 @@ struct Visible {
     readiness: Readiness,
 }
 
+impl Visible {
+    /// Wakes all reactors: the stage has changed.
+    fn ring(&self) {
+        for bell in self.bells.get().into_iter().flatten() {
+            bell.ring();
+        }
+    }
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -100,7 +111,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         .context("cannot start the reactors' threads")?;
     let metrics = Arc::new(Metrics::new(capacity.reactors, topology.hub_count().into()));
     let visible = Arc::new(Visible::default());
-    let ops = spawn_ops(ports.ops, &visible, &metrics, &topology, capacity)?;
+    let ops = spawn_ops(ports.ops, &visible, &metrics, &topology, capacity, config.shutdown.spread_s)?;
 
     let watch = Watch::spawn(&data_dir, config.disk.reserve_mib)?;
     visible.disks.get_or_init(|| Arc::clone(watch.disks()));
@@ -147,8 +158,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     // The reactors' listeners hold the port from here on.
     drop(listen_hold);
     drop(running);
-    if !visible.stage.is_leaving() {
-        visible.readiness.set(Phase::Ready);
+    if visible.readiness.pass(Phase::Starting, Phase::Ready).is_ok() {
         on_ready();
     }
 
@@ -174,6 +184,7 @@ fn spawn_ops(
     metrics: &Arc<Metrics>,
     topology: &Topology,
     capacity: Capacity,
+    spread_s: u64,
 ) -> io::Result<Ops> {
     let readiness = visible.readiness.clone();
     let threads = Snapshot {
@@ -186,15 +197,14 @@ fn spawn_ops(
     let snapshot = snapshot_of(visible, metrics, threads);
     let backup = backup_of(visible);
     let worst = worst_of(visible);
+    let drains = Arc::new(Drains::new(visible, metrics, capacity.reactors, spread_s));
     let visible = Arc::clone(visible);
     let shutdown = Box::new(move || {
-        visible.readiness.set(Phase::Draining);
+        visible.readiness.set(Phase::Leaving);
         visible.stage.leave();
-        for bell in visible.bells.get().into_iter().flatten() {
-            bell.ring();
-        }
+        visible.ring();
     });
-    Ops::spawn(OpsSetup { socket, readiness, snapshot, backup, worst, shutdown })
+    Ops::spawn(OpsSetup { socket, readiness, snapshot, backup, worst, drains, shutdown })
 }
 
 /// The queues between reactors and hubs, from either side.
@@ -329,6 +339,8 @@ fn snapshot_of(visible: &Arc<Visible>, metrics: &Arc<Metrics>, threads: Snapshot
             unsent_bytes: totals.unsent_bytes,
             slow_readers: totals.slow_readers,
             keep_alive_timeouts: totals.keep_alive_timeouts,
+            goaways: totals.goaways,
+            draining: u64::from(visible.readiness.get() == Phase::Draining),
             log_reads: totals.log_reads,
             wakeups: totals.wakeups,
             turns: totals.turns,

@@ -99,6 +99,18 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// The first index in use from this one on.
+    #[must_use]
+    pub fn index_from(&self, from: u32) -> Option<u32> {
+        let (first, offset) = (from as usize / CHUNK_LEN, from as usize % CHUNK_LEN);
+        self.chunks.iter().enumerate().skip(first).find_map(|(index, chunk)| {
+            let begin = if index == first { offset } else { 0 };
+            let used = !chunk.as_ref()?.free & (u128::MAX << begin);
+            let index = index * CHUNK_LEN + used.trailing_zeros() as usize;
+            (used != 0).then(|| u32::try_from(index).expect("fewer than 2^32 values"))
+        })
+    }
+
     /// All indexes in use, ascending.
     pub fn indexes(&self) -> impl Iterator<Item = u32> + '_ {
         self.chunks.iter().enumerate().flat_map(|(index, chunk)| {
@@ -127,6 +139,18 @@ mod tests {
         assert_eq!(slab.insert(2), 700);
         assert_eq!(slab.len(), 999);
         assert_eq!(slab.get(6), Some(&6));
+    }
+
+    #[test]
+    fn indexes_are_found_from_any_on() {
+        let mut slab = Slab::default();
+        (0..1000).for_each(|n| assert_eq!(slab.insert(n), n));
+        for index in (0..1000).filter(|index| !matches!(index, 3 | 127 | 128 | 901)) {
+            slab.remove(index);
+        }
+        let next = [0, 3, 4, 127, 128, 129, 901, 902, 5000].map(|from| slab.index_from(from));
+        let expected = [Some(3), Some(3), Some(127), Some(127), Some(128), Some(901), Some(901), None, None];
+        assert_eq!(next, expected);
     }
 
     #[test]

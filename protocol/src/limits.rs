@@ -72,6 +72,10 @@ pub const CONVERSATIONS_PAGE_MAX: usize = 50;
 pub const RECEIPT_MARKS_MAX: usize = 500;
 /// RPCs that one session may have unanswered.
 pub const RPCS_IN_FLIGHT_MAX: usize = 16;
+/// Most alternates in one GOAWAY.
+pub const ALTERNATES_MAX: usize = 8;
+/// Longest alternate, in bytes: a host, a colon and a port.
+pub const ALTERNATE_LEN_MAX: usize = 255;
 /// Lowest protocol version this code speaks.
 pub const VERSION_MIN: u8 = 1;
 /// Highest protocol version this code speaks.

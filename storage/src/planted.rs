@@ -91,11 +91,15 @@ pub enum Bug {
     CalendarStandsStill,
     /// A login counts against its user whoever has the key.
     LoginChargedBeforeKey,
+    /// A drain that was aborted goes on turning back who comes.
+    AbortedDrainStays,
+    /// Who was asked to go and stays is never ended.
+    DrainNeverFinished,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 4042] = [
+    pub const ALL: [Self; 404241] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -139,6 +143,8 @@ impl Bug {
         Self::RefusedLoginTakesRate,
         Self::CalendarStandsStill,
         Self::LoginChargedBeforeKey,
+        Self::AbortedDrainStays,
+        Self::DrainNeverFinished,
     ];
 }
 

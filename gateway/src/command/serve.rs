@@ -32,7 +32,8 @@ use super::{DataDirArg, VolumesArg, init};
                         culver serve --data-dir ./data --private-fd-tables --connections-max 1000000\n  \
                         culver serve --data-dir ./data --hubs 4 --volume /disk1/culver --volume /disk2/culver\n\n\
                         Settings come from DIR/culver.toml, or the file named with --config; flags go before them.\n\
-                        SIGTERM and SIGINT end it: clients are told to reconnect elsewhere, then it exits with 0.\n\
+                        SIGTERM and SIGINT end it: clients are told to come back later, then it exits with 0.\n\
+                        Listening sockets of a socket unit (LISTEN_FDS) are taken, one for each reactor: docs/systemd.\n\
                         RUST_LOG=debug shows more.")]
 pub(crate) struct Serve {
     #[command(flatten)]

@@ -43,6 +43,12 @@ impl Refusal {
         Self::with(StatusCode::INTERNAL_SERVER_ERROR, error)
     }
 
+    /// Something else is under way, or nothing is.
+    #[must_use]
+    pub fn conflict(error: &str) -> Self {
+        Self::with(StatusCode::CONFLICT, error)
+    }
+
     /// Not now.
     #[must_use]
     pub fn unavailable(error: &str) -> Self {
@@ -139,16 +145,27 @@ pub(super) fn is_of_this_machine(host: &HeaderValue) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
-fn check(peer: SocketAddr, headers: &HeaderMap, body: &Bytes) -> Result<PathBuf, Refusal> {
+/// Whoever changes anything asks from this machine, and by its address.
+pub(super) fn must_be_of_this_machine(peer: SocketAddr, headers: &HeaderMap, path: &str) -> Result<(), Refusal> {
     if !peer.ip().to_canonical().is_loopback() {
-        return Err(Refusal::with(StatusCode::FORBIDDEN, "only this machine may ask for a backup"));
+        return Err(Refusal::with(StatusCode::FORBIDDEN, &format!("only this machine may ask for {path}")));
     }
     if !headers.get(header::HOST).is_some_and(is_of_this_machine) {
-        return Err(Refusal::with(StatusCode::FORBIDDEN, "ask by address: http://127.0.0.1:PORT/backup"));
+        return Err(Refusal::with(StatusCode::FORBIDDEN, &format!("ask by address: http://127.0.0.1:PORT{path}")));
     }
+    Ok(())
+}
+
+pub(super) fn must_be_json(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != JSON) {
         return Err(Refusal::with(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send `content-type: application/json`"));
     }
+    Ok(())
+}
+
+fn check(peer: SocketAddr, headers: &HeaderMap, body: &Bytes) -> Result<PathBuf, Refusal> {
+    must_be_of_this_machine(peer, headers, "/backup")?;
+    must_be_json(headers)?;
     let request: Request = serde_json::from_slice(body)
         .map_err(|error| Refusal::bad(&format!("send {{\"to\": \"/an/absolute/path\"}}: {error}")))?;
     if !request.to.is_absolute() {

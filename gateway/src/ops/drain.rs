@@ -11,18 +11,18 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
-use culver_protocol::limits::{ALTERNATES_MAX, ALTERNATE_LEN_MAX};
+use culver_protocol::limits::{ALTERNATE_LEN_MAX, ALTERNATES_MAX};
 use serde::{Deserialize, Serialize};
 
 use super::backup::{JSON, must_be_json, must_be_of_this_machine};
 use super::{Refusal, Shared};
 
 /// Fastest pace: more than there are connections to most servers.
-pub const CONNECTIONS_PER_S_MAX: u32 = 1_000_000;
+const CONNECTIONS_PER_S_MAX: u32 = 1_000_000;
 /// Longest time in which all are told: a day.
-pub const SPREAD_S_MAX: u32 = 86_400;
+const SPREAD_S_MAX: u32 = 86_400;
 /// Longest time that those have who were told.
-pub const FINISH_S_MAX: u32 = 3600;
+const FINISH_S_MAX: u32 = 3600;
 /// And where none is named.
 pub const FINISH_S_DEFAULT: u32 = 30;
 
@@ -74,7 +74,9 @@ pub type DrainsArc = Arc<dyn Drains>;
 
 impl DrainRequest {
     fn parse(body: &[u8]) -> Result<Self, Refusal> {
-        let request: Self = serde_json::from_slice(body).map_err(|error| {
+        // Names are needed: a list would be taken for them in their order.
+        let named = serde_json::from_slice(body).map(serde_json::Value::Object);
+        let request: Self = named.and_then(serde_json::from_value).map_err(|error| {
             Refusal::bad(&format!(
                 "send {{\"connections_per_s\": N or \"spread_s\": S, \"alternates\": [\"host:port\"], \"finish_s\": F}}, \
                  all of it optional: {error}"
@@ -165,6 +167,7 @@ mod tests {
         for (body, expected) in [
             ("", "all of it optional"),
             ("[]", "all of it optional"),
+            ("[500]", "all of it optional"),
             (r#"{"spread": 1}"#, "unknown field `spread`"),
             (r#"{"spread_s": -1}"#, "invalid value"),
             (r#"{"spread_s": 86401}"#, "spread_s = 86401 is not possible: 0 to 86400"),

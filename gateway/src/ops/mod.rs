@@ -1,9 +1,10 @@
-//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/connections/worst`, `/backup`, and the signals that end the process.
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/connections/worst`, `/backup`, `/drain`, and the signals that end the process.
 //!
 //! Owns one thread with a single-threaded runtime, away from the data path. Never touches a session or storage:
-//! it sees them through a [`Snapshot`], and asks for the worst connections, a backup or the end through callbacks.
+//! it sees them through a [`Snapshot`], and asks for the worst connections, a backup, a drain or the end through callbacks.
 
 mod backup;
+mod drain;
 mod process;
 mod text;
 mod worst;
@@ -26,6 +27,7 @@ use tracing::{error, info};
 
 use self::backup::Busy;
 pub use self::backup::{Refusal, TakeBackup};
+pub use self::drain::{DrainProgress, DrainRequest, Drains, DrainsArc, FINISH_S_DEFAULT};
 pub use self::process::{cpu_seconds, resident_bytes};
 pub use self::text::Snapshot;
 pub use self::worst::FindWorst;
@@ -41,8 +43,21 @@ pub enum Phase {
     Starting = 0,
     /// Serving.
     Ready = 1,
-    /// Telling clients to go.
+    /// Telling clients to go, for operators want it: it stays, and may be ready again.
     Draining = 2,
+    /// Telling clients to go, and ending.
+    Leaving = 3,
+}
+
+impl Phase {
+    fn of(number: u8) -> Self {
+        match number {
+            0 => Self::Starting,
+            1 => Self::Ready,
+            2 => Self::Draining,
+            _ => Self::Leaving,
+        }
+    }
 }
 
 /// The phase, shared between the server, which sets it, and the operators' port, which tells it.
@@ -55,14 +70,19 @@ impl Readiness {
         self.0.store(phase as u8, Ordering::Release);
     }
 
+    /// Moves on to `phase`, if it is where it is thought to be.
+    ///
+    /// # Errors
+    /// Where it is instead.
+    pub fn pass(&self, from: Phase, to: Phase) -> Result<(), Phase> {
+        let passed = self.0.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
+        passed.map(|_| ()).map_err(Phase::of)
+    }
+
     /// Where the process is.
     #[must_use]
     pub fn get(&self) -> Phase {
-        match self.0.load(Ordering::Acquire) {
-            0 => Phase::Starting,
-            1 => Phase::Ready,
-            _ => Phase::Draining,
-        }
+        Phase::of(self.0.load(Ordering::Acquire))
     }
 }
 
@@ -81,6 +101,8 @@ pub struct OpsSetup {
     pub backup: TakeBackup,
     /// Called for `/connections/worst`.
     pub worst: FindWorst,
+    /// Called for `/drain`.
+    pub drains: DrainsArc,
     /// Called once, on this thread, at the first SIGTERM or SIGINT. Must return soon and not block.
     pub shutdown: Box<dyn FnOnce() + Send>,
 }
@@ -98,7 +120,7 @@ impl Ops {
     /// # Errors
     /// The socket cannot listen, or the thread or its runtime cannot start.
     pub fn spawn(setup: OpsSetup) -> io::Result<Self> {
-        let OpsSetup { socket, readiness, snapshot, backup, worst, shutdown } = setup;
+        let OpsSetup { socket, readiness, snapshot, backup, worst, drains, shutdown } = setup;
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
         let listener = std::net::TcpListener::from(socket);
@@ -110,7 +132,7 @@ impl Ops {
             [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
         };
         let (stop, stopped) = oneshot::channel();
-        let router = router(Shared { readiness, snapshot, backup, worst, busy: Busy::default() });
+        let router = router(Shared { readiness, snapshot, backup, worst, drains, busy: Busy::default() });
         let thread = thread::Builder::new().name("ops".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::spawn(await_signal(signals, shutdown));
@@ -166,6 +188,7 @@ struct Shared {
     snapshot: TakeSnapshot,
     backup: TakeBackup,
     worst: FindWorst,
+    drains: DrainsArc,
     busy: Busy,
 }
 
@@ -176,6 +199,7 @@ fn router(shared: Shared) -> Router {
         .route("/readyz", get(readyz))
         .route("/connections/worst", get(worst::handle))
         .route("/backup", post(backup::handle))
+        .route("/drain", get(drain::progress).post(drain::begin).delete(drain::abort))
         .with_state(shared)
 }
 
@@ -188,7 +212,8 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
     match shared.readiness.get() {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
         Phase::Ready => (StatusCode::OK, "ready\n"),
-        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        Phase::Leaving => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
     }
 }
 
@@ -196,6 +221,23 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 mod tests {
     use super::*;
     use crate::reactor::worst::Worst;
+
+    /// Nobody asks for one.
+    struct NoDrains;
+
+    impl Drains for NoDrains {
+        fn begin(&self, _: DrainRequest) -> Result<DrainProgress, Refusal> {
+            unreachable!("nobody asks for one")
+        }
+
+        fn progress(&self) -> DrainProgress {
+            DrainProgress::default()
+        }
+
+        fn abort(&self) -> Result<DrainProgress, Refusal> {
+            unreachable!("nobody asks for it")
+        }
+    }
 
     #[test]
     fn readiness_follows_the_phase() {
@@ -207,7 +249,8 @@ mod tests {
         let backup: TakeBackup = Arc::new(|_, _| unreachable!("nobody asks for one"));
         let worst: FindWorst = Arc::new(|count, _| (count == 7).then(Worst::default));
         let (socket, shutdown) = (ports.ops, Box::new(|| ()));
-        let setup = OpsSetup { socket, readiness: readiness.clone(), snapshot, backup, worst, shutdown };
+        let drains = Arc::new(NoDrains);
+        let setup = OpsSetup { socket, readiness: readiness.clone(), snapshot, backup, worst, drains, shutdown };
         let ops = Ops::spawn(setup).expect("a thread");
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let get = |path: &str| {
@@ -217,8 +260,12 @@ mod tests {
         assert_eq!(get("/readyz"), (503, "starting\n".to_owned()));
         readiness.set(Phase::Ready);
         assert_eq!(get("/readyz"), (200, "ready\n".to_owned()));
-        readiness.set(Phase::Draining);
+        readiness.pass(Phase::Ready, Phase::Draining).expect("it was ready");
+        assert_eq!(get("/readyz"), (503, "draining\n".to_owned()));
+        readiness.set(Phase::Leaving);
+        assert_eq!(readiness.pass(Phase::Draining, Phase::Ready), Err(Phase::Leaving));
         assert_eq!(get("/readyz"), (503, "shutting down\n".to_owned()));
+        assert_eq!(get("/drain"), (200, "{\"draining\":false,\"since_ms\":0,\"told\":0,\"connected\":0}\n".to_owned()));
         assert_eq!(get("/healthz").0, 200);
         assert_eq!(get("/backup").0, 405);
         assert_eq!(get("/connections/worst?count=7"), (200, "{\"connections\":[],\"unanswered\":[]}\n".to_owned()));
@@ -249,7 +296,9 @@ mod tests {
         });
         let worst: FindWorst = Arc::new(|_, _| None);
         let shutdown = Box::new(|| ());
-        let setup = OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, backup, worst, shutdown };
+        let drains = Arc::new(NoDrains);
+        let setup =
+            OpsSetup { socket: ports.ops, readiness: readiness.clone(), snapshot, backup, worst, drains, shutdown };
         let ops = Ops::spawn(setup).expect("a thread");
         let url = format!("http://{}/backup", ops.address());
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();

@@ -60,6 +60,8 @@ snapshot! {
     gauge "culver_unsent_bytes" unsent_bytes "Bytes that sockets have not taken";
     counter "culver_slow_readers" slow_readers "Connections ended because they do not read";
     counter "culver_keep_alive_timeouts" keep_alive_timeouts "Connections ended because nothing was heard of them";
+    counter "culver_goaways" goaways "Clients asked to go";
+    gauge "culver_draining" draining "1 where clients are asked to go and the server stays";
     counter "culver_log_reads" log_reads "Pages read from the log for delivery";
     counter "culver_turns" turns "Turns of the event loops";
     counter "culver_wakeups" wakeups "Times a sleeping thread was woken by another";
@@ -162,6 +164,8 @@ mod tests {
             "culver_unsent_bytes 0",
             "culver_slow_readers_total 0",
             "culver_keep_alive_timeouts_total 0",
+            "culver_goaways_total 0",
+            "culver_draining 0",
             "culver_log_reads_total 0",
             "culver_turns_total 0",
             "culver_parked_commands 0",

@@ -193,7 +193,7 @@ fn tell(
             session.logged_in(cursor, reset, gap, siblings, incarnation, out);
         }
         EffectKind::Refused { code, retry_after_ms } => {
-            session.end_until(code, retry_after_ms, out);
+            session.end_with(code, retry_after_ms, out);
             told.over = true;
         }
         EffectKind::Accepted { accepted, skips } => session.write_accepted(&accepted, skips, out),

@@ -86,14 +86,6 @@ pub struct Listener {
     is_watched: bool,
 }
 
-/// What accepted sockets inherit of a listener, and how its own queue behaves: the same for those opened here and those
-/// handed over.
-fn set_options(listener: &Socket) -> io::Result<()> {
-    // Small records leave at once.
-    listener.set_tcp_nodelay(true)?;
-    defer_accept(listener.as_fd(), SILENT_S)
-}
-
 impl Listener {
     /// Opens a listening socket; several can share `address`, which names a port (a socket that steps back keeps only a
     /// port that it had asked for). What it accepts treats its peer as `peers` says.
@@ -105,24 +97,23 @@ impl Listener {
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
-        set_options(&socket, peers)?;
         socket.bind(&address.into())?;
-        Self::listen(socket, group, false)
+        Self::listen(socket, group, peers, false)
     }
 
     /// A socket that was handed over and listens already: [`crate::inherited`] has checked it.
     ///
     /// # Errors
     /// Those of listen(2) and setsockopt(2).
-    pub fn inherit(socket: OwnedFd, group: Arc<Group>) -> io::Result<Self> {
-        Self::listen(Socket::from(socket), group, true)
+    pub fn inherit(socket: OwnedFd, group: Arc<Group>, peers: &Peers) -> io::Result<Self> {
+        Self::listen(Socket::from(socket), group, peers, true)
     }
 
     /// Listens, or does so with a queue as long as ours from now on.
-    fn listen(socket: Socket, group: Arc<Group>, is_inherited: bool) -> io::Result<Self> {
+    fn listen(socket: Socket, group: Arc<Group>, peers: &Peers, is_inherited: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
-        set_options(&socket)?;
+        set_options(&socket, peers)?;
         group.join();
         let socket = TcpListener::from_std(socket.into());
         Ok(Self { socket, group, is_inherited, is_listening: true, is_watched: false })
@@ -276,12 +267,12 @@ mod tests {
         let expected = (true, Some(Duration::from_secs(77)), 48 * 1024);
         let _one = speak(address).expect("the first listens");
         let accepted = first.accept().expect("accept4 works").expect("it has spoken");
-        assert_eq!(options(&accepted), expected);
+        assert_eq!(options(&accepted.0), expected);
         // And when it listens again.
         second.step_forward(&poll, TOKEN).expect("listen works");
         first.step_back(&poll).expect("shutdown works");
         let _other = speak(address).expect("the second listens");
-        assert_eq!(options(&second.accept().expect("accept4 works").expect("it has spoken")), expected);
+        assert_eq!(options(&second.accept().expect("accept4 works").expect("it has spoken").0), expected);
     }
 
     #[test]
@@ -317,7 +308,7 @@ mod tests {
         let (poll, group) = (Poll::new().expect("a poll"), Arc::new(Group::default()));
         let inherit = || {
             let copy = hold.try_clone().expect("a descriptor");
-            Listener::inherit(copy.into(), Arc::clone(&group)).expect("it listens")
+            Listener::inherit(copy.into(), Arc::clone(&group), &PEERS).expect("it listens")
         };
         let (mut first, second) = (inherit(), inherit());
         first.step_back(&poll).expect("nothing to do");

@@ -14,6 +14,7 @@ mod effects;
 pub mod entering;
 pub mod hubs;
 pub mod listener;
+pub mod parting;
 mod serve;
 mod shedding;
 pub mod socket;
@@ -34,11 +35,12 @@ use culver_protocol::id::Incarnation;
 use culver_storage::topology::{HubId, Topology};
 
 use self::admission::Admission;
-use self::buffers::{Buffers, NO_BUFFER};
+use self::buffers::Buffers;
 use self::ciphers::Ciphers;
 use self::connection::{Connection, Life};
 use self::entering::Entering;
 use self::hubs::{Hubs, ToHub};
+use self::parting::Parting;
 use self::shedding::Shedding;
 use self::socket::Socket;
 use self::timer::Wheel;
@@ -85,6 +87,8 @@ pub struct Bounds {
     /// Connections looked at in one turn because their time has come: ten thousand that never log in all run out at
     /// once.
     pub due_a_turn: usize,
+    /// Connections looked at in one turn to ask their clients to go, or to end them.
+    pub partings_a_turn: usize,
     /// Unsent bytes beyond which a connection is not read any more, and is ended where the server itself has more to
     /// say.
     pub unsent_len: usize,
@@ -106,6 +110,7 @@ impl Default for Bounds {
             effects_a_turn: 8192,
             pages_a_turn: 16,
             due_a_turn: 16,
+            partings_a_turn: 64,
             unsent_len: 256 * 1024,
             unsent_all_len: 64 << 20,
             receipt_wait_us: 15_000,
@@ -215,8 +220,12 @@ pub struct Reactor<S> {
     wall_ms: u64,
     /// Seconds from the first turn to this one. The wheel follows at the turn's end.
     now: u32,
-    /// Since when the server leaves.
-    leaving_since_us: Option<u64>,
+    /// Clients are asked to go.
+    parting: Option<Parting>,
+    /// The server leaves.
+    is_leaving: bool,
+    /// The first connection that was found to have unsent bytes, where it is waited for that none has.
+    last_unsent: Option<u32>,
     has_left: bool,
 }
 
@@ -261,7 +270,9 @@ impl<S: Socket> Reactor<S> {
             mono_us: 0,
             wall_ms: 0,
             now: 0,
-            leaving_since_us: None,
+            parting: None,
+            is_leaving: false,
+            last_unsent: None,
             has_left: false,
         }
     }
@@ -281,7 +292,8 @@ impl<S: Socket> Reactor<S> {
     }
 
     /// Takes a connection from this address: its slot, under which its socket is to be watched; what is there already
-    /// counts as news. `None`: there is no room, or too many come at once; it was told so and is closed.
+    /// counts as news. `None`: there is no room, or too many come at once; it was told so and is closed. While clients are
+    /// asked to go it is told to come later.
     pub fn accept(&mut self, socket: S, source: IpAddr) -> Option<u32> {
         if self.is_full() {
             self.turn_away(socket);
@@ -297,6 +309,7 @@ impl<S: Socket> Reactor<S> {
         let login_s = u32::try_from(self.around.config.login_timeout_s).unwrap_or(u32::MAX);
         self.watch(slot, login_s);
         self.counters().connections.add(1);
+        self.turn_back(slot);
         Some(slot)
     }
 
@@ -347,29 +360,13 @@ impl<S: Socket> Reactor<S> {
         }
     }
 
-    /// Asks all clients to go. Once, however often it is said; nobody is to be accepted any more.
-    pub fn leave(&mut self) {
-        if self.leaving_since_us.is_some() {
-            return;
-        }
-        self.leaving_since_us = Some(self.mono_us);
-        let spread_ms = u32::try_from(self.around.config.shutdown.spread_s * 1000).unwrap_or(u32::MAX);
-        let slots: Vec<u32> = self.connections.indexes().collect();
-        for slot in slots {
-            let connection = self.connections.get(slot).expect("just listed");
-            if connection.life == Life::Open {
-                self.write(slot, |session, out| session.write_goaway(spread_ms, out));
-                self.flush_later(slot);
-            }
-        }
-    }
-
     /// The rest of a turn, behind what the sockets had: connections put aside, what hubs say, time; then everything
     /// goes out.
     pub fn end_turn(&mut self) {
         self.read_again();
         self.take_effects();
         self.tick();
+        self.go_on_parting();
         self.look_whether_left();
         self.post_pending();
         self.flush_due();
@@ -393,12 +390,13 @@ impl<S: Socket> Reactor<S> {
             || self.hubs.have_effects()
             || (self.stalled && self.hubs.wait_for_room())
             || self.hubs.wait_for_posting();
-        if busy {
+        let parting = self.parting_wait();
+        if busy || parting == Some(Wait::Not) {
             return Wait::Not;
         }
         let longest = if !self.due.is_empty() {
             Duration::from_micros(DUE_PACE_US)
-        } else if self.leaving_since_us.is_some() {
+        } else if self.is_leaving {
             LEAVING_TICK
         } else {
             TICK
@@ -407,13 +405,14 @@ impl<S: Socket> Reactor<S> {
         let refusal_us = self.entering.due_us().map(|due_us| due_us.saturating_sub(self.mono_us));
         let entering_us = self.entering.sockets_wait().then_some(ENTERING_PACE_US);
         let times = [receipts_us, refusal_us, entering_us].into_iter().flatten().map(Duration::from_micros);
+        let longest = if let Some(Wait::For(time)) = parting { longest.min(time) } else { longest };
         Wait::For(times.fold(longest, Duration::min))
     }
 
     /// Whether nothing is lost by reading sockets a little less often: a hub gathers, and had commands lately. Asked
     /// once, where there is nothing to do.
     pub fn take_gathering(&mut self) -> bool {
-        self.leaving_since_us.is_none() && self.hubs.gather() && std::mem::take(&mut self.had_commands)
+        !self.is_leaving && self.hubs.gather() && std::mem::take(&mut self.had_commands)
     }
 
     /// Whether the server leaves and everything has been answered and written, or the time for it is over.
@@ -426,6 +425,13 @@ impl<S: Socket> Reactor<S> {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Connections that are served, or may be. Counted one by one: for checks.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        let is_open = |slot: &u32| self.connections.get(*slot).is_some_and(|connection| connection.life == Life::Open);
+        self.connections.indexes().filter(is_open).count()
     }
 
     /// Buffers that connections hold.
@@ -528,25 +534,6 @@ impl<S: Socket> Reactor<S> {
     fn watch(&mut self, slot: u32, seconds: u32) {
         let due = self.now.saturating_add(seconds).saturating_add(1);
         self.wheel.insert(&mut self.connections, slot, due - self.wheel.now());
-    }
-
-    /// Before this turn's records are written: who was asked to go has time to read that until the next.
-    fn look_whether_left(&mut self) {
-        let Some(since_us) = self.leaving_since_us else { return };
-        let flush_us = self.around.config.shutdown.flush_s.saturating_mul(1_000_000);
-        let overdue = self.mono_us - since_us > flush_us;
-        let owed = self.hubs.owed() > 0 || self.hubs.have_effects();
-        let unsent = self.connections.indexes().any(|slot| {
-            self.connections
-                .get(slot)
-                .is_some_and(|connection| connection.life != Life::Closed && connection.outgoing != NO_BUFFER)
-        });
-        if overdue && (owed || unsent) {
-            tracing::warn!(replies_owed = self.hubs.owed(), "not everything could be written before the time was over");
-        }
-        // Those too are told, and no sooner than always.
-        let unrefused = self.entering.due_us().is_some();
-        self.has_left = overdue || (!owed && !unsent && !unrefused);
     }
 }
 

@@ -245,8 +245,8 @@ impl<S: Socket> Reactor<S> {
             let connection = self.connections.get(*slot);
             connection.is_some_and(|connection| connection.life != Life::Closed && connection.outgoing != NO_BUFFER)
         };
-        self.unsent = self.unsent.filter(is_unsent).or_else(|| self.connections.indexes().find(is_unsent));
-        let unsent = self.unsent.is_some();
+        self.last_unsent = self.last_unsent.filter(is_unsent).or_else(|| self.connections.indexes().find(is_unsent));
+        let unsent = self.last_unsent.is_some();
         if overdue && (owed || unsent) {
             tracing::warn!(replies_owed = self.hubs.owed(), "not everything could be written before the time was over");
         }

@@ -9,7 +9,7 @@ use super::socket::Socket;
 use super::{DUE_PACE_US, ENDING_S, OPENING_LEN_MAX, Reactor, TICK_US};
 use crate::hub::command::Address;
 use crate::session::records::Records;
-use crate::session::{Context, Outcome, Session};
+use crate::session::{Context, Outcome};
 
 impl<S: Socket> Reactor<S> {
     /// A socket has bytes. `closed`: and the peer has finished, so that the end is behind them. Said once, and so every
@@ -107,7 +107,7 @@ impl<S: Socket> Reactor<S> {
         match outcome {
             Outcome::Hungry if self.opening_len > OPENING_LEN_MAX && !greeted && !was_greeted => {
                 let retry_after_ms = self.handshakes.take_place_ms();
-                self.end_with(slot, |session, out| session.end_until(ErrorCode::LoginsBusy, retry_after_ms, out));
+                self.end_with(slot, ErrorCode::LoginsBusy, retry_after_ms);
                 true
             }
             Outcome::Hungry => true,
@@ -345,17 +345,17 @@ impl<S: Socket> Reactor<S> {
     }
 
     pub(super) fn time_out(&mut self, slot: u32, code: ErrorCode) {
-        self.end_with(slot, |session, out| session.end(code, out));
-    }
-
-    /// Ends a connection with what is written now.
-    fn end_with(&mut self, slot: u32, write: impl FnOnce(&mut Session, &mut Records<'_>)) {
-        self.forget_opening(slot);
-        self.write(slot, write);
         let counters = self.counters();
-        counters.errors_sent.add(1);
         counters.slow_readers.add(u64::from(code == ErrorCode::SlowReader));
         counters.keep_alive_timeouts.add(u64::from(code == ErrorCode::KeepAliveTimeout));
+        self.end_with(slot, code, 0);
+    }
+
+    /// Ends a connection with an error that says when to come again; 0: whenever the code says.
+    pub(super) fn end_with(&mut self, slot: u32, code: ErrorCode, retry_after_ms: u32) {
+        self.forget_opening(slot);
+        self.write(slot, |session, out| session.end_with(code, retry_after_ms, out));
+        self.counters().errors_sent.add(1);
         self.flush_later(slot);
         self.end(slot);
     }
@@ -431,7 +431,7 @@ impl<S: Socket> Reactor<S> {
 
     /// Receipts that have waited for long enough. A server that leaves lets none wait.
     pub(super) fn flush_due(&mut self) {
-        let now_us = if self.leaving_since_us.is_some() { u64::MAX } else { self.mono_us };
+        let now_us = if self.is_leaving { u64::MAX } else { self.mono_us };
         while let Some((_, slot, generation)) = self.to_flush_soon.pop_front_if(|(until_us, ..)| *until_us <= now_us) {
             let connection = self.connections.get_mut(slot).filter(|connection| connection.generation == generation);
             // If it is blocked, its socket says when it takes bytes again.

@@ -15,6 +15,7 @@ use crate::hub::effect::EffectKind;
 mod admission;
 mod handshakes;
 mod keep_alives;
+mod partings;
 mod refusals;
 mod world;
 

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam::channel::Receiver;
@@ -14,6 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::alarm::Alarm;
 use super::hubs::ToHub;
 use super::listener::Listener;
+use super::parting::Order;
 use super::worst::Question;
 use super::{Reactor, Surroundings, Wait};
 use crate::clock::{Clock, SystemClock};
@@ -41,21 +42,50 @@ const _: () = assert!(usize::BITS == 64, "a tag has 64 bits");
 
 /// What the server is doing; all reactors' threads watch it.
 #[derive(Debug, Default)]
-pub struct Stage(AtomicU8);
+pub struct Stage {
+    is_leaving: AtomicBool,
+    /// How often the order has changed: who has seen as many has nothing to look for.
+    changes: AtomicU32,
+    /// What clients are asked, where the server stays. Locked only when it changes.
+    order: Mutex<Option<Arc<Order>>>,
+}
 
 impl Stage {
-    const RUNNING: u8 = 0;
-    const LEAVING: u8 = 1;
-
     /// From now on: tell clients to go, answer what is under way, end.
     pub fn leave(&self) {
-        self.0.store(Self::LEAVING, Ordering::Release);
+        self.is_leaving.store(true, Ordering::Release);
     }
 
     /// Whether the server is leaving.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.0.load(Ordering::Acquire) != Self::RUNNING
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
+    /// Ask clients to go, and stay.
+    pub fn drain(&self, order: Order) {
+        self.change(Some(Arc::new(order)));
+    }
+
+    /// Ask nobody any more.
+    pub fn abort_drain(&self) {
+        self.change(None);
+    }
+
+    fn change(&self, order: Option<Arc<Order>>) {
+        let mut place = self.order.lock().expect("a panic ends the process");
+        *place = order;
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    fn has_changed(&self, seen: u32) -> bool {
+        self.changes.load(Ordering::Acquire) != seen
+    }
+
+    /// The order, and how often it has changed until it was this.
+    fn look(&self) -> (u32, Option<Arc<Order>>) {
+        let place = self.order.lock().expect("a panic ends the process");
+        (self.changes.load(Ordering::Acquire), place.clone())
     }
 }
 
@@ -65,6 +95,8 @@ pub struct ReactorThread {
     alarm: Alarm,
     bell: Arc<Doorbell>,
     stage: Arc<Stage>,
+    /// Changes of the stage that it has seen.
+    changes_seen: u32,
     /// `None`: the server leaves.
     listener: Option<Listener>,
     /// Until when it takes no connections, for one could not be had.
@@ -120,6 +152,7 @@ impl ReactorThread {
             alarm,
             bell,
             stage,
+            changes_seen: 0,
             listener,
             paused_until_us: None,
             accepts: 1,
@@ -164,6 +197,8 @@ impl ReactorThread {
                 // Closing it takes it out of the poll.
                 self.listener = None;
                 self.reactor.leave();
+            } else {
+                self.look_at_stage();
             }
             self.reactor.end_turn();
             self.watch_blocked();
@@ -175,11 +210,27 @@ impl ReactorThread {
         }
     }
 
+    /// Does as the operators want it.
+    fn look_at_stage(&mut self) {
+        if self.stage.has_changed(self.changes_seen) {
+            let (changes, order) = self.stage.look();
+            self.changes_seen = changes;
+            match order {
+                Some(order) => self.reactor.drain(&order),
+                None => self.reactor.abort_drain(),
+            }
+        }
+    }
+
     /// Waits for events; not at all where there is something to do already.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         self.bell.announce();
         let wait = if self.more_events || !self.questions.is_empty() { Wait::Not } else { self.reactor.plan_wait() };
-        let wait = if self.stage.is_leaving() && self.listener.is_some() { Wait::Not } else { wait };
+        let has_news = match self.stage.is_leaving() {
+            true => self.listener.is_some(),
+            false => self.stage.has_changed(self.changes_seen),
+        };
+        let wait = if has_news { Wait::Not } else { wait };
         let timeout = match wait {
             Wait::Not => Duration::ZERO,
             Wait::For(longest) => {

@@ -132,7 +132,7 @@ fn begin(number: u16, private_table: bool, inherited: Option<OwnedFd>) -> io::Re
         let Ok((work, bell)) = to_do.recv() else { return Ok(()) };
         let Work { listen, group, hubs, around, stage, running } = work;
         let listener = match inherited {
-            Some(socket) => Listener::inherit(socket, group),
+            Some(socket) => Listener::inherit(socket, group, &around.config.peers),
             None => Listener::open(listen, group, &around.config.peers),
         };
         let listening = listener.and_then(|listener| {

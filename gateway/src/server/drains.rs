@@ -39,11 +39,6 @@ impl Drains {
         Self { visible, metrics, reactors, spread_s, began: Mutex::default() }
     }
 
-    /// The metrics say 1 or 0.
-    pub(super) fn is_draining(&self) -> bool {
-        self.began().is_some()
-    }
-
     fn began(&self) -> MutexGuard<'_, Option<Began>> {
         self.began.lock().expect("a panic ends the process")
     }
@@ -71,7 +66,9 @@ impl ops::Drains for Drains {
         match self.visible.readiness.pass(Phase::Ready, Phase::Draining) {
             Ok(()) => {}
             Err(Phase::Draining) => {
-                return Err(Refusal::conflict("a drain is under way: DELETE /drain ends it, GET /drain says how far it is"));
+                return Err(Refusal::conflict(
+                    "a drain is under way: DELETE /drain ends it, GET /drain says how far it is",
+                ));
             }
             Err(_) => return Err(Refusal::unavailable("the server is starting, or shutting down")),
         }

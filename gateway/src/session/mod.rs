@@ -216,7 +216,7 @@ impl Session {
                 Ok(Step::Entering) => return (taken, Outcome::Entering),
                 Err(code) => {
                     if code == ErrorCode::LoginsBusy {
-                        self.end_until(code, context.handshakes.take_place_ms(), &mut context.out);
+                        self.end_with(code, context.handshakes.take_place_ms(), &mut context.out);
                     } else {
                         self.end(code, &mut context.out);
                     }
@@ -287,31 +287,25 @@ impl Session {
 
     /// Ends the session with an error that the reactor found.
     pub fn end(&mut self, code: ErrorCode, out: &mut Records<'_>) {
+        self.end_with(code, 0, out);
+    }
+
+    /// The same, with the time before which the client must not come again; 0: as always with this error.
+    pub fn end_with(&mut self, code: ErrorCode, retry_after_ms: u32, out: &mut Records<'_>) {
         if self.phase != Phase::Over {
-            self.write_error(code, proto::error::Scope::Connection, &[], out);
+            let mut error = error_message(code, proto::error::Scope::Connection, &[]);
+            if retry_after_ms > 0 {
+                error.retry_after_ms = retry_after_ms;
+            }
+            out.seal_message(RecordType::Error, &error);
             self.phase = Phase::Over;
         }
     }
 
-    /// Ends the session with an error of its hub's: so many milliseconds later the client may come again.
-    pub fn end_until(&mut self, code: ErrorCode, retry_after_ms: u32, out: &mut Records<'_>) {
-        if self.phase != Phase::Over {
-            let error = error_message(code, proto::error::Scope::Connection, &[]);
-            out.seal_message(RecordType::Error, &proto::Error { retry_after_ms, ..error });
-            self.phase = Phase::Over;
-        }
-    }
-
-    /// Asks the client to go and come back later.
-    pub fn write_goaway(&mut self, spread_ms: u32, out: &mut Records<'_>) {
+    /// Asks a client that was greeted to go and come back later.
+    pub fn write_goaway(&mut self, goaway: &proto::Goaway, out: &mut Records<'_>) {
         if self.is_greeted() {
-            let goaway = proto::Goaway {
-                reason: proto::goaway::Reason::Shutdown.into(),
-                reconnect_min_ms: 0,
-                reconnect_max_ms: spread_ms,
-                alternates: Vec::new(),
-            };
-            out.seal_message(RecordType::Goaway, &goaway);
+            out.seal_message(RecordType::Goaway, goaway);
         }
     }
 

@@ -284,7 +284,7 @@ impl Plan {
         Config {
             security,
             keep_alive: KeepAlive { default_s: 10, min_s: 5, max_s: 30 },
-            shutdown: Shutdown { spread_s: 1, flush_s: FLUSH_S },
+            shutdown: Shutdown { away_s: 0, spread_s: 1, flush_s: FLUSH_S },
             ..Config::default()
         }
     }

@@ -65,7 +65,7 @@ fn who_falls_silent_is_ended_and_who_pings_is_not() {
 
 fn sigterm_says_goodbye_and_keeps_everything(layout: Layout) {
     let home = Home::on(layout);
-    home.configure("[shutdown]\nspread_s = 12\n");
+    home.configure("[shutdown]\naway_s = 3\nspread_s = 12\n");
     let server = home.start();
     let (mut one, mut two) = (Peer::online(&home, &server, 1), Peer::online(&home, &server, 2));
     let sent: Vec<u64> = (1..=50).map(|number| one.send_and_wait(2, number, b"kept").message_id).collect();
@@ -76,8 +76,8 @@ fn sigterm_says_goodbye_and_keeps_everything(layout: Layout) {
     server.signal(Signal::TERM);
     let expected = proto::Goaway {
         reason: proto::goaway::Reason::Shutdown.into(),
-        reconnect_min_ms: 0,
-        reconnect_max_ms: 12_000,
+        reconnect_min_ms: 3_000,
+        reconnect_max_ms: 15_000,
         alternates: Vec::new(),
     };
     for peer in [&mut one, &mut two] {

@@ -57,7 +57,7 @@ fn a_user_who_logs_in_too_often_is_told_so_behind_its_welcome(layout: Layout) {
         let mut peer = Peer::connect(server.listen);
         peer.write(&opening(&with(home.token(7))));
         assert!(matches!(peer.next(), Some(Got::Welcome(_))), "the reactor knows nothing of users");
-        peer.write(&record(RecordType::Ping, &proto::Ping { nonce: 1 }));
+        peer.write(&record(RecordType::Ping, &proto::Ping { nonce: 1, ..Default::default() }));
         match peer.next() {
             Some(Got::Error(error)) => break error,
             other => assert!(matches!(other, Some(Got::Pong(1))) && attempts < 100, "{other:?}"),

@@ -13,6 +13,8 @@ mod delivery;
 #[cfg(test)]
 mod devices;
 #[cfg(test)]
+mod drain;
+#[cfg(test)]
 mod home;
 #[cfg(test)]
 mod inherit;

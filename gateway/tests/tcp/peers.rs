@@ -22,7 +22,7 @@ const TURNS: u32 = 12;
 /// Pings whose answers are not read, until the server reads no more or has ended the connection.
 fn pour(peer: &mut Peer, other: &mut Peer) {
     peer.stream.set_nonblocking(true).expect("a socket");
-    let pings = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX }).repeat(PINGS);
+    let pings = record(RecordType::Ping, &proto::Ping { nonce: u64::MAX, ..Default::default() }).repeat(PINGS);
     let (mut from, mut refused) = (0, 0);
     while refused < TURNS {
         match peer.stream.write(pings.get(from..).expect("a write takes no more than there is")) {

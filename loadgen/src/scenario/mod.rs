@@ -16,6 +16,6 @@ pub(crate) mod powercut;
 pub(crate) mod report;
 pub(crate) mod restart;
 pub(crate) mod restarts;
+pub(crate) mod shed;
 pub(crate) mod slow;
 pub(crate) mod storm;
-pub(crate) mod shed;

@@ -162,6 +162,16 @@ impl Default for ClientConfig {
     }
 }
 
+/// A server asks its client to leave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Goaway {
+    /// What it said. Where it names alternates, the application may open the next connection to one of them.
+    pub asked: proto::Goaway,
+    /// When the client leaves, chosen from the span named: a `Disconnect` comes then, and at once a `Connect`. If the
+    /// connection ends earlier, the `Connect` comes no sooner.
+    pub leave_us: u64,
+}
+
 /// What the application learns, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -208,7 +218,7 @@ pub enum Event {
         id: u64,
     },
     /// The server asks to reconnect; the client does so by itself, within the span named.
-    Goaway(proto::Goaway),
+    Goaway(Goaway),
     /// An error the server told; what follows from it, the client does by itself. One that came before there were keys
     /// may be anybody's: it ends no more than the connection.
     ServerError(proto::Error),

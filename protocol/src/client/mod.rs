@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use prost::Message;
 
-pub use self::config::{ClientConfig, ClientError, Credential, Encryption, Event, SavedTicket, Violation};
+pub use self::config::{ClientConfig, ClientError, Credential, Encryption, Event, Goaway, SavedTicket, Violation};
 pub use self::keep_alive::{KeepAliveMemory, NETWORKS_MAX, NetworkId, NetworkMemory};
 pub use crate::handshake::client::ServerKey;
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::link::Trust;
 use super::login::Standing;
-use super::{Client, Event, Next, Phase, SavedTicket, Violation, decode, sixteen};
+use super::{Client, Event, Goaway, Next, Phase, SavedTicket, Violation, decode, sixteen};
 use crate::error::{ErrorClass, ErrorCode};
 use crate::id::{ClientMessageId, ConversationId, ConversationSeq, InboxSeq, Incarnation, MessageId};
 use crate::limits::{VERSION_MAX, VERSION_MIN};
@@ -147,7 +147,7 @@ impl Client {
         let high_us = u64::from(goaway.reconnect_max_ms) * 1000;
         let leave_us = self.now_us.saturating_add(self.jitter.between(low_us, high_us));
         self.link.leave_at(leave_us);
-        self.events.push_back(Event::Goaway(goaway));
+        self.events.push_back(Event::Goaway(Goaway { asked: goaway, leave_us }));
     }
 
     fn handle_error(&mut self, error: proto::Error) {

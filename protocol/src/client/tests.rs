@@ -237,10 +237,16 @@ fn a_refused_ticket_falls_back_to_the_token_and_a_refused_token_to_the_applicati
 #[test]
 fn comes_back_when_the_server_said() {
     let mut client = logged_in();
-    let goaway = proto::Goaway { reconnect_min_ms: 1000, reconnect_max_ms: 3000, ..Default::default() };
+    let alternates = vec!["b.example:7400".to_owned()];
+    let goaway = proto::Goaway { reconnect_min_ms: 1000, reconnect_max_ms: 3000, alternates, ..Default::default() };
     client.handle_bytes(&record(RecordType::Goaway, &goaway), 2);
     let leave_us = client.poll_timeout().expect("a time to leave");
     assert!((1_000_000..=3_000_002).contains(&leave_us), "{leave_us}");
+    assert_eq!(
+        events(&mut client),
+        [Event::Goaway(crate::client::Goaway { asked: goaway, leave_us })],
+        "the application knows when"
+    );
     client.handle_disconnected(3);
     assert_eq!(client.poll_timeout(), Some(leave_us), "closed early: the time stays");
     let mut client = logged_in();
