@@ -5,7 +5,7 @@ use culver::hub::holdings::Holdings;
 use culver::reactor::admission::{LEAD_NS, PLACES_PERCENT};
 
 use crate::net::Wire;
-use crate::server::FLUSH_S;
+use crate::server::{FLUSH_S, Life};
 use crate::world::{End, Party, World};
 
 /// Events before the calm, at least.
@@ -98,13 +98,29 @@ impl World {
             }
         }
         self.stop_attacks();
+        if self.source.chance(500) {
+            self.see_drain_through();
+        }
+        // Who comes from here on is served.
+        self.life.iter_mut().for_each(Life::abort_drain);
         for party in &mut self.parties {
             party.stalled_until_us = 0;
             party.act_at_us = party.act_at_us.min(self.clocks.mono_us.get());
         }
     }
 
+    /// A drain that is under way goes on until it must be over.
+    fn see_drain_through(&mut self) {
+        let until_steps = self.steps + REST_STEPS_MAX;
+        while self.life.as_ref().is_some_and(|life| life.is_within_drain(self.now_us())) {
+            self.step();
+            assert!(self.steps < until_steps, "time passes while a drain goes on: {}", self.stuck());
+        }
+        self.check_leaving();
+    }
+
     fn check_leaving(&self) {
+        self.life.iter().for_each(|life| life.check_drain(self.now_us()));
         let since_us = self.life.as_ref().and_then(|life| life.leaving_since_us);
         if let Some(since_us) = since_us
             && self.now_us() > since_us + LEAVE_MAX_US

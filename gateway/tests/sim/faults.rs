@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use culver::reactor::parting::{Order, Pace};
+use culver_protocol::proto;
 use culver_storage::engine::Engine;
 use culver_storage::log::BLOCK_LEN;
 
@@ -22,10 +24,8 @@ impl World {
         match fault {
             Fault::Kill if self.life.is_some() => self.die(End::Killed),
             Fault::PowerLoss if self.life.is_some() => self.die(End::PowerLoss),
-            Fault::Leave => {
-                let now_us = self.now_us();
-                self.life.iter_mut().for_each(|life| life.leave(now_us));
-            }
+            Fault::Leave => self.ask_to_leave(),
+            Fault::Drain => self.drain(),
             Fault::WriteFails | Fault::SyncFails => self.fail_log(fault == Fault::WriteFails),
             Fault::Cut | Fault::Dark => {
                 let open: Vec<usize> = (0..self.parties.len()).filter(|at| self.parties[*at].wire.is_some()).collect();
@@ -94,11 +94,43 @@ impl World {
         self.trace.event(|| format!("the clock jumps by {by_ms} ms"));
     }
 
+    /// SIGTERM.
+    fn ask_to_leave(&mut self) {
+        let now_us = self.now_us();
+        self.life.iter_mut().for_each(|life| life.leave(now_us));
+    }
+
     fn stall(&mut self) {
         let at = self.source.index(self.parties.len());
         let until_us = self.until_soon();
         self.parties[at].stalled_until_us = until_us;
         self.trace.event(|| format!("  of {} until {} ms", self.parties[at].device.name(), until_us / 1000));
+    }
+
+    /// Operators begin a drain, or end the one that is under way.
+    fn drain(&mut self) {
+        let now_us = self.now_us();
+        let Some(life) = self.life.as_mut().filter(|life| life.leaving_since_us.is_none()) else { return };
+        if life.is_draining() {
+            self.trace.event(|| "  it is ended".to_owned());
+            return life.abort_drain();
+        }
+        let source = &mut self.source;
+        let (spread_us, finish_us) = (source.pick(&[0, 100_000, 3_000_000]), source.pick(&[0, 500_000, 5_000_000]));
+        let connections = source.pick(&[0, 0, 1, 20]);
+        let reactors = u32::try_from(life.reactors.len()).expect("few");
+        let pace = match connections {
+            0 => Pace::Within { spread_us },
+            connections => Pace::PerSecond { connections, reactors },
+        };
+        let goaway = proto::Goaway {
+            reason: proto::goaway::Reason::Drain.into(),
+            reconnect_min_ms: 0,
+            reconnect_max_ms: source.pick(&[0, 1000, 60_000]),
+            alternates: Vec::new(),
+        };
+        self.trace.event(|| format!("  {pace:?}, and who stays is ended after {} ms", finish_us / 1000));
+        life.drain(Order { goaway, pace, finish_us: Some(finish_us) }, now_us);
     }
 
     fn take_room(&mut self) {

@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     PowerLoss,
     /// The server is asked to leave, and starts anew.
     Leave,
+    /// Operators want the clients to go, or want that no more.
+    Drain,
     /// A write to a log fails: the process ends.
     WriteFails,
     /// A sync of a log fails: the process ends.
@@ -68,10 +70,11 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::Kill,
         Self::PowerLoss,
         Self::Leave,
+        Self::Drain,
         Self::WriteFails,
         Self::SyncFails,
         Self::Cut,
@@ -102,7 +105,7 @@ impl Fault {
     fn weight(self) -> u32 {
         match self {
             Self::Kill | Self::PowerLoss | Self::Leave | Self::WriteFails | Self::SyncFails => 1,
-            Self::ClockJump | Self::Probe | Self::Storm => 2,
+            Self::ClockJump | Self::Probe | Self::Storm | Self::Drain => 2,
             Self::Dark | Self::HalfOpen | Self::Cold | Self::Flush | Self::Compact | Self::SpaceLow => 4,
             Self::Impostor | Self::Former | Self::KeysAge => 4,
             Self::Tamper | Self::Replay | Self::Cut | Self::Stall | Self::AppKilled => 8,

@@ -25,6 +25,7 @@ use culver::hub::driver::{Driver, HubPort, Inbox, ReactorPort};
 use culver::mailbox::{self, Doorbell, HubLink};
 use culver::metrics::Metrics;
 use culver::reactor::hubs::ToHub;
+use culver::reactor::parting::{Order, Pace};
 use culver::reactor::{Epochs, Reactor, Surroundings};
 use culver::space::Space;
 use culver_protocol::client::ServerKey;
@@ -48,6 +49,9 @@ use crate::source::Source;
 pub(crate) const INCARNATION: Incarnation = Incarnation(42);
 /// Seconds until unsent bytes are dropped when a server leaves.
 pub(crate) const FLUSH_S: u64 = 5;
+/// A drain may end so much later than it says, for threads are lazy.
+const DRAIN_LATE_US: u64 = 1_000_000;
+
 /// The clocks of the machine. They move only between steps.
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
@@ -169,6 +173,10 @@ pub(crate) struct Life {
     metrics: Arc<Metrics>,
     /// Since when it leaves.
     pub leaving_since_us: Option<u64>,
+    /// What operators have said last of clients that are to go, and how often they have said anything.
+    ordered: (u32, Option<Arc<Order>>),
+    /// By when nobody is served any more.
+    drained_by_us: Option<u64>,
     is_stopping: bool,
     /// What its disks held when it began, and when that was; only where its journal is kept.
     begun_with: Option<(Vec<MemoryEngine>, Now)>,
@@ -265,6 +273,8 @@ impl Life {
             space: Arc::clone(space),
             metrics,
             leaving_since_us: None,
+            ordered: (0, None),
+            drained_by_us: None,
             is_stopping: false,
             begun_with,
             connections_peak: 0,
@@ -274,7 +284,13 @@ impl Life {
     // ---- steps: each says how many events it was ----
 
     pub(crate) fn turn_reactor(&mut self, at: usize, clocks: &Clocks, source: &mut Source) -> u64 {
-        let events = self.reactors[at].turn(clocks, source, self.metrics.reactor(at), self.leaving_since_us.is_some());
+        let events = self.reactors[at].turn(
+            clocks,
+            source,
+            self.metrics.reactor(at),
+            self.leaving_since_us.is_some(),
+            &self.ordered,
+        );
         if self.leaving_since_us.is_some()
             && !self.is_stopping
             && self.reactors.iter().all(|thread| thread.reactor.is_none())
@@ -386,6 +402,59 @@ impl Life {
         }
     }
 
+    /// POST /drain.
+    pub(crate) fn drain(&mut self, order: Order, now_us: u64) {
+        let connections =
+            self.reactors.iter().flat_map(|thread| &thread.reactor).map(Reactor::connections).sum::<usize>();
+        let told_us = match order.pace {
+            Pace::AtOnce => 0,
+            Pace::Within { spread_us } => spread_us,
+            // All may lie with one reactor.
+            Pace::PerSecond { connections: a_second, reactors } => {
+                (connections as u64 + 1) * u64::from(reactors) * 1_000_000 / u64::from(a_second)
+            }
+        };
+        self.drained_by_us = Some(now_us + told_us + order.finish_us.unwrap_or(0) + DRAIN_LATE_US);
+        self.change_order(Some(Arc::new(order)));
+    }
+
+    /// DELETE /drain.
+    pub(crate) fn abort_drain(&mut self) {
+        if self.drained_by_us.take().is_some() {
+            self.change_order(None);
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drained_by_us.is_some()
+    }
+
+    /// Whether one goes on that need not be over.
+    pub(crate) fn is_within_drain(&self, now_us: u64) -> bool {
+        self.leaving_since_us.is_none() && self.drained_by_us.is_some_and(|by_us| by_us >= now_us)
+    }
+
+    fn change_order(&mut self, order: Option<Arc<Order>>) {
+        self.ordered = (self.ordered.0 + 1, order);
+        self.reactors.iter().for_each(|thread| {
+            thread.bell.ring();
+        });
+    }
+
+    /// A drain ends within its bound: who was asked to go has gone, or was ended.
+    pub(crate) fn check_drain(&self, now_us: u64) {
+        let Some(by_us) = self.drained_by_us.filter(|by_us| *by_us < now_us && self.leaving_since_us.is_none()) else {
+            return;
+        };
+        let open: usize = self.reactors.iter().flat_map(|thread| &thread.reactor).map(Reactor::open_connections).sum();
+        assert_eq!(
+            open,
+            0,
+            "a drain ends within its bound: some are still served {} ms later",
+            (now_us - by_us) / 1000
+        );
+    }
+
     /// All threads have ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.is_stopping && self.hubs.iter().all(|hub| hub.driver.is_none())
@@ -458,6 +527,7 @@ fn new_reactor(number: u16, inboxes: &[Arc<Inbox>], bounds: mailbox::Bounds, aro
         backlog: VecDeque::new(),
         gate: Gate::new(around.logins),
         is_listening: true,
+        orders_seen: 0,
     }
 }
 

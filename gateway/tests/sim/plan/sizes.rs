@@ -54,6 +54,7 @@ impl Sizes {
             pages_a_turn: self.pages_a_turn,
             unsent_len: self.unsent_len_max,
             unsent_all_len: self.unsent_all_len,
+            partings_a_turn: self.reads_a_turn,
             ..reactor::Bounds::default()
         }
     }

@@ -12,6 +12,7 @@ use culver::clock::Clock;
 use culver::hub::driver::{Disk, Driver, Inbox};
 use culver::mailbox::{Doorbell, HubLink, Link};
 use culver::metrics::{Counters, Metrics};
+use culver::reactor::parting::Order;
 use culver::reactor::{Reactor, Wait};
 use culver_storage::batch::{Batch, BatchNumber};
 use culver_storage::reader::{Read, ReadResult};
@@ -77,6 +78,8 @@ pub(crate) struct ReactorThread {
     pub(super) backlog: VecDeque<(Wire, (SimSocket, IpAddr))>,
     pub(super) gate: Gate,
     pub(super) is_listening: bool,
+    /// What operators have said that it has heard.
+    pub(super) orders_seen: u32,
 }
 
 impl ReactorThread {
@@ -103,7 +106,14 @@ impl ReactorThread {
         self.is_listening
     }
 
-    pub(super) fn turn(&mut self, clocks: &Clocks, source: &mut Source, counters: &Counters, is_leaving: bool) -> u64 {
+    pub(super) fn turn(
+        &mut self,
+        clocks: &Clocks,
+        source: &mut Source,
+        counters: &Counters,
+        is_leaving: bool,
+        ordered: &(u32, Option<Arc<Order>>),
+    ) -> u64 {
         let now_us = clocks.mono_us.get();
         let had_edges = self.has_edges();
         let overslept = self.sleep.wake() && !had_edges;
@@ -150,6 +160,12 @@ impl ReactorThread {
             self.is_listening = false;
             self.backlog.clear();
             reactor.leave();
+        } else if self.orders_seen != ordered.0 {
+            self.orders_seen = ordered.0;
+            match &ordered.1 {
+                Some(order) => reactor.drain(order),
+                None => reactor.abort_drain(),
+            }
         }
         reactor.end_turn();
         reactor.check_unsent();
