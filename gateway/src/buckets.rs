@@ -64,6 +64,20 @@ impl Limit {
         Self { parts, burst: self.burst.div_ceil(parts), ..self }
     }
 
+    /// So many times as fast, and at once what comes in so many milliseconds: one at least.
+    #[must_use]
+    pub fn times(self, times: u32, burst_ms: u32) -> Self {
+        let per_s = self.per_s.saturating_mul(times).min(RATE_MAX);
+        let burst = u64::from(per_s) * u64::from(burst_ms) / 1000 / u64::from(self.parts);
+        Self { per_s, burst: u32::try_from(burst).map_or(RATE_MAX, |burst| burst.clamp(1, RATE_MAX)), ..self }
+    }
+
+    /// How many come in so many milliseconds, a part of one counted whole.
+    #[must_use]
+    pub fn in_ms(self, ms: u64) -> u64 {
+        (ms * NS_PER_MS).div_ceil(self.interval_ns().max(1))
+    }
+
     /// How many may come at once.
     #[must_use]
     pub fn burst(self) -> u32 {

@@ -38,6 +38,16 @@ pub const SOURCES_MAX: usize = 16_384;
 const SHARED: usize = 256;
 /// Sources looked at with every connection: more than it can add.
 const SWEPT_EACH: usize = 2;
+/// Connections are taken out of the listener's queue so many times as fast as logins may come: each is let in or told a
+/// time, and that too costs those who are connected. The rest wait in the kernel, which costs nobody anything.
+const TAKEN_EACH_LOGIN: u32 = 2;
+/// So much of that is taken at once.
+const TAKEN_AT_ONCE_MS: u32 = 10;
+/// Nobody waits in the queue for longer than this: beyond it the kernel lets clients knock again. What is longer is
+/// full of clients that have given up, and they are served before those that have not.
+const QUEUE_MS: u64 = 2_000;
+/// Shortest and longest queue.
+const QUEUE: (u64, u64) = (128, 65_535);
 /// Who finds no room for a connection is told to come again within these times: nobody knows when somebody leaves.
 const WITHOUT_ROOM_MS: (u64, u64) = (5_000, 30_000);
 
@@ -157,6 +167,9 @@ struct Everybody {
     limit: Limit,
     level: Level,
     calendar: Calendar,
+    /// Of those that are taken out of the queue, let in or not.
+    taking: Limit,
+    taken: Level,
 }
 
 /// What is known of sources.
@@ -215,13 +228,35 @@ impl Admission {
     /// Nobody has come yet. `seed`: whatever nobody else knows.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
-        let everybody = |limit| Everybody { limit, level: Level::default(), calendar: Calendar::new(limit) };
+        let everybody = |limit| Everybody {
+            limit,
+            level: Level::default(),
+            calendar: Calendar::new(limit),
+            taking: taking(limit),
+            taken: Level::default(),
+        };
         let mut dice = Dice(seed);
         let key = dice.next();
         Self {
             everybody: limits.all.map(everybody),
             sources: limits.source.map(|limit| Sources::new(limit, key)),
             dice,
+        }
+    }
+
+    /// For how long no connection is to be taken out of the queue, in microseconds; `None`: one may be.
+    #[must_use]
+    pub fn pause_us(&self, now_us: u64) -> Option<u64> {
+        let now_ns = now_us.saturating_mul(1000).min(NOW_NS_MAX);
+        let Everybody { taking, taken, .. } = self.everybody?;
+        taken.at(now_ns, taking).wait_ns(now_ns, taking).map(|wait_ns| wait_ns.div_ceil(1000))
+    }
+
+    /// One has been taken out of the queue.
+    pub fn note_taken(&mut self, now_us: u64) {
+        let now_ns = now_us.saturating_mul(1000).min(NOW_NS_MAX);
+        if let Some(Everybody { taking, taken, .. }) = &mut self.everybody {
+            *taken = taken.at(now_ns, *taking).charged(*taking);
         }
     }
 
@@ -239,7 +274,7 @@ impl Admission {
             return Err(Refused::Source(wait_ms(wait_ns + self.dice.below(spread_ns))));
         }
         let Some(everybody) = &mut self.everybody else { return Ok(()) };
-        let Everybody { limit, level, calendar } = everybody;
+        let Everybody { limit, level, calendar, .. } = everybody;
         *level = level.at(now_ns, *limit);
         if level.wait_ns(now_ns, *limit).is_none() {
             *level = level.charged(*limit);
@@ -271,6 +306,18 @@ impl Admission {
     pub fn sources(&self) -> usize {
         self.sources.as_ref().map_or(0, |sources| sources.known.len())
     }
+}
+
+fn taking(limit: Limit) -> Limit {
+    limit.times(TAKEN_EACH_LOGIN, TAKEN_AT_ONCE_MS)
+}
+
+/// How many connections may wait in the queue of a listener for whom these are the limits.
+#[must_use]
+pub fn queue_len(limits: Limits) -> i32 {
+    let (least, most) = QUEUE;
+    let len = limits.all.map_or(most, |limit| taking(limit).in_ms(QUEUE_MS).clamp(least, most));
+    i32::try_from(len).expect("the longest fits")
 }
 
 fn wait_ms(wait_ns: u64) -> u32 {

@@ -18,9 +18,6 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::config::Peers;
 use crate::sys::{defer_accept, epoll_of};
 
-/// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 65_535;
-
 /// Seconds for which the kernel keeps a connection to itself until its client, who speaks first, has said something:
 /// so a login wakes its reactor once and not twice, and who says nothing costs a reactor nothing until then.
 const SILENT_S: i32 = 1;
@@ -80,6 +77,8 @@ impl Group {
 pub struct Listener {
     socket: TcpListener,
     group: Arc<Group>,
+    /// Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn.
+    queue_len: i32,
     /// Somebody else has it too, and its queue outlives this process: it never stops to listen.
     is_inherited: bool,
     is_listening: bool,
@@ -88,35 +87,41 @@ pub struct Listener {
 
 impl Listener {
     /// Opens a listening socket; several can share `address`, which names a port (a socket that steps back keeps only a
-    /// port that it had asked for). What it accepts treats its peer as `peers` says.
+    /// port that it had asked for). What it accepts treats its peer as `peers` says, and
+    /// so many may wait to be accepted.
     ///
     /// # Errors
     /// Those of socket(2), bind(2) and listen(2).
-    pub fn open(address: SocketAddr, group: Arc<Group>, peers: &Peers) -> io::Result<Self> {
+    pub fn open(address: SocketAddr, group: Arc<Group>, peers: &Peers, queue_len: i32) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
-        Self::listen(socket, group, peers, false)
+        Self::listen(socket, group, (peers, queue_len), false)
     }
 
     /// A socket that was handed over and listens already: [`crate::inherited`] has checked it.
     ///
     /// # Errors
     /// Those of listen(2) and setsockopt(2).
-    pub fn inherit(socket: OwnedFd, group: Arc<Group>, peers: &Peers) -> io::Result<Self> {
-        Self::listen(Socket::from(socket), group, peers, true)
+    pub fn inherit(socket: OwnedFd, group: Arc<Group>, peers: &Peers, queue_len: i32) -> io::Result<Self> {
+        Self::listen(Socket::from(socket), group, (peers, queue_len), true)
     }
 
     /// Listens, or does so with a queue as long as ours from now on.
-    fn listen(socket: Socket, group: Arc<Group>, peers: &Peers, is_inherited: bool) -> io::Result<Self> {
+    fn listen(
+        socket: Socket,
+        group: Arc<Group>,
+        (peers, queue_len): (&Peers, i32),
+        is_inherited: bool,
+    ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        socket.listen(BACKLOG)?;
+        socket.listen(queue_len)?;
         set_options(&socket, peers)?;
         group.join();
         let socket = TcpListener::from_std(socket.into());
-        Ok(Self { socket, group, is_inherited, is_listening: true, is_watched: false })
+        Ok(Self { socket, group, queue_len, is_inherited, is_listening: true, is_watched: false })
     }
 
     /// The next connection, if there is one, and the address that it comes from.
@@ -145,7 +150,7 @@ impl Listener {
     /// Those of listen(2) and epoll_ctl(2).
     pub fn step_forward(&mut self, poll: &Poll, token: Token) -> io::Result<()> {
         if !self.is_listening {
-            rustix::net::listen(&self.socket, BACKLOG)?;
+            rustix::net::listen(&self.socket, self.queue_len)?;
             self.is_listening = true;
             self.group.join();
         }
@@ -236,7 +241,7 @@ mod tests {
         hold.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
         let address = hold.local_addr().expect("bound").as_socket().expect("an IP address");
         let group = Arc::new(Group::default());
-        let open = || Listener::open(address, Arc::clone(&group), &PEERS).expect("the port is shared");
+        let open = || Listener::open(address, Arc::clone(&group), &PEERS, 128).expect("the port is shared");
         (address, open(), open())
     }
 
@@ -308,7 +313,7 @@ mod tests {
         let (poll, group) = (Poll::new().expect("a poll"), Arc::new(Group::default()));
         let inherit = || {
             let copy = hold.try_clone().expect("a descriptor");
-            Listener::inherit(copy.into(), Arc::clone(&group), &PEERS).expect("it listens")
+            Listener::inherit(copy.into(), Arc::clone(&group), &PEERS, 128).expect("it listens")
         };
         let (mut first, second) = (inherit(), inherit());
         first.step_back(&poll).expect("nothing to do");

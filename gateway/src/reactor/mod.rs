@@ -295,6 +295,7 @@ impl<S: Socket> Reactor<S> {
     /// counts as news. `None`: there is no room, or too many come at once; it was told so and is closed. While clients are
     /// asked to go it is told to come later.
     pub fn accept(&mut self, socket: S, source: IpAddr) -> Option<u32> {
+        self.admission.note_taken(self.mono_us);
         if self.is_full() {
             self.turn_away(socket);
             return None;
@@ -311,6 +312,12 @@ impl<S: Socket> Reactor<S> {
         self.counters().connections.add(1);
         self.turn_back(slot);
         Some(slot)
+    }
+
+    /// For how long connections are to be left in the listener's queue, in microseconds; `None`: they are not.
+    #[must_use]
+    pub fn leaves_in_queue_us(&self) -> Option<u64> {
+        self.admission.pause_us(self.mono_us)
     }
 
     /// By what the socket in a slot is to be watched: the slot and which of its connections it is. `None`: the slot is empty.

@@ -99,7 +99,7 @@ pub struct ReactorThread {
     changes_seen: u32,
     /// `None`: the server leaves.
     listener: Option<Listener>,
-    /// Until when it takes no connections, for one could not be had.
+    /// Until when it takes no connections, for one could not be had, or as many were taken as may be.
     paused_until_us: Option<u64>,
     /// Connections accepted in one turn: more and more while there are some in every turn. So none is asked for in
     /// vain where they come one by one.
@@ -240,6 +240,8 @@ impl ReactorThread {
                 longest
             }
         };
+        let paused_us = self.paused_until_us.map(|until_us| until_us.saturating_sub(self.reactor.mono_us()));
+        let timeout = paused_us.map_or(timeout, |paused_us| timeout.min(Duration::from_micros(paused_us)));
         let polled = self.poll.poll(events, Some(timeout));
         self.bell.withdraw();
         match polled {
@@ -283,6 +285,11 @@ impl ReactorThread {
         for _ in 0..self.accepts {
             if self.reactor.is_full() {
                 self.change_listener(Listener::step_back); // the others may have room by now
+            }
+            if let Some(pause_us) = self.reactor.leaves_in_queue_us() {
+                self.change_listener(Listener::pause);
+                self.paused_until_us = Some(self.reactor.mono_us().saturating_add(pause_us));
+                return;
             }
             let Some(listener) = &self.listener else { return };
             let (stream, source) = match listener.accept() {

@@ -17,6 +17,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use mio::Poll;
 
 use super::Surroundings;
+use super::admission;
 use super::alarm::Alarm;
 use super::hubs::ToHub;
 use super::listener::{Group, Listener};
@@ -131,9 +132,10 @@ fn begin(number: u16, private_table: bool, inherited: Option<OwnedFd>) -> io::Re
         tell(&told, Ok(()))?;
         let Ok((work, bell)) = to_do.recv() else { return Ok(()) };
         let Work { listen, group, hubs, around, stage, running } = work;
+        let (peers, queue_len) = (&around.config.peers, admission::queue_len(around.logins));
         let listener = match inherited {
-            Some(socket) => Listener::inherit(socket, group, &around.config.peers),
-            None => Listener::open(listen, group, &around.config.peers),
+            Some(socket) => Listener::inherit(socket, group, peers, queue_len),
+            None => Listener::open(listen, group, peers, queue_len),
         };
         let listening = listener.and_then(|listener| {
             ReactorThread::new(Parts { number, poll, alarm, bell, listener, hubs, around, stage, questions })
