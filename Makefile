@@ -15,7 +15,7 @@ ROUNDS ?= 300
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test demo bench density-1m density-record density-most fuzz sim soak powercut crash-points env
+.PHONY: help run test demo bench density-1m density-record density-most storm-500k fuzz sim soak powercut crash-points env
 
 help: ## this list
 	@echo 'Culver, a messaging gateway. The first build compiles RocksDB: 12 to 30 minutes on two cores, once.'
@@ -48,6 +48,11 @@ density-record: ## 2,277,846 connections, one more than WhatsApp held in 2012, i
 
 density-most: ## as many as fit: CONNECTIONS=2600000
 	@$(DENSITY) density-most '$(CONNECTIONS)' --slope-from 100000 $(HELD)
+
+storm-500k: ## 500,000 connections that are lost at once and come back, beside pairs that talk; both ends here
+	@SCENARIO=storm SUITE=chacha20 REGISTER=1 SETTINGS='[logins]\nper_s = 6000\n' $(DENSITY) storm-500k 500000 --rounds 1 \
+	  --calm 20s --crowd-nice 19 --back-within 10m --logins-per-s-min 5000 --wait-ratio-max 2 --p99-ratio-max 2 --slack-ms 1 \
+	  --leave 60s --rss-ratio-max 1.2 $(ARGS)
 
 fuzz: ## every decoder under the fuzzer, FUZZ_SECONDS=600 each, or FUZZ_RUNS=10000000
 	@scripts/setup test
