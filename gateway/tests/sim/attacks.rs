@@ -222,11 +222,10 @@ impl World {
 
     fn attack(&mut self, mind: Mind) {
         let source = self.any_source();
-        let Some(life) = &mut self.life else { return };
+        let Some(listener) = self.any_listener() else { return };
         let size = (65_536, 65_536);
         let (wire, socket) = Wire::new(Buffers { to_server: size, to_client: size });
-        let reactor = self.source.index(life.reactors.len());
-        if !life.connect(reactor, wire.clone(), (socket, source)) {
+        if !listener.connect(wire.clone(), (socket, source), self.now_us()) {
             return;
         }
         self.wires.push(wire.clone());

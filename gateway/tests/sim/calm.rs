@@ -120,7 +120,10 @@ impl World {
     }
 
     fn check_leaving(&self) {
-        self.life.iter().for_each(|life| life.check_drain(self.now_us()));
+        if let Some(life) = &self.life {
+            life.check_drain(self.now_us());
+            life.check_waiting(self.now_us());
+        }
         let since_us = self.life.as_ref().and_then(|life| life.leaving_since_us);
         if let Some(since_us) = since_us
             && self.now_us() > since_us + LEAVE_MAX_US

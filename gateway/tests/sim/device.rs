@@ -270,6 +270,13 @@ impl Device {
         oracle.comes(&self.witness, now_us);
     }
 
+    /// The connection has waited for a server, and this is it: its tickets have this generation.
+    pub(crate) fn reach(&mut self, generation: u32) {
+        self.server_generation = generation;
+        let shown = if self.client.ticket().is_some() { self.ticket_generation } else { generation };
+        self.witness.reach((shown, generation));
+    }
+
     /// The connection is closed or could not be opened.
     pub(crate) fn disconnected(&mut self, _oracle: &mut Oracle, now_us: u64) {
         self.witness.disconnected();

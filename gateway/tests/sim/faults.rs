@@ -156,11 +156,7 @@ impl World {
         } else if self.engines[volume].unsynced_len() == 0 {
             return;
         }
-        self.die(End::PowerLoss);
-        // The machine lives, and its kernel closes the sockets.
-        for wire in &self.wires {
-            wire.server_died(true);
-        }
+        self.die(End::LogFailed);
     }
 
     /// A copy of a volume is damaged somewhere in its log. It must be refused if a later record proves that what is

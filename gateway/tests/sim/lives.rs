@@ -8,9 +8,10 @@ use culver_storage::planted::{self, Bug};
 use culver_storage::reader::Engines;
 use culver_storage::verify::verify_engines;
 
+use crate::net::Wire;
 use crate::plan::Fault;
 use crate::server::{Life, Start, topology};
-use crate::world::{End, World};
+use crate::world::{End, Party, World};
 
 /// Steps after which a backup is taken, if it can be.
 const BACKUP_STEPS: u64 = 500;
@@ -33,7 +34,10 @@ impl World {
         let start = Start {
             number: self.lives,
             hubs: self.plan.hubs_max - self.source.number::<u16>(0, u64::from(self.plan.hubs_max - self.plan.volumes)),
-            reactors: self.source.number(1, self.plan.reactors_max.into()),
+            reactors: match self.plan.inherits {
+                true => self.plan.reactors_max,
+                false => self.source.number(1, self.plan.reactors_max.into()),
+            },
             generation: self.generation,
             keeps_journal: self.source.chance(self.plan.journals),
         };
@@ -46,11 +50,19 @@ impl World {
         }
         let source = &mut self.source;
         let survives = |_: &mut culver::hub::Hub| !(may_die && source.chance(50));
-        self.life = Life::new(&self.plan, start, &self.engines, &self.space, &self.clocks, survives);
+        let listeners = &self.listeners[..usize::from(start.reactors)];
+        self.life = Life::new(&self.plan, start, &self.engines, &self.space, &self.clocks, listeners, survives);
         self.lives += 1;
         if self.life.is_none() {
             self.trace.event(|| "the process is killed while it recovers".to_owned());
-            self.die(End::Killed);
+            return self.die(End::Killed);
+        }
+        let is_waiting = |party: &&mut Party| party.wire.as_ref().is_some_and(Wire::is_waiting);
+        for party in self.parties.iter_mut().filter(is_waiting) {
+            let name = party.device.name();
+            self.trace.event(|| format!("{name} has waited for it"));
+            self.oracle.tally.waited += 1;
+            party.device.reach(self.generation);
         }
     }
 
@@ -81,8 +93,16 @@ impl World {
         let rudely = self.source.chance(500);
         for wire in &self.wires {
             match end {
-                End::Killed | End::Left => wire.server_died(rudely),
                 End::PowerLoss => wire.server_vanished(),
+                _ if wire.is_waiting() && self.plan.inherits => {}
+                End::Killed | End::Left => wire.server_died(rudely),
+                End::LogFailed => wire.server_died(true),
+            }
+        }
+        for listener in &self.listeners {
+            match end {
+                End::PowerLoss => listener.lose(),
+                End::Killed | End::Left | End::LogFailed => listener.close(),
             }
         }
         if let Some(mut life) = self.life.take() {
@@ -98,7 +118,7 @@ impl World {
                     assert_eq!(unsynced, 0, "who leaves in order leaves nothing unsynced");
                     Loss::NOTHING
                 }
-                End::PowerLoss => self.lose(unsynced),
+                End::PowerLoss | End::LogFailed => self.lose(unsynced),
             };
             if unsynced > 0 {
                 let (keep, hole) = (loss.keep.min(unsynced), &loss.hole);

@@ -14,6 +14,7 @@
 //! Buffers may be told to grow, as kernels' do: one that has carried many times what it holds doubles. So a connection
 //! with buffers of a byte carries any amount in few steps, and grows only while bytes move: growth wakes nobody up.
 
+mod listener;
 mod pipe;
 mod socket;
 mod tamper;
@@ -26,6 +27,7 @@ use std::rc::Rc;
 use self::pipe::{Fin, Pipe};
 use crate::device::DeviceKey;
 
+pub(crate) use self::listener::{Listener, Waiting};
 pub(crate) use self::socket::{MOVED, SimSocket};
 pub(crate) use self::tamper::{Change, Tamper};
 
@@ -67,6 +69,8 @@ struct Conn {
     to_client: Pipe,
     /// Nothing gets through any more, and nobody is told.
     is_dark: bool,
+    /// It waits, or waited to its end, for a process to accept it.
+    is_queued: bool,
     client: End,
     server: End,
     /// A reset on its way.
@@ -134,6 +138,7 @@ impl Wire {
             to_server: Pipe::new(buffers.to_server),
             to_client: Pipe::new(buffers.to_client),
             is_dark: false,
+            is_queued: false,
             client: End::Open,
             server: End::Open,
             reset_to_client: false,
@@ -361,6 +366,23 @@ impl Wire {
 
     // ---- the server's kernel ----
 
+    /// It waits to be accepted, or was accepted.
+    fn set_queued(&self, is_queued: bool) {
+        self.0.borrow_mut().is_queued = is_queued;
+    }
+
+    /// Whether it waits to be accepted.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let conn = self.0.borrow();
+        conn.is_queued && conn.server != End::Closed
+    }
+
+    /// Whether it ended before anybody accepted it, and not with the machine.
+    pub(crate) fn is_refused(&self) -> bool {
+        let conn = self.0.borrow();
+        conn.is_queued && conn.server == End::Closed
+    }
+
     /// The server's epoll watches the socket from now on, and has an edge to tell at once.
     pub(crate) fn watch(&self) {
         let mut conn = self.0.borrow_mut();
@@ -396,7 +418,7 @@ impl Wire {
     /// The server's machine is gone: nobody is told. When it is there again it answers by a reset.
     pub(crate) fn server_vanished(&self) {
         let mut conn = self.0.borrow_mut();
-        conn.server = End::Closed;
+        (conn.server, conn.is_queued) = (End::Closed, false);
         conn.is_watched = false;
         conn.to_client.sent.clear();
         conn.to_server.arrived.clear();

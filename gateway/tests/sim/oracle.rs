@@ -100,6 +100,8 @@ pub(crate) struct Tally {
     pub names: u64,
     /// Clients whose server key was not in use any more learned the new one, and got in by it.
     pub keys_learned: u64,
+    /// Connections waited until a process ran.
+    pub waited: u64,
 }
 
 impl Tally {
@@ -108,6 +110,7 @@ impl Tally {
         self.removals += other.removals;
         self.names += other.names;
         self.keys_learned += other.keys_learned;
+        self.waited += other.waited;
     }
 }
 

@@ -9,7 +9,7 @@ use culver_protocol::crypto::{Secret, fingerprint};
 use culver_protocol::id::{DeviceId, UserId};
 
 use crate::device::{Device, DeviceKey, Nature, Secrecy, Store, Want, key_pair};
-use crate::net::{Buffers, ClientEnd, Wire};
+use crate::net::{Buffers, ClientEnd, Listener, Wire};
 use crate::plan::{Fault, Shape};
 use crate::server::{authenticator, root_public, token};
 use crate::source::Source;
@@ -88,6 +88,16 @@ impl World {
     pub(crate) fn any_source(&mut self) -> IpAddr {
         let host = self.source.index(self.plan.sources);
         IpAddr::from([192, 0, 2, u8::try_from(host).expect("few")])
+    }
+
+    /// Where a client comes to: a listener of the process that runs, or of the next where somebody keeps them.
+    pub(crate) fn any_listener(&mut self) -> Option<Listener> {
+        let count = match &self.life {
+            Some(life) => life.reactors.len(),
+            None if self.plan.inherits => self.listeners.len(),
+            None => return None,
+        };
+        Some(self.listeners[self.source.index(count)].clone())
     }
 
     /// A second process of a device, which fetches what waits.
@@ -218,10 +228,9 @@ impl World {
         if self.is_calm {
             wire.grow();
         }
-        let is_there = self.life.as_mut().is_some_and(|life| {
-            let reactor = self.source.index(life.reactors.len());
-            life.connect(reactor, wire.clone(), (socket, self.parties[at].source))
-        });
+        let socket = (socket, self.parties[at].source);
+        let is_there = self.any_listener().is_some_and(|listener| listener.connect(wire.clone(), socket, now_us));
+        assert!(is_there || !self.plan.inherits, "nobody is refused while somebody keeps the listeners");
         self.trace.event(|| {
             let how = if is_there { "is connected" } else { "finds nobody who listens" };
             format!("{} {how}", self.parties[at].device.name())
@@ -319,6 +328,10 @@ impl World {
             }
         } else if readable == 0 && wire.client_end() != ClientEnd::Open {
             self.trace.event(|| format!("{name} finds its connection over"));
+            assert!(
+                !(self.plan.inherits && wire.is_refused()),
+                "who waits for a listener that somebody keeps gets in: {name} was cut off instead"
+            );
             wire.client_close(false);
             party.wire = None;
             party.device.disconnected(&mut self.oracle, now_us);

@@ -176,6 +176,8 @@ pub(crate) struct Plan {
     pub unlink_days: u32,
     pub keep_alive_s: u32,
     pub connections_max: usize,
+    /// Somebody keeps the listeners while no process runs.
+    pub inherits: bool,
 
     /// Longest time of a step.
     pub step_us: u32,
@@ -268,6 +270,7 @@ impl Plan {
             logins: logins(source),
             user_logins: source.chance(200).then(|| Limit::new(source.pick(&[10, 1]), source.pick(&[30, 5, 3, 1]))),
             sources: source.pick(&[1, 2, 8]),
+            inherits: source.chance(350),
         }
     }
 

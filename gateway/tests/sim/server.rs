@@ -10,8 +10,6 @@ mod gate;
 mod threads;
 
 use std::cell::Cell;
-use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -41,7 +39,7 @@ use culver_storage::topology::{HubId, Topology};
 
 use self::gate::Gate;
 use self::threads::{HubThread, Log, ReactorThread, Sleep};
-use crate::net::{SimSocket, Wire};
+use crate::net::Listener;
 use crate::plan::Plan;
 use crate::source::Source;
 
@@ -203,13 +201,14 @@ pub(crate) fn topology(plan: &Plan, hubs: u16) -> Arc<Topology> {
 }
 
 impl Life {
-    /// A server over open engines. `recovered` is asked after each hub whether the process still lives.
+    /// A server over open engines, that listens with these, a reactor with each. `recovered` is asked after each hub whether the process still lives.
     pub(crate) fn new(
         plan: &Plan,
         start: Start,
         engines: &[Arc<MemoryEngine>],
         space: &Arc<Space>,
         clocks: &Clocks,
+        listeners: &[Listener],
         mut recovered: impl FnMut(&mut Hub) -> bool,
     ) -> Option<Self> {
         let topology = topology(plan, start.hubs);
@@ -243,8 +242,11 @@ impl Life {
             bounds: plan.of_reactors(),
         };
         let bounds = plan.sizes.of_links();
-        let reactors: Vec<ReactorThread> =
-            (0..start.reactors).map(|number| new_reactor(number, &inboxes, bounds, &around)).collect();
+        let reactors: Vec<ReactorThread> = (0..)
+            .zip(listeners)
+            .map(|(number, listener)| new_reactor(number, listener, &inboxes, bounds, &around))
+            .collect();
+        listeners.iter().for_each(|listener| listener.open(now.mono_us));
         let mail = links_between(hubs.len(), plan.sizes.mail);
         let retention: Vec<_> = engines.iter().map(|engine| engine.retention()).collect();
         let new_hub = |(at, hub): (usize, Hub)| {
@@ -387,11 +389,6 @@ impl Life {
         1
     }
 
-    /// A client connects: whether anybody listens.
-    pub(crate) fn connect(&mut self, at: usize, wire: Wire, socket: (SimSocket, IpAddr)) -> bool {
-        self.reactors[at].connect(wire, socket)
-    }
-
     /// SIGTERM.
     pub(crate) fn leave(&mut self, now_us: u64) {
         if self.leaving_since_us.is_none() {
@@ -512,7 +509,13 @@ fn new_driver(
     Driver::new(hub, Arc::clone(&inboxes[at]), ports, others, Arc::clone(retention), Arc::clone(space))
 }
 
-fn new_reactor(number: u16, inboxes: &[Arc<Inbox>], bounds: mailbox::Bounds, around: &Surroundings) -> ReactorThread {
+fn new_reactor(
+    number: u16,
+    listener: &Listener,
+    inboxes: &[Arc<Inbox>],
+    bounds: mailbox::Bounds,
+    around: &Surroundings,
+) -> ReactorThread {
     let hubs: Vec<ToHub> = inboxes.iter().map(|inbox| ToHub::new(inbox, bounds)).collect();
     let links = hubs.iter().map(|hub| Arc::clone(&hub.link)).collect();
     let woken = Arc::<AtomicBool>::default();
@@ -524,9 +527,8 @@ fn new_reactor(number: u16, inboxes: &[Arc<Inbox>], bounds: mailbox::Bounds, aro
         sleep: Sleep::new(woken),
         deaf_until_us: 0,
         watched: Vec::new(),
-        backlog: VecDeque::new(),
+        listener: listener.clone(),
         gate: Gate::new(around.logins),
-        is_listening: true,
         orders_seen: 0,
     }
 }

@@ -12,7 +12,7 @@ use culver_storage::memory::MemoryEngine;
 
 use crate::attacks::{Attacker, Recorded};
 use crate::device::{Device, Former};
-use crate::net::{MOVED, Tamper, Wire};
+use crate::net::{Listener, MOVED, Tamper, Wire};
 use crate::oracle::{Oracle, Terms};
 use crate::plan::{Fault, Plan};
 use crate::server::{Clocks, Life, begin_secrets};
@@ -54,9 +54,11 @@ pub(crate) struct Written {
 /// How a life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The process was killed, or ended itself.
+    /// The process was killed.
     Killed,
-    /// So was the machine: of what was not synced only a part is there.
+    /// It ended itself, for a log had failed: of what was not synced only a part is there.
+    LogFailed,
+    /// So did the machine, without power: of what was not synced only a part is there.
     PowerLoss,
     /// It had been asked to.
     Left,
@@ -84,6 +86,8 @@ pub(crate) struct World {
     pub(crate) space: Arc<Space>,
     pub(crate) space_low_until_us: Option<u64>,
     pub(crate) generation: u32,
+    /// One for each reactor that there may be.
+    pub(crate) listeners: Vec<Listener>,
     pub(crate) wires: Vec<Wire>,
     /// What is there of a backup that is being taken.
     pub(crate) copies: Vec<Arc<MemoryEngine>>,
@@ -135,6 +139,7 @@ impl World {
             space: Arc::default(),
             space_low_until_us: None,
             generation: 1,
+            listeners: (0..plan.reactors_max).map(|_| Listener::new(plan.inherits)).collect(),
             wires: Vec::new(),
             copies: Vec::new(),
             connected: 0,

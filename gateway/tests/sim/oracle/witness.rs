@@ -114,6 +114,11 @@ impl Witness {
         (self.is_alone, self.is_attacked, self.is_greeted) = (is_alone, false, false);
     }
 
+    /// The server that the connection has come to is of another generation than when it was made.
+    pub(crate) fn reach(&mut self, generations: (u32, u32)) {
+        (self.ticket_generation, self.server_generation) = generations;
+    }
+
     /// Somebody has changed what the connection carries.
     pub(crate) fn attacked(&mut self) {
         self.is_attacked = true;

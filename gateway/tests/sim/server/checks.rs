@@ -16,6 +16,8 @@ use crate::plan::Plan;
 const NOTICES_MAX: usize = 1 + 2 * DEVICES_MAX;
 /// Reads that a session may want at once: of its inbox or backlog, of receipts, and of conversations.
 const READS_MAX: usize = 2 + RPCS_IN_FLIGHT_MAX;
+/// Longest time in which a process accepts who waits, for threads are lazy.
+const ACCEPT_MAX_US: u64 = 1_000_000;
 /// Lanes of a stream between two shards.
 const LANES: usize = 2;
 /// What a session may have parked and is not refused: a login, a close, an acknowledgement, a resume.
@@ -46,6 +48,17 @@ impl HubThread {
 }
 
 impl Life {
+    /// Who waits for a listener is accepted soon, also who came when no process ran.
+    pub(crate) fn check_waiting(&self, now_us: u64) {
+        for (number, thread) in self.reactors.iter().enumerate() {
+            let waits_us = thread.listener.waits_since_us().map_or(0, |since_us| now_us - since_us);
+            assert!(
+                waits_us <= ACCEPT_MAX_US,
+                "who waits is accepted: of reactor {number} somebody was not for {waits_us} µs"
+            );
+        }
+    }
+
     /// What each hub decided gives, applied again to what its disk held at the beginning, the very batches that it wrote:
     /// so a recovered state is the one that was.
     pub(crate) fn check_journals(&mut self, plan: &Plan) {
@@ -77,7 +90,7 @@ impl Life {
     /// What is under way, for people.
     pub(crate) fn busy(&self) -> Option<String> {
         for (number, thread) in self.reactors.iter().enumerate() {
-            if thread.reactor.as_ref().is_some_and(|reactor| !reactor.is_idle()) || !thread.backlog.is_empty() {
+            if thread.reactor.as_ref().is_some_and(|reactor| !reactor.is_idle()) || thread.listener.is_due() {
                 return Some(format!("reactor {number} has something under way"));
             }
         }

@@ -3,7 +3,6 @@
 //! Owns how a thread sleeps. Never puts threads together, and never owns what outlives them.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,7 +20,7 @@ use culver_storage::topology::HubId;
 
 use super::Clocks;
 use super::gate::Gate;
-use crate::net::{SimSocket, Wire};
+use crate::net::{Listener, SimSocket, Waiting, Wire};
 use crate::source::Source;
 
 /// As `reactor/thread.rs` has it.
@@ -75,16 +74,15 @@ pub(crate) struct ReactorThread {
     /// It waits for its bell alone until then.
     pub(super) deaf_until_us: u64,
     pub(super) watched: Vec<(Wire, u32)>,
-    pub(super) backlog: VecDeque<(Wire, (SimSocket, IpAddr))>,
+    pub(super) listener: Listener,
     pub(super) gate: Gate,
-    pub(super) is_listening: bool,
     /// What operators have said that it has heard.
     pub(super) orders_seen: u32,
 }
 
 impl ReactorThread {
     pub(super) fn has_edges(&self) -> bool {
-        (self.is_listening && !self.backlog.is_empty()) || self.watched.iter().any(|(wire, _)| wire.has_edge())
+        self.listener.is_due() || self.watched.iter().any(|(wire, _)| wire.has_edge())
     }
 
     pub(crate) fn can_turn(&self, now_us: u64) -> bool {
@@ -96,14 +94,6 @@ impl ReactorThread {
         self.reactor.as_ref()?;
         let until_us = self.sleep.until_us.unwrap_or(0);
         Some(if self.has_edges() { until_us.min(self.deaf_until_us) } else { until_us })
-    }
-
-    /// A client's connection waits to be accepted. Gives it back if nobody listens.
-    pub(crate) fn connect(&mut self, wire: Wire, socket: (SimSocket, IpAddr)) -> bool {
-        if self.is_listening {
-            self.backlog.push_back((wire, socket));
-        }
-        self.is_listening
     }
 
     pub(super) fn turn(
@@ -135,13 +125,13 @@ impl ReactorThread {
             }
         }
         let more = edges.len() == EVENTS_MAX;
-        let accepts_at = if self.backlog.is_empty() { usize::MAX } else { source.index(edges.len() + 1) };
+        let accepts_at = if self.listener.is_due() { source.index(edges.len() + 1) } else { usize::MAX };
         for at in 0..=edges.len() {
-            if at == accepts_at && self.is_listening {
+            if at == accepts_at {
                 for _ in 0..ACCEPTS_A_TURN {
-                    let Some((wire, socket)) = self.backlog.pop_front() else { break };
+                    let Some(Waiting { wire, socket, source, .. }) = self.listener.accept() else { break };
                     events += 1;
-                    if let Some(slot) = self.gate.accept(reactor, counters, socket, now_us) {
+                    if let Some(slot) = self.gate.accept(reactor, counters, (socket, source), now_us) {
                         wire.watch();
                         self.watched.push((wire, slot));
                     }
@@ -157,8 +147,7 @@ impl ReactorThread {
             }
         }
         if is_leaving {
-            self.is_listening = false;
-            self.backlog.clear();
+            self.listener.close();
             reactor.leave();
         } else if self.orders_seen != ordered.0 {
             self.orders_seen = ordered.0;
