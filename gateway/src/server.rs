@@ -171,9 +171,8 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         thread.join().expect("a panic ends the process");
     }
     debug!("every answer is written");
-    drop(ops);
-    drop(watch);
-    drop(volumes);
+    // In this order.
+    drop((ops, watch, volumes));
     drop(data_dir);
     Ok(())
 }

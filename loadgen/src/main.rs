@@ -157,66 +157,21 @@ fn main() -> ExitCode {
 
 fn run(scenario: Scenario) -> anyhow::Result<bool> {
     match scenario {
-        Scenario::Chat(options) => {
-            let to = options.json_to();
-            publish(&scenario::chat::run(*options)?, &to)
-        }
-        Scenario::Floor(options) => {
-            let to = options.json_to();
-            publish(&scenario::floor::run(*options)?, &to)
-        }
-        Scenario::Cost(options) => {
-            let to = options.json_to();
-            publish(&scenario::cost::run(*options)?, &to)
-        }
-        Scenario::Crash(options) => {
-            let to = options.json_to();
-            publish(&scenario::crash::run(*options)?, &to)
-        }
-        Scenario::Powercut(options) => {
-            let to = options.json_to();
-            publish(&scenario::powercut::run(*options)?, &to)
-        }
-        Scenario::Drain(options) => {
-            let to = options.json_to();
-            publish(&scenario::drain::run(*options)?, &to)
-        }
-        Scenario::Density(options) => {
-            let to = options.json_to();
-            publish(&scenario::density::run(*options)?, &to)
-        }
-        Scenario::IdleBurst(options) => {
-            let to = options.json_to();
-            publish(&scenario::idle_burst::run(*options)?, &to)
-        }
-        Scenario::Handshake(options) => {
-            let to = options.json_to();
-            publish(&scenario::handshake::run(*options)?, &to)
-        }
-        Scenario::Hostile(options) => {
-            let to = options.json_to();
-            publish(&scenario::hostile::run(*options)?, &to)
-        }
-        Scenario::Slow(options) => {
-            let to = options.json_to();
-            publish(&scenario::slow::run(*options)?, &to)
-        }
-        Scenario::Storm(options) => {
-            let to = options.json_to();
-            publish(&scenario::storm::run(*options)?, &to)
-        }
-        Scenario::Restart(options) => {
-            let to = options.json_to();
-            publish(&scenario::restart::run(*options)?, &to)
-        }
-        Scenario::Shed(options) => {
-            let to = options.json_to();
-            publish(&scenario::shed::run(*options)?, &to)
-        }
-        Scenario::Overload(options) => {
-            let to = options.json_to();
-            publish(&scenario::overload::run(*options)?, &to)
-        }
+        Scenario::Chat(options) => publish(&options.json_to(), scenario::chat::run(*options)),
+        Scenario::Floor(options) => publish(&options.json_to(), scenario::floor::run(*options)),
+        Scenario::Cost(options) => publish(&options.json_to(), scenario::cost::run(*options)),
+        Scenario::Crash(options) => publish(&options.json_to(), scenario::crash::run(*options)),
+        Scenario::Powercut(options) => publish(&options.json_to(), scenario::powercut::run(*options)),
+        Scenario::Drain(options) => publish(&options.json_to(), scenario::drain::run(*options)),
+        Scenario::Density(options) => publish(&options.json_to(), scenario::density::run(*options)),
+        Scenario::IdleBurst(options) => publish(&options.json_to(), scenario::idle_burst::run(*options)),
+        Scenario::Handshake(options) => publish(&options.json_to(), scenario::handshake::run(*options)),
+        Scenario::Hostile(options) => publish(&options.json_to(), scenario::hostile::run(*options)),
+        Scenario::Slow(options) => publish(&options.json_to(), scenario::slow::run(*options)),
+        Scenario::Storm(options) => publish(&options.json_to(), scenario::storm::run(*options)),
+        Scenario::Restart(options) => publish(&options.json_to(), scenario::restart::run(*options)),
+        Scenario::Shed(options) => publish(&options.json_to(), scenario::shed::run(*options)),
+        Scenario::Overload(options) => publish(&options.json_to(), scenario::overload::run(*options)),
         Scenario::Report(options) => {
             print!("{}", scenario::report::run(&options)?);
             Ok(true)
@@ -236,7 +191,8 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
     }
 }
 
-fn publish(document: &Document, to: &JsonTo) -> anyhow::Result<bool> {
+fn publish(to: &JsonTo, document: anyhow::Result<Document>) -> anyhow::Result<bool> {
+    let document = document?;
     document.publish(to)?;
     Ok(document.passed)
 }
