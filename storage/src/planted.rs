@@ -95,11 +95,13 @@ pub enum Bug {
     AbortedDrainStays,
     /// Who was asked to go and stays is never ended.
     DrainNeverFinished,
+    /// A client that wants to be silent for less is held to the interval of the settings.
+    KeepAliveNotShortened,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::AnswerBeforeSync,
         Self::ResendAnsweredEarly,
         Self::CursorMovedWhenSent,
@@ -145,6 +147,7 @@ impl Bug {
         Self::LoginChargedBeforeKey,
         Self::AbortedDrainStays,
         Self::DrainNeverFinished,
+        Self::KeepAliveNotShortened,
     ];
 }
 

@@ -316,7 +316,8 @@ impl Session {
 
     fn agree(&mut self, login: &proto::Login, context: &Context<'_>) {
         let bounds = context.keep_alive;
-        let wanted = if login.keep_alive_s == 0 { bounds.default_s } else { login.keep_alive_s };
+        let is_wish_lost = login.keep_alive_s == 0 || planted::is(Bug::KeepAliveNotShortened);
+        let wanted = if is_wish_lost { bounds.default_s } else { login.keep_alive_s };
         self.keep_alive_s = bounds.bring_within(wanted);
         let entries = if login.credit_entries == 0 { CREDIT_ENTRIES_DEFAULT } else { login.credit_entries };
         self.credit_entries = u16::try_from(entries.clamp(1, CREDIT_ENTRIES_MAX)).expect("the maximum fits");

@@ -9,6 +9,7 @@ use culver_protocol::proto;
 use culver_protocol::proto::error::Scope;
 use culver_protocol::record::{Record, RecordType, may_be_ignored};
 use culver_storage::command::Send;
+use culver_storage::planted::{self, Bug};
 use culver_storage::topology::HubId;
 use prost::Message;
 
@@ -56,7 +57,10 @@ impl Session {
         if wanted_s == 0 {
             return 0;
         }
-        self.keep_alive_s = bounds.bring_within(wanted_s);
+        // Planted: what holds stays.
+        if !planted::is(Bug::KeepAliveNotShortened) {
+            self.keep_alive_s = bounds.bring_within(wanted_s);
+        }
         u32::from(self.keep_alive_s)
     }
 

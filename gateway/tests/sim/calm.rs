@@ -42,6 +42,8 @@ impl World {
         self.calm_down();
         self.log_everybody_in();
         self.settle("after the faults");
+        self.be_silent();
+        self.settle("after a silence");
         self.oracle.everything_is_known();
         for at in 0..self.parties.len() {
             let (now_us, party) = (self.now_us(), &mut self.parties[at]);
@@ -119,7 +121,7 @@ impl World {
         self.check_leaving();
     }
 
-    fn check_leaving(&self) {
+    pub(crate) fn check_leaving(&self) {
         if let Some(life) = &self.life {
             life.check_drain(self.now_us());
             life.check_waiting(self.now_us());

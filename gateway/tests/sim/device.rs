@@ -270,6 +270,11 @@ impl Device {
         oracle.comes(&self.witness, now_us);
     }
 
+    /// Not the server is at fault if this connection is given up.
+    pub(crate) fn excuse(&mut self) {
+        self.excused = true;
+    }
+
     /// The connection has waited for a server, and this is it: its tickets have this generation.
     pub(crate) fn reach(&mut self, generation: u32) {
         self.server_generation = generation;

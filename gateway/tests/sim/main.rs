@@ -31,6 +31,8 @@ mod server;
 #[cfg(test)]
 mod shrink;
 #[cfg(test)]
+mod silence;
+#[cfg(test)]
 mod source;
 #[cfg(test)]
 mod steps;

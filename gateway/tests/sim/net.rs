@@ -69,6 +69,9 @@ struct Conn {
     to_client: Pipe,
     /// Nothing gets through any more, and nobody is told.
     is_dark: bool,
+    /// The network forgets it after so long a silence; 0: never. And when something last passed.
+    silence_us: u64,
+    passed_us: u64,
     /// It waits, or waited to its end, for a process to accept it.
     is_queued: bool,
     client: End,
@@ -138,6 +141,8 @@ impl Wire {
             to_server: Pipe::new(buffers.to_server),
             to_client: Pipe::new(buffers.to_client),
             is_dark: false,
+            silence_us: 0,
+            passed_us: 0,
             is_queued: false,
             client: End::Open,
             server: End::Open,
@@ -226,6 +231,27 @@ impl Wire {
     /// From now on nothing gets through, and nobody is told: a phone without signal, a router without memory.
     pub(crate) fn go_dark(&self) {
         self.0.borrow_mut().is_dark = true;
+    }
+
+    /// From now on the network forgets it after so long a silence.
+    pub(crate) fn be_forgotten_after(&self, silence_us: u64, now_us: u64) {
+        let mut conn = self.0.borrow_mut();
+        (conn.silence_us, conn.passed_us) = (silence_us, now_us);
+    }
+
+    /// Something is to pass: whether the network knows the connection. If it has forgotten it, nothing passes any more.
+    pub(crate) fn pass(&self, now_us: u64) -> bool {
+        let mut conn = self.0.borrow_mut();
+        if conn.silence_us > 0 && now_us - conn.passed_us > conn.silence_us {
+            conn.is_dark = true;
+        }
+        conn.passed_us = now_us;
+        !conn.is_dark
+    }
+
+    /// Whether it is this connection.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whose it is, and whether it is a fetching process's.

@@ -102,6 +102,8 @@ pub(crate) struct Tally {
     pub keys_learned: u64,
     /// Connections waited until a process ran.
     pub waited: u64,
+    /// Networks forgot connections in a long silence.
+    pub forgotten: u64,
 }
 
 impl Tally {
@@ -111,6 +113,7 @@ impl Tally {
         self.names += other.names;
         self.keys_learned += other.keys_learned;
         self.waited += other.waited;
+        self.forgotten += other.forgotten;
     }
 }
 

@@ -45,7 +45,7 @@ impl World {
             payload_max: u32::try_from(self.plan.payload_max).expect("a message is short"),
             credit_entries: self.plan.credit_entries,
             keep_alive_s: self.plan.keep_alive_s,
-            adapts: self.source.chance(400),
+            adapts: self.plan.adapts,
         };
         let killed = if self.plan.kinds.contains(&Fault::AppKilled) { self.source.pick(&[20, 5, 60]) } else { 0 };
         for (user, devices) in (1..).zip(self.plan.devices.clone()) {
@@ -79,6 +79,8 @@ impl World {
             act_at_us: now_us + late_us + u64::from(self.source.below(self.plan.think_us + 1)),
             due_us: u64::MAX,
             source,
+            network: 0,
+            losses: 0,
         });
         let at = self.parties.len() - 1;
         self.after_client(at);
@@ -216,6 +218,7 @@ impl World {
     pub(crate) fn connect(&mut self, at: usize) {
         let now_us = self.now_us();
         self.parties[at].connect_at_us = None;
+        self.choose_network(at);
         let (sent, arrived) = self.plan.buffers_max;
         let size = |source: &mut Source, most: usize| {
             if source.chance(200) { source.number(1, most as u64) } else { most }
@@ -228,6 +231,7 @@ impl World {
         if self.is_calm {
             wire.grow();
         }
+        self.come_from_network(at, &wire);
         let socket = (socket, self.parties[at].source);
         let is_there = self.any_listener().is_some_and(|listener| listener.connect(wire.clone(), socket, now_us));
         assert!(is_there || !self.plan.inherits, "nobody is refused while somebody keeps the listeners");

@@ -178,12 +178,16 @@ pub(crate) struct Plan {
     pub connections_max: usize,
     /// Somebody keeps the listeners while no process runs.
     pub inherits: bool,
+    /// Applications find out how long their networks let them be silent.
+    pub adapts: bool,
+    /// How long that is, in seconds, of each network; empty: for ever.
+    pub silences_s: Vec<u32>,
 
     /// Longest time of a step.
     pub step_us: u32,
     /// How often, in a thousand times, each kind of worker whose turn it is lets others go first.
     pub lazy: [u32; 6],
-    /// Longest time that a sync takes.
+    /// Longest time that a sync takes: on a slow disk long enough for clients to come back meanwhile.
     pub sync_us: u32,
     /// Longest time that a read takes.
     pub read_us: u32,
@@ -230,6 +234,10 @@ impl Plan {
         }
         let lazy = std::array::from_fn(|_| source.pick(&[0, 0, 0, 300, 700, 950]));
         let pieces = source.pick(&[0, 0, 100, 900]);
+        let (logins, user_logins) = (logins(source), user_logins(source));
+        let adapts = source.chance(400);
+        let is_limited = logins != admission::Limits::default() || user_logins.is_some();
+        let silences_s = if adapts && !is_limited { silences(source, &kinds) } else { Vec::new() };
         Self {
             users,
             devices,
@@ -255,7 +263,7 @@ impl Plan {
             connections_max: if source.chance(50) { source.number(1, 3) } else { 1000 },
             step_us: source.pick(&[5, 20, 50]),
             lazy,
-            sync_us: source.pick(&[0, 100, 1000, 30_000]),
+            sync_us: source.pick(&[0, 100, 1000, 30_000, 500_000]),
             read_us: source.pick(&[0, 100, 5_000, 100_000]),
             buffers_max,
             piece_max: source.pick(&[1000, 60, 1]),
@@ -267,10 +275,12 @@ impl Plan {
             journals: source.pick(&[0, 0, 300, 1000]),
             verified: source.pick(&[300, 1000]),
             rates: rates(source),
-            logins: logins(source),
-            user_logins: source.chance(200).then(|| Limit::new(source.pick(&[10, 1]), source.pick(&[30, 5, 3, 1]))),
+            logins,
+            user_logins,
             sources: source.pick(&[1, 2, 8]),
             inherits: source.chance(350),
+            adapts,
+            silences_s,
         }
     }
 
@@ -345,6 +355,20 @@ fn logins(source: &mut Source) -> admission::Limits {
         is_limited.then_some(limit)
     };
     admission::Limits { all: limit(), source: limit() }
+}
+
+/// How often a user may log in.
+fn user_logins(source: &mut Source) -> Option<Limit> {
+    source.chance(200).then(|| Limit::new(source.pick(&[10, 1]), source.pick(&[30, 5, 3, 1])))
+}
+
+/// After how long a silence networks forget a connection. Not where a device may not hear what has come to it, or has a
+/// clock of its own: its silence is not its network's then.
+fn silences(source: &mut Source, kinds: &[Fault]) -> Vec<u32> {
+    if kinds.contains(&Fault::Stall) || kinds.contains(&Fault::KeysAge) || !source.chance(600) {
+        return Vec::new();
+    }
+    (0..source.range(1, 3)).map(|_| source.pick(&[8, 6, 12, 20, 29])).collect()
 }
 
 /// How many faults in ten thousand steps, and of which kinds.

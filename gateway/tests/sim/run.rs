@@ -142,13 +142,13 @@ impl Summary {
     /// For people.
     pub(crate) fn text(&self) -> String {
         let Self { worlds, events, events_min, failures, tally, cpu } = self;
-        let Tally { logins_busy, removals, names, keys_learned, waited } = tally;
+        let Tally { logins_busy, removals, names, keys_learned, waited, forgotten } = tally;
         let per_cpu_s = *events as f64 / cpu.as_secs_f64().max(1e-9);
         let (mean, failed) = (events / (*worlds).max(1), failures.len());
         format!(
             "{worlds} seeds, {events} events ({mean} a seed, at least {events_min}), {per_cpu_s:.0} events per CPU-second, \
              {failed} failed; {logins_busy} logins told to wait, {removals} devices removed, {names} named, {keys_learned} \
-             new server keys learned, {waited} waited for a process"
+             new server keys learned, {waited} waited for a process, {forgotten} forgotten"
         )
     }
 }

@@ -32,8 +32,8 @@ fn simulate() {
             tell(&summary);
             assert!(summary.events_min >= EVENTS_MIN, "the least world had {} events", summary.events_min);
             if summary.worlds >= SEEDS {
-                let Tally { logins_busy, removals, names, keys_learned, waited } = summary.tally;
-                let rarest = [logins_busy, removals, names, keys_learned, waited].into_iter().min();
+                let Tally { logins_busy, removals, names, keys_learned, waited, forgotten } = summary.tally;
+                let rarest = [logins_busy, removals, names, keys_learned, waited, forgotten].into_iter().min();
                 assert!(rarest > Some(SEEDS / 100), "what is rare comes to pass: {:?}", summary.tally);
             }
         }

@@ -203,6 +203,9 @@ impl World {
     }
 
     fn carry(&mut self, at: usize) {
+        if !self.pass(at) {
+            return;
+        }
         let wire = &self.wires[at];
         let (to_server, to_client) = wire.directions();
         let at_most = if self.plan.pieces > 0 && !self.is_calm && self.source.chance(self.plan.pieces) {

@@ -40,6 +40,9 @@ pub(crate) struct Party {
     pub due_us: u64,
     /// Where it connects from.
     pub source: IpAddr,
+    /// The number of its network, and how many of its connections that has forgotten.
+    pub network: usize,
+    pub losses: u32,
 }
 
 /// A record of a volume's log, as it was written.
