@@ -31,6 +31,11 @@ impl Latencies {
         self.histogram.saturating_record(us.max(1));
     }
 
+    /// Records one latency so many times.
+    pub(crate) fn record_many(&mut self, us: u64, count: u64) {
+        self.histogram.saturating_record_n(us.max(1), count);
+    }
+
     /// Adds what another worker recorded.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.histogram.add(&other.histogram).expect("those that are merged have the same bounds");

@@ -1,19 +1,20 @@
 //! `overload`: more and more messages a second, until the server takes no more; then several times as many; then few
-//! again. What it admits must go on arriving, about as fast as ever, in bounded time, and nothing of it may be lost.
+//! again. It must go on admitting, about as fast as ever, in bounded time; and all that it admits must be delivered,
+//! soon if not at once.
 //!
 //! ```text
 //!  offered       ┌── 3 x, held ──┐
 //!                │               │
-//!            ┌───┘ saturated     └───┐ half
-//!        ┌───┘                       │
-//!  calm ─┘                           └─── calm again
+//!            ┌───┘ saturated     │            ┌── half
+//!        ┌───┘                   └─ nothing ──┘    │
+//!  calm ─┘                     (catching up)       └─── calm again
 //! ```
 
 mod options;
 mod ramp;
 mod result;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -29,7 +30,9 @@ use crate::target::Target;
 use crate::target::culver::Culver;
 
 /// Longest wait for what is under way when sending has ended.
-const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// Longest wait after the overload until everything admitted is delivered.
+const CATCH_UP_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the scenario.
 pub(crate) fn run(mut options: OverloadOptions) -> Result<Document> {
@@ -45,8 +48,12 @@ pub(crate) fn run(mut options: OverloadOptions) -> Result<Document> {
     while let Some(step) = ramp.next() {
         ensure!(steps.len() < usize::from(ramp.steps_max()), "a ramp has a bounded number of steps");
         let slot = u8::try_from(steps.len() + 1).expect("a ramp's steps are few");
-        let figures = measure(&options, step, slot, &run, &mut culver, &progress)?;
+        let mut figures = measure(&options, step, slot, &run, &mut culver, &progress)?;
         ramp.took(figures.offered_per_s, figures.goodput_per_s());
+        if step.stage == Stage::Over {
+            figures.behind = run.shared().counters().undelivered();
+            figures.catch_up_s = catch_up(&run, &progress)?;
+        }
         steps.push(figures);
     }
     run.shared().set_rate(0.0);
@@ -86,6 +93,19 @@ fn measure(
     let sample_after = culver.sample()?;
     run.shared().set_slot(0);
     Ok(StepFigures::new(step, (before, after), (sample_before, sample_after), measured_s))
+}
+
+/// Offers nothing until everything that was admitted is delivered: how long that took. `None`: longer than anybody waits.
+fn catch_up(run: &PairRun, progress: &Progress) -> Result<Option<f64>> {
+    run.shared().set_rate(0.0);
+    let began = Instant::now();
+    let has_caught_up = progress.wait_until(CATCH_UP_MAX, || {
+        let counters = run.shared().counters();
+        progress.tell(format!("catching up: {counters}"));
+        run.check_alive()?;
+        Ok(counters.undelivered() == 0)
+    })?;
+    Ok(has_caught_up.then(|| began.elapsed().as_secs_f64()))
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ use crate::units::Span;
 pub(crate) struct OverloadOptions {
     #[command(flatten)]
     pub(super) target: TargetOptions,
-    /// Pairs: user 2i sends to user 2i + 1. With few, the recipients' delivery windows bound what is delivered
+    /// Pairs: user 2i sends to user 2i + 1. With few, the recipients' delivery windows bound
+    /// what is delivered at once; the rest is caught up with
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) pairs: u32,
     /// Bytes of a payload
@@ -28,7 +29,7 @@ pub(crate) struct OverloadOptions {
     /// The first user's id [default: high and even, from the seed]
     #[arg(long)]
     first_user: Option<u64>,
-    /// Messages of each client that may be unanswered: what is due beyond that waits in the client
+    /// Messages of each client that may be unanswered: what is due beyond that waits in the client, as a number
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=CLIENT_IN_FLIGHT_MAX as i64))]
     pub(super) window: u32,
     /// Messages a second of the first step, and those after which a server that still follows is let go
@@ -49,7 +50,7 @@ pub(crate) struct OverloadOptions {
     /// The overload: so many times the rate that the server could not follow any more
     #[arg(long, default_value_t = 3.0, value_name = "TIMES", value_parser = growth)]
     pub(super) overload_times: f64,
-    /// Under overload at least this share of the most that ever arrived in a second arrives
+    /// Under overload at least this share of the most that ever was acknowledged in a second is acknowledged
     #[arg(long, default_value_t = 0.85, value_name = "SHARE", value_parser = rate)]
     pub(super) goodput_min: f64,
     /// Acknowledgement p99 of what is admitted, at most, in every step. The default: 512 windows of 16 messages at the

@@ -6,7 +6,7 @@ use super::options::RateRange;
 
 /// Steps upwards, at most: each has histograms of its own in each worker.
 const UP_MAX: usize = 32;
-/// A server follows an offered rate of which at least this share arrives: the rest is how far a second's work of a busy
+/// A server follows an offered rate of which at least this share is acknowledged: the rest is how far a second's work of a busy
 /// machine differs from the next second's.
 const FOLLOWED_SHARE_MIN: f64 = 0.95;
 /// A server that does not follow twice in a row is saturated; once may have been somebody else's work.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::CATCH_UP_MAX;
 use super::options::OverloadOptions;
 use super::ramp::{Stage, Step};
 use crate::report::histogram::Percentiles;
@@ -27,7 +28,11 @@ pub(super) struct StepFigures {
     pub(super) offered_per_s: f64,
     sent_per_s: f64,
     acked_per_s: f64,
-    delivered_per_s: f64,
+    pub(super) delivered_per_s: f64,
+    /// Sent, and not delivered when the overload ended.
+    pub(super) behind: u64,
+    /// How long after the overload the last of them was delivered, nothing being sent meanwhile.
+    pub(super) catch_up_s: Option<f64>,
     /// Answered `busy`: they come again.
     busy: u64,
     /// From when the client was given the message: what the server answers for.
@@ -60,6 +65,8 @@ impl StepFigures {
             sent_per_s: per_s(|counters| counters.sent),
             acked_per_s: per_s(|counters| counters.acked),
             delivered_per_s: per_s(|counters| counters.delivered),
+            behind: 0,
+            catch_up_s: None,
             busy: after.busy - before.busy,
             admitted_us: Percentiles::default(),
             intended_us: Percentiles::default(),
@@ -78,9 +85,9 @@ impl StepFigures {
         self.generator_lag_us = latencies.lag.percentiles();
     }
 
-    /// What has arrived, at the sender's as an acknowledgement and at the recipient's.
+    /// What is durable, and will be delivered: its senders have been told so.
     pub(super) fn goodput_per_s(&self) -> f64 {
-        self.acked_per_s.min(self.delivered_per_s)
+        self.acked_per_s
     }
 
     fn is(&self, stage: Stage) -> bool {
@@ -92,10 +99,14 @@ impl StepFigures {
 pub(super) struct OverloadResult {
     /// The first offered rate that the server did not follow.
     saturated_offered_per_s: Option<f64>,
-    /// The most that arrived in a second, in any step but the overload.
+    /// The most that was acknowledged in a second, in any step but the overload.
     goodput_peak_per_s: f64,
     goodput_overload_per_s: f64,
     goodput_ratio: f64,
+    delivered_overload_per_s: f64,
+    /// What was admitted and not delivered when the overload ended, and how long it took until it was.
+    behind_overload: u64,
+    catch_up_s: Option<f64>,
     admitted_p99_us_overload: u64,
     /// What clients may have unanswered, at the goodput under overload: longer nothing admitted should take, save for
     /// what is unfair among clients.
@@ -129,6 +140,9 @@ impl OverloadResult {
             goodput_peak_per_s,
             goodput_overload_per_s,
             goodput_ratio: quotient(goodput_overload_per_s, goodput_peak_per_s),
+            delivered_overload_per_s: of(Stage::Over).map_or(0.0, |step| step.delivered_per_s),
+            behind_overload: of(Stage::Over).map_or(0, |step| step.behind),
+            catch_up_s: of(Stage::Over).and_then(|step| step.catch_up_s),
             admitted_p99_us_overload: p99_us(Stage::Over),
             admitted_bound_us: quotient(ratio(options.admitted_max(), 1e-6), goodput_overload_per_s),
             calm_p99_us: p99_us(Stage::Calm),
@@ -164,7 +178,11 @@ impl OverloadResult {
         }
         let min = options.goodput_min;
         misses.expect(self.goodput_ratio >= min, || {
-            format!("under overload {:.2} of the most arrives that ever did, not {min}", self.goodput_ratio)
+            format!("under overload {:.2} of the most is acknowledged that ever was, not {min}", self.goodput_ratio)
+        });
+        misses.expect(self.catch_up_s.is_some(), || {
+            let waited_s = CATCH_UP_MAX.as_secs();
+            format!("{waited_s} s after the overload something that was admitted in it was not delivered")
         });
         for step in self.steps.iter().filter(|step| step.admitted_us.p99 > options.ack_p99_max.us()) {
             let (stage, p99) = (step.stage, duration(step.admitted_us.p99));
@@ -212,6 +230,8 @@ impl OverloadResult {
             table.row([step.stage.to_owned()].into_iter().chain(rates).chain(times).chain(rest).collect());
         }
         let mut text = table.render();
+        let caught_up =
+            self.catch_up_s.map_or("not caught up with".to_owned(), |s| format!("caught up with in {s:.2} s"));
         let Findings { sent, acked, delivered, lost, duplicated, reordered, .. } = self.findings;
         let counts = [sent, acked, delivered, lost, duplicated, reordered, self.given_up].map(grouped);
         let [sent, acked, delivered, lost, duplicated, reordered, given_up] = counts;
@@ -219,12 +239,15 @@ impl OverloadResult {
             text,
             "\n{sent} sent, {acked} acknowledged, {delivered} delivered, {lost} lost, {duplicated} duplicated, \
              {reordered} reordered; {given_up} offered and never sent\n\
-             saturated at {} offered; goodput {:.0}/s at the most, {:.0}/s under overload: {:.2}\n\
+             saturated at {} offered; acknowledged {:.0}/s at the most, {:.0}/s under overload: {:.2}\n\
+             deliveries: {:.0}/s under overload, {} behind at its end, {caught_up}\n\
              acknowledgement p99 under overload {}; all windows at that goodput are {}\n",
             self.saturated_offered_per_s.map_or("no rate".to_owned(), |rate| format!("{rate:.0}/s")),
             self.goodput_peak_per_s,
             self.goodput_overload_per_s,
             self.goodput_ratio,
+            self.delivered_overload_per_s,
+            grouped(self.behind_overload),
             duration(self.admitted_p99_us_overload),
             duration(whole(self.admitted_bound_us)),
         )

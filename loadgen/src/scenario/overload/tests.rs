@@ -70,6 +70,7 @@ fn step(stage: Stage, rate_per_s: u32, arrived_per_s: u64, p99_us: u64) -> StepF
     let step = Step { stage, rate_per_s: f64::from(rate_per_s) };
     let samples = (Sample::default(), Sample { cpu_us: arrived * 20, ..Sample::default() });
     let mut figures = StepFigures::new(step, (Counters::default(), after), samples, 10.0);
+    (figures.behind, figures.catch_up_s) = (5000, Some(1.25));
     let mut admitted = Latencies::new();
     admitted.record(p99_us);
     figures.take_latencies(&SlotLatencies { admitted, ..SlotLatencies::new() });
@@ -83,6 +84,7 @@ fn missed(over: StepFigures, calm_again: StepFigures, change: impl FnOnce(&mut P
     let steps = vec![step(Stage::Calm, 1000, 1000, 2000), step(Stage::Up, 4000, 3000, 40_000), over, calm_again];
     let result = OverloadResult::new(&options, steps, (Some(4000.0), 7), outcome);
     assert!(result.render().contains("7 offered and never sent"));
+    assert!(result.render().contains("5,000 behind at its end, "), "{}", result.render());
     result.check(&options)
 }
 
@@ -96,6 +98,13 @@ fn every_bar_is_looked_at() {
     };
     says(missed(step(Stage::Over, 12_000, 2000, 100_000), calm(), |_| {}), "0.67 of the most");
     says(missed(step(Stage::Over, 12_000, 2900, 900_000), calm(), |_| {}), "acknowledgement p99 is 900");
+    let mut lasting = over();
+    lasting.catch_up_s = None;
+    says(missed(lasting, calm(), |_| {}), "60 s after the overload");
+    // Who delivers late has still admitted it, and is not behind for ever.
+    let mut late = over();
+    late.delivered_per_s = 100.0;
+    assert_eq!(missed(late, calm(), |_| {}), Vec::<String>::new());
     says(missed(over(), step(Stage::CalmAgain, 1000, 1000, 80_000), |_| {}), "after the overload");
     says(missed(over(), calm(), |outcome| outcome.findings.lost = 1), "lost");
     says(missed(over(), calm(), |outcome| outcome.findings.unanswered = 1), "1 unanswered");

@@ -398,7 +398,7 @@ impl Driver for PairDriver {
         let disturbing_us = self.disturb(links, now_us);
         let sending_us = match self.settings.pace {
             Pace::Open { rate } => Some(self.send_due(links, rate, now_us)),
-            Pace::Ramp { window } => self.offer_due(links, window, now_us),
+            Pace::Ramp { .. } => self.offer_due(links, now_us),
             Pace::Closed { .. } => None,
         };
         [persisting_us, disturbing_us, sending_us].into_iter().flatten().min()

@@ -62,7 +62,7 @@ impl PairDriver {
         now_us
     }
 
-    pub(super) fn send_overdue(&mut self, pair: usize, client: &mut Client, now_us: u64) {
+    fn send_overdue(&mut self, pair: usize, client: &mut Client, now_us: u64) {
         while let Some(due_us) = self.pair(pair).overdue.pop_front() {
             if self.send(pair, client, due_us, now_us).is_err() {
                 self.pair(pair).overdue.push_front(due_us);
@@ -79,7 +79,13 @@ impl PairDriver {
         }
     }
 
-    fn send(&mut self, pair: usize, client: &mut Client, due_us: u64, now_us: u64) -> Result<(), ClientError> {
+    pub(super) fn send(
+        &mut self,
+        pair: usize,
+        client: &mut Client,
+        due_us: u64,
+        now_us: u64,
+    ) -> Result<(), ClientError> {
         if client.in_flight() >= self.window() {
             return Err(ClientError::InFlightFull);
         }
@@ -113,8 +119,16 @@ impl PairDriver {
             latencies.ack.record(now_us.saturating_sub(flight.sent_us));
             latencies.admitted.record(now_us.saturating_sub(flight.given_us));
         }
-        self.refill(pair, client, now_us);
-        self.send_overdue(pair, client, now_us);
+        self.send_more(pair, client, now_us);
+    }
+
+    /// There may be room in the window: sends what the pace says.
+    fn send_more(&mut self, pair: usize, client: &mut Client, now_us: u64) {
+        match self.settings.pace {
+            Pace::Closed { .. } => self.refill(pair, client, now_us),
+            Pace::Open { .. } => self.send_overdue(pair, client, now_us),
+            Pace::Ramp { .. } => self.send_offered(pair, client, now_us),
+        }
     }
 
     pub(super) fn handle_rejected(
@@ -130,7 +144,7 @@ impl PairDriver {
         let index = plan::message_index(self.settings.run, &id.0).filter(|_| !retry);
         if let (Some(index), Some(pair)) = (index, self.user(who.user).sends) {
             self.note(pair, Note::Rejected { index });
-            self.refill(pair, client, now_us);
+            self.send_more(pair, client, now_us);
         }
     }
 }

@@ -43,6 +43,13 @@ pub(crate) struct Counters {
     pub(crate) given_up: u64,
 }
 
+impl Counters {
+    /// Messages sent and not delivered, where each goes to one device.
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.sent.saturating_sub(self.delivered)
+    }
+}
+
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} sent, {} acknowledged, {} delivered", self.sent, self.acked, self.delivered)?;
