@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, within};
+use crate::reactor::UNSENT_LEN_MAX;
 
 /// A shorter time would end clients that are between two cells of a mobile network.
 const USER_TIMEOUT_S_MIN: u32 = 5;
@@ -35,11 +36,11 @@ impl Peers {
         within("peers.unsent_mib", unsent_mib, UNSENT_MIB_MIN, UNSENT_MIB_MAX)
     }
 
-    /// Bytes that sockets may leave of what each of so many reactors has for them.
+    /// Bytes that sockets may leave of what each of so many reactors has for them: no fewer than one connection may.
     #[must_use]
     pub fn unsent_len_of_each(&self, reactors: usize) -> usize {
         let all = usize::try_from(self.unsent_mib << 20).unwrap_or(usize::MAX);
-        all / reactors.max(1)
+        (all / reactors.max(1)).max(UNSENT_LEN_MAX)
     }
 }
 

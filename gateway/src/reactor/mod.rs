@@ -57,6 +57,8 @@ use crate::session::records::Records;
 use crate::session::{Offer, Session, UNFINISHED_LEN_MAX};
 use crate::slab::Slab;
 
+/// Unsent bytes of a connection, where nothing else is said.
+pub const UNSENT_LEN_MAX: usize = 256 * 1024;
 /// Bytes that unfinished logins may hold in buffers, of all connections of a reactor together.
 const OPENING_LEN_MAX: usize = 4 * 1024 * 1024;
 /// Seconds in which a connection that was told an error may take it.
@@ -111,7 +113,7 @@ impl Default for Bounds {
             pages_a_turn: 16,
             due_a_turn: 16,
             partings_a_turn: 64,
-            unsent_len: 256 * 1024,
+            unsent_len: UNSENT_LEN_MAX,
             unsent_all_len: 64 << 20,
             receipt_wait_us: 15_000,
             handshake_burst_us: BURST_US,

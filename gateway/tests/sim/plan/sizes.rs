@@ -126,6 +126,7 @@ impl Sizes {
     /// So that everything is full now and then.
     pub(super) fn tight(source: &mut Source) -> Self {
         let commands = source.number(3, 24);
+        let unsent_len_max = source.pick(&[256 * 1024, 4096, 200]);
         Self {
             commands,
             kept: 1 + source.index(commands - 2),
@@ -133,7 +134,7 @@ impl Sizes {
             deliveries: source.number(2, 24),
             mail: source.number(1, 12),
             read_len: source.pick(&[8192, 256, 20, 1]),
-            unsent_len_max: source.pick(&[256 * 1024, 4096, 200]),
+            unsent_len_max,
             effects_a_turn: source.number(1, 64),
             pages_a_turn: source.number(1, 4),
             reads_a_turn: source.number(1, 4),
@@ -149,7 +150,8 @@ impl Sizes {
             lag: source.pick(&[64, 3, 1]),
             lookups_first: source.pick(&[16, 1, 0]),
             fold_delay_ms: source.pick(&[1000, 50]),
-            unsent_all_len: source.pick(&[64 << 20, 5000, 600]),
+            // As in a server: what one may have unsent, all may.
+            unsent_all_len: source.pick(&[64 << 20, 5000, 600]).max(unsent_len_max),
         }
     }
 }
