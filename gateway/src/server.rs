@@ -135,7 +135,7 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         epochs: Arc::default(),
         offer: Arc::new(config.offer()),
         entropy: Arc::new(crypto::random),
-        bounds: Bounds { unsent_all_len: config.peers.unsent_len_of_each(capacity.reactors), ..Bounds::default() },
+        bounds: Bounds::of_each(&config, capacity.reactors, config::cores()),
     };
     visible.asker.get_or_init(|| reactors.asker());
     visible.bells.get_or_init(|| reactors.bells());

@@ -205,7 +205,7 @@ impl<S: Socket> Reactor<S> {
     }
 
     /// What was put aside of a connection, and what has come behind it.
-    fn read_on(&mut self, slot: u32) {
+    pub(super) fn read_on(&mut self, slot: u32) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if connection.partial != NO_BUFFER {
             if !connection.session.is_greeted() {

@@ -414,3 +414,24 @@ fn closes_wait_for_room_and_find_it() {
     }
     world.assert_empty();
 }
+
+#[test]
+fn who_goes_with_many_others_is_looked_at_when_its_turn_comes() {
+    let mut world = World::with(|around| around.bounds = Bounds { closings_per_s: 10, ..Bounds::default() });
+    let peers: Vec<Peer> = (1..=40).map(|user| world.connect(user, usize::MAX).expect("there is room")).collect();
+    let closed = |peers: &[Peer]| peers.iter().filter(|peer| peer.is_closed()).count();
+    let (last, first) = peers.split_last().expect("forty");
+    first.iter().for_each(|peer| world.hang_up(peer, b""));
+    assert_eq!(closed(&peers), 16, "a few at once");
+    let Wait::For(wait) = world.reactor.plan_wait() else { panic!("nothing is to be done now") };
+    assert!(wait <= Duration::from_millis(800), "{wait:?}");
+    world.pass(1);
+    assert_eq!(closed(&peers), 26, "and then the rate holds");
+    // Who stays is served meanwhile.
+    last.take();
+    world.give(last, &world::record(RecordType::Ready, &[]));
+    assert!(!last.is_closed());
+    world.pass(2);
+    assert_eq!(closed(&peers), 39);
+    assert!(world.reactor.closing.is_empty() && !last.is_closed());
+}

@@ -186,8 +186,10 @@ impl ReactorThread {
                         if event.is_writable() {
                             self.reactor.handle_writable(slot);
                         }
-                        if event.is_readable() || event.is_read_closed() || event.is_error() {
-                            self.reactor.handle_readable(slot, event.is_read_closed());
+                        if event.is_read_closed() {
+                            self.reactor.handle_closed(slot);
+                        } else if event.is_readable() || event.is_error() {
+                            self.reactor.handle_readable(slot, false);
                         }
                     }
                 }

@@ -237,7 +237,7 @@ impl World {
         pipe.to_server.extend_from_slice(bytes);
         pipe.client_is_done = true;
         drop(pipe);
-        self.turn(|reactor| reactor.handle_readable(peer.slot, true));
+        self.turn(|reactor| reactor.handle_closed(peer.slot));
     }
 
     /// A client reads: there is room for so many bytes again, and its socket says so.

@@ -20,6 +20,7 @@ pub(crate) struct Sizes {
     pub read_len: usize,
     pub unsent_len_max: usize,
     pub unsent_all_len: usize,
+    pub closings_per_s: u32,
     pub effects_a_turn: usize,
     pub pages_a_turn: usize,
     pub reads_a_turn: usize,
@@ -54,6 +55,7 @@ impl Sizes {
             pages_a_turn: self.pages_a_turn,
             unsent_len: self.unsent_len_max,
             unsent_all_len: self.unsent_all_len,
+            closings_per_s: self.closings_per_s,
             partings_a_turn: self.reads_a_turn,
             ..reactor::Bounds::default()
         }
@@ -105,6 +107,7 @@ impl Sizes {
             read_len: 8192,
             unsent_len_max: 256 * 1024,
             unsent_all_len: 64 << 20,
+            closings_per_s: 10_000,
             effects_a_turn: 8192,
             pages_a_turn: 16,
             reads_a_turn: 4,
@@ -152,6 +155,7 @@ impl Sizes {
             fold_delay_ms: source.pick(&[1000, 50]),
             // As in a server: what one may have unsent, all may.
             unsent_all_len: source.pick(&[64 << 20, 5000, 600]).max(unsent_len_max),
+            closings_per_s: source.pick(&[10_000, 50, 2]),
         }
     }
 }

@@ -142,8 +142,10 @@ impl ReactorThread {
             if edge.writable {
                 reactor.handle_writable(*slot);
             }
-            if edge.readable || edge.closed {
-                reactor.handle_readable(*slot, edge.closed);
+            if edge.closed {
+                reactor.handle_closed(*slot);
+            } else if edge.readable {
+                reactor.handle_readable(*slot, false);
             }
         }
         if is_leaving {
