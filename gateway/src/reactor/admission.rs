@@ -38,9 +38,9 @@ pub const SOURCES_MAX: usize = 16_384;
 const SHARED: usize = 256;
 /// Sources looked at with every connection: more than it can add.
 const SWEPT_EACH: usize = 2;
-/// Connections are taken out of the listener's queue so many times as fast as logins may come: each is let in or told a
+/// Connections are taken out of the listener's queue at so many per cent of the rate of logins: each is let in or told a
 /// time, and that too costs those who are connected. The rest wait in the kernel, which costs nobody anything.
-const TAKEN_EACH_LOGIN: u32 = 2;
+const TAKEN_PERCENT: u32 = 150;
 /// So much of that is taken at once.
 const TAKEN_AT_ONCE_MS: u32 = 10;
 /// Nobody waits in the queue for longer than this: beyond it the kernel lets clients knock again. What is longer is
@@ -309,7 +309,7 @@ impl Admission {
 }
 
 fn taking(limit: Limit) -> Limit {
-    limit.times(TAKEN_EACH_LOGIN, TAKEN_AT_ONCE_MS)
+    limit.percent(TAKEN_PERCENT, TAKEN_AT_ONCE_MS)
 }
 
 /// How many connections may wait in the queue of a listener for whom these are the limits.

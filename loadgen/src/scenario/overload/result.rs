@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use culver_protocol::error::ErrorCode;
 use serde::Serialize;
 
 use super::CATCH_UP_MAX;
@@ -116,6 +117,7 @@ pub(super) struct OverloadResult {
     given_up: u64,
     #[serde(flatten)]
     findings: Findings,
+    /// Without those that were told at their login to come later: they had no load yet.
     disconnects: u64,
     errors_by_code: BTreeMap<u32, u64>,
     violations: Vec<String>,
@@ -149,7 +151,7 @@ impl OverloadResult {
             calm_again_p99_us: p99_us(Stage::CalmAgain),
             given_up,
             findings: outcome.findings,
-            disconnects: outcome.links.disconnects,
+            disconnects: outcome.links.disconnects.saturating_sub(told_to_come_later(&outcome.errors)),
             errors_by_code: outcome.errors,
             violations: outcome.violations,
             faults: outcome.faults,
@@ -268,4 +270,9 @@ fn quotient(value: f64, by: f64) -> f64 {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "microseconds, positive and below 2^52")]
 fn whole(value: f64) -> u64 {
     value as u64
+}
+
+/// Connections that ended so: all who log in at once want a handshake.
+fn told_to_come_later(errors: &BTreeMap<u32, u64>) -> u64 {
+    errors.get(&ErrorCode::LoginsBusy.number()).copied().unwrap_or(0)
 }

@@ -109,6 +109,11 @@ fn every_bar_is_looked_at() {
     says(missed(over(), calm(), |outcome| outcome.findings.lost = 1), "lost");
     says(missed(over(), calm(), |outcome| outcome.findings.unanswered = 1), "1 unanswered");
     says(missed(over(), calm(), |outcome| outcome.links.disconnects = 1), "1 connections were lost");
+    let come_later = |outcome: &mut PairOutcome| {
+        outcome.links.disconnects = 2;
+        outcome.errors.extend([(2006, 2)]);
+    };
+    assert_eq!(missed(over(), calm(), come_later), Vec::<String>::new(), "nobody was connected yet");
     says(missed(over(), calm(), |outcome| outcome.violations.push("x".to_owned())), "broke the protocol");
     says(missed(over(), calm(), |outcome| outcome.errors.extend([(1004, 3)])), "3 times the server refused");
 }
