@@ -171,8 +171,8 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
         thread.join().expect("a panic ends the process");
     }
     debug!("every answer is written");
-    // In this order.
-    drop((ops, watch, volumes));
+    volumes.write_out();
+    drop((ops, watch, volumes)); // in this order
     drop(data_dir);
     Ok(())
 }

@@ -111,7 +111,7 @@ enum Scenario {
     Restart(Box<scenario::restart::RestartOptions>),
     /// What it costs a server to refuse a connection, beside accept, write and close
     #[command(
-        after_help = "Examples:\n  culver-loadgen shed --attempts 50000 --rounds 7 --ratio-max 1.3\n\nThe server must refuse everybody: `per_s = 1` below `[logins]` in its settings."
+        after_help = "Examples:\n  culver-loadgen shed --attempts 50000 --rounds 7 --ratio-max 1.3\n\nThe server must refuse everybody, and none is to wait in its queue: `per_s = 0`, `source_per_s = 1` and\n`source_burst = 1` below `[logins]` in its settings."
     )]
     Shed(Box<scenario::shed::ShedOptions>),
     /// More and more messages a second, beyond what the server takes, and back

@@ -48,6 +48,16 @@ pub(super) struct Volumes {
 }
 
 impl Volumes {
+    /// Writes what is in memory to files: the next process has no log to read before clients can log in. If that fails,
+    /// it has one.
+    pub(super) fn write_out(&self) {
+        for engine in &self.rocks {
+            if let Err(error) = engine.flush() {
+                warn!(%error, "what is in memory could not be written out: the next start reads it from the log");
+            }
+        }
+    }
+
     /// Opens all volumes of a data directory.
     pub(super) fn open(data_dir: &DataDir, space: Arc<Space>) -> Result<Self, OpenError> {
         let retention = Arc::<Retention>::default();

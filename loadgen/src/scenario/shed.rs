@@ -28,7 +28,7 @@ const LOGIN_LEN: usize = 120;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// One attempt in so many may be let in.
 const LET_IN_ONE_IN: u64 = 20;
-const SHED: &str = "culver_logins_shed_total";
+const SHED: &str = "culver_logins_shed_by_source_total";
 
 /// Options of `shed`.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -104,7 +104,7 @@ fn measure(options: &ShedOptions, progress: &Progress) -> Result<ShedResult> {
         let shed = ops.metrics()?.value(SHED)? - shed;
         ensure!(
             shed >= (options.attempts - options.attempts / LET_IN_ONE_IN) as f64,
-            "of {} attempts the server has refused {shed}: it needs `per_s = 1` below `[logins]` in its settings",
+            "of {} attempts the server has refused {shed}: it needs `per_s = 0`, `source_per_s = 1` and `source_burst = 1` below `[logins]`",
             options.attempts
         );
         // Who has said nothing is closed in order by the bare loop, which does not read, and by the server as well.
