@@ -20,7 +20,7 @@ use culver_storage::topology::HubId;
 
 use super::Clocks;
 use super::gate::Gate;
-use crate::net::{Listener, SimSocket, Waiting, Wire};
+use crate::net::{Edge, Listener, SimSocket, Waiting, Wire};
 use crate::source::Source;
 
 /// As `reactor/thread.rs` has it.
@@ -142,11 +142,7 @@ impl ReactorThread {
             if edge.writable {
                 reactor.handle_writable(*slot);
             }
-            if edge.closed {
-                reactor.handle_closed(*slot);
-            } else if edge.readable {
-                reactor.handle_readable(*slot, false);
-            }
+            read(reactor, *slot, edge);
         }
         if is_leaving {
             self.listener.close();
@@ -327,5 +323,14 @@ impl Log {
 
     pub(crate) fn can_tell(&self) -> bool {
         !self.synced.is_empty()
+    }
+}
+
+/// As the thread does it.
+fn read(reactor: &mut Reactor<SimSocket>, slot: u32, edge: &Edge) {
+    if edge.closed {
+        reactor.handle_closed(slot);
+    } else if edge.readable {
+        reactor.handle_readable(slot, false);
     }
 }
