@@ -64,14 +64,16 @@ impl Limit {
         Self { parts, burst: self.burst.div_ceil(parts), ..self }
     }
 
-    /// So many per cent of it, and at once what comes in so many milliseconds: one at least.
+    /// So many per cent of it, or so many a second more if that is faster, and at once what comes in so many
+    /// milliseconds: one at least.
     ///
     /// # Panics
     /// Unless it is as fast at least: slower it might be nothing.
     #[must_use]
-    pub fn percent(self, percent: u32, burst_ms: u32) -> Self {
+    pub fn faster(self, percent: u32, more_per_s: u32, burst_ms: u32) -> Self {
         assert!(percent >= 100, "{percent} per cent of a limit");
-        let per_s = u64::from(self.per_s) * u64::from(percent) / 100;
+        let per_s =
+            (u64::from(self.per_s) * u64::from(percent) / 100).max(u64::from(self.per_s) + u64::from(more_per_s));
         let per_s = u32::try_from(per_s).map_or(RATE_MAX, |per_s| per_s.min(RATE_MAX));
         let burst = u64::from(per_s) * u64::from(burst_ms) / 1000 / u64::from(self.parts);
         Self { per_s, burst: u32::try_from(burst).map_or(RATE_MAX, |burst| burst.clamp(1, RATE_MAX)), ..self }

@@ -41,6 +41,8 @@ const SWEPT_EACH: usize = 2;
 /// Connections are taken out of the listener's queue at so many per cent of the rate of logins: each is let in or told a
 /// time, and that too costs those who are connected. The rest wait in the kernel, which costs nobody anything.
 const TAKEN_PERCENT: u32 = 150;
+/// And so many a second more at least, of all reactors: where the rate is low, so many refusals cost next to nothing.
+const TAKEN_MORE_PER_S: u32 = 1_000;
 /// So much of that is taken at once.
 const TAKEN_AT_ONCE_MS: u32 = 10;
 /// Nobody waits in the queue for longer than this: beyond it the kernel lets clients knock again. What is longer is
@@ -309,7 +311,7 @@ impl Admission {
 }
 
 fn taking(limit: Limit) -> Limit {
-    limit.percent(TAKEN_PERCENT, TAKEN_AT_ONCE_MS)
+    limit.faster(TAKEN_PERCENT, TAKEN_MORE_PER_S, TAKEN_AT_ONCE_MS)
 }
 
 /// How many connections may wait in the queue of a listener for whom these are the limits.

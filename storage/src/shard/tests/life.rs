@@ -518,16 +518,24 @@ impl Life {
                 };
                 assert_eq!(view, self.durable.view(user, device));
             }
-            let View::Known(devices) = self.shards.devices(&*self.engine, user).expect("the engine reads") else {
-                panic!("nothing is cold any more")
+            let devices = loop {
+                match self.shards.devices(&*self.engine, user).expect("the engine reads") {
+                    View::Known(devices) => break devices,
+                    View::Waits(load) => self.load(load),
+                }
             };
             for view in devices {
                 let of = (user, view.device);
                 assert_eq!(view.is_registered, self.durable.keys.contains_key(&of), "{of:?}");
                 assert_eq!(view.is_named, self.durable.names.contains_key(&of), "{of:?}");
             }
-            let names = self.shards.names(&*self.engine, user).expect("the engine reads");
-            assert_eq!(names, View::Known(self.durable.names(user)));
+            let names = loop {
+                match self.shards.names(&*self.engine, user).expect("the engine reads") {
+                    View::Known(names) => break names,
+                    View::Waits(load) => self.load(load),
+                }
+            };
+            assert_eq!(names, self.durable.names(user));
             let engines = Engines::single(Arc::clone(&self.engine), SHARD_COUNT);
             let page = read_inbox(&engines, user, DeviceId(9), InboxSeq(0), usize::MAX, usize::MAX);
             let expected = self.durable.inboxes.get(&user).cloned().unwrap_or_default();
