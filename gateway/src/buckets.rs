@@ -32,6 +32,12 @@ pub const NOW_NS_MAX: u64 = u64::MAX / 2;
 const _: () = assert!(RATE_MAX as u64 <= NS_PER_S, "there is time between two");
 const _: () = assert!(NS_PER_S * PARTS_MAX as u64 * RATE_MAX as u64 <= NOW_NS_MAX / 2, "a burst ends in time");
 
+/// A moment in microseconds, as buckets count time.
+#[must_use]
+pub fn ns_of_us(us: u64) -> u64 {
+    us.saturating_mul(1000).min(NOW_NS_MAX)
+}
+
 /// How fast something may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {

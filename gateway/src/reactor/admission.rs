@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use culver_protocol::limits::{LOGIN_RETRY_MS_MAX, LOGIN_RETRY_MS_MIN};
 use culver_storage::planted::{self, Bug};
 
-use crate::buckets::{Buckets, Level, Limit, NOW_NS_MAX, NS_PER_MS};
+use crate::buckets::{Buckets, Level, Limit, NS_PER_MS, ns_of_us};
 
 /// Of the rate, what is given away as places: who comes at its place is nearly always let in, beside those that come for
 /// the first time.
@@ -249,14 +249,14 @@ impl Admission {
     /// For how long no connection is to be taken out of the queue, in microseconds; `None`: one may be.
     #[must_use]
     pub fn pause_us(&self, now_us: u64) -> Option<u64> {
-        let now_ns = now_us.saturating_mul(1000).min(NOW_NS_MAX);
+        let now_ns = ns_of_us(now_us);
         let Everybody { taking, taken, .. } = self.everybody?;
         taken.at(now_ns, taking).wait_ns(now_ns, taking).map(|wait_ns| wait_ns.div_ceil(1000))
     }
 
     /// One has been taken out of the queue.
     pub fn note_taken(&mut self, now_us: u64) {
-        let now_ns = now_us.saturating_mul(1000).min(NOW_NS_MAX);
+        let now_ns = ns_of_us(now_us);
         if let Some(Everybody { taking, taken, .. }) = &mut self.everybody {
             *taken = taken.at(now_ns, *taking).charged(*taking);
         }
@@ -267,7 +267,7 @@ impl Admission {
     /// # Errors
     /// It is not let in, and nothing is to be spent on it.
     pub fn ask(&mut self, source: IpAddr, now_us: u64) -> Result<(), Refused> {
-        let now_ns = now_us.saturating_mul(1000).min(NOW_NS_MAX);
+        let now_ns = ns_of_us(now_us);
         if let Some(sources) = &mut self.sources
             && let Err(wait_ns) = sources.charge(Source::of(source), now_ns)
         {

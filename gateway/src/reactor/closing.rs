@@ -4,7 +4,7 @@
 use super::connection::Life;
 use super::socket::Socket;
 use super::{CLOSINGS_AT_ONCE, Reactor};
-use crate::buckets::{Limit, NOW_NS_MAX};
+use crate::buckets::{Limit, ns_of_us};
 
 impl<S: Socket> Reactor<S> {
     /// A socket has bytes, perhaps, and the end behind them. Said once: it is read to its end, when its turn comes.
@@ -13,8 +13,8 @@ impl<S: Socket> Reactor<S> {
             return self.handle_readable(slot, true);
         }
         // One that is to be read again anyway is read to its end.
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        if connection.life != Life::Closed && !std::mem::replace(&mut connection.to_read, true) {
+        let is_there = self.connections.get(slot).is_some_and(|connection| connection.life != Life::Closed);
+        if is_there && self.put_aside(slot) {
             self.closing.push_back(slot);
         }
     }
@@ -23,9 +23,7 @@ impl<S: Socket> Reactor<S> {
     pub(super) fn close_some(&mut self) {
         while !self.closing.is_empty() && self.may_close() {
             let Some(slot) = self.closing.pop_front() else { return };
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            connection.to_read = false;
-            self.read_on(slot);
+            self.take_up(slot);
         }
     }
 
@@ -48,7 +46,6 @@ impl<S: Socket> Reactor<S> {
     }
 
     fn closings_limit(&self) -> (u64, Limit) {
-        let now_ns = self.mono_us.saturating_mul(1000).min(NOW_NS_MAX);
-        (now_ns, Limit::new(self.around.bounds.closings_per_s, CLOSINGS_AT_ONCE))
+        (ns_of_us(self.mono_us), Limit::new(self.around.bounds.closings_per_s, CLOSINGS_AT_ONCE))
     }
 }

@@ -135,9 +135,8 @@ impl Bounds {
     /// Of each of so many reactors on so many cores.
     #[must_use]
     pub fn of_each(config: &Config, reactors: usize, cores: usize) -> Self {
-        let cores_of_each = u32::try_from(cores).unwrap_or(u32::MAX);
-        let all = CLOSINGS_PER_S.saturating_mul(cores_of_each);
-        let closings_per_s = all.div_ceil(u32::try_from(reactors.max(1)).unwrap_or(u32::MAX)).min(RATE_MAX);
+        let [cores, parts] = [cores, reactors.max(1)].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        let closings_per_s = CLOSINGS_PER_S.saturating_mul(cores).div_ceil(parts).min(RATE_MAX);
         Self { unsent_all_len: config.peers.unsent_len_of_each(reactors), closings_per_s, ..Self::default() }
     }
 }

@@ -170,8 +170,7 @@ impl<S: Socket> Reactor<S> {
     }
 
     fn admit_later(&mut self, slot: u32) {
-        let connection = self.connections.get_mut(slot).expect("the caller found it");
-        if !std::mem::replace(&mut connection.to_read, true) {
+        if self.put_aside(slot) {
             self.to_admit.push_back(slot);
         }
     }
@@ -181,9 +180,7 @@ impl<S: Socket> Reactor<S> {
     pub(super) fn admit_next(&mut self) {
         while self.handshakes.has_turn() {
             let Some(slot) = self.to_admit.pop_front() else { return };
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
-            connection.to_read = false;
-            self.read_on(slot);
+            self.take_up(slot);
         }
     }
 
@@ -198,14 +195,26 @@ impl<S: Socket> Reactor<S> {
                 return;
             }
             let Some(slot) = self.to_read.pop_front() else { return };
-            let Some(connection) = self.connections.get_mut(slot) else { continue };
+            self.take_up(slot);
+        }
+    }
+
+    /// A connection is to be read again by and by: whether it is in none of the queues of those that are.
+    pub(super) fn put_aside(&mut self, slot: u32) -> bool {
+        let connection = self.connections.get_mut(slot).expect("the caller found it");
+        !std::mem::replace(&mut connection.to_read, true)
+    }
+
+    /// One that was put aside has its turn, unless it is gone.
+    pub(super) fn take_up(&mut self, slot: u32) {
+        if let Some(connection) = self.connections.get_mut(slot) {
             connection.to_read = false;
             self.read_on(slot);
         }
     }
 
     /// What was put aside of a connection, and what has come behind it.
-    pub(super) fn read_on(&mut self, slot: u32) {
+    fn read_on(&mut self, slot: u32) {
         let connection = self.connections.get_mut(slot).expect("the caller found it");
         if connection.partial != NO_BUFFER {
             if !connection.session.is_greeted() {
@@ -442,8 +451,7 @@ impl<S: Socket> Reactor<S> {
     }
 
     pub(super) fn read_later(&mut self, slot: u32) {
-        let connection = self.connections.get_mut(slot).expect("the caller found it");
-        if !std::mem::replace(&mut connection.to_read, true) {
+        if self.put_aside(slot) {
             self.to_read.push_back(slot);
         }
     }
